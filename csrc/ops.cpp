@@ -1,0 +1,288 @@
+// Operator schemas, checks and registration: the only file that sees torch, and it sees only the
+// stable ABI (torch >= 2.11). Built twice: into _C (namespace fastebm) and, for tests, into _simt
+// (namespace fastebm_simt: the CUDA kernels on the CPU).
+#define USE_CUDA  // declares aoti_torch_get_current_cuda_stream in shim.h
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "langevin.h"
+
+// Lives in libtorch_cuda. Weak, so that this library also loads under a CPU-only torch, where no
+// CUDA tensor can ever ask for a stream.
+#pragma weak aoti_torch_get_current_cuda_stream
+
+namespace fastebm {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kGrainBlocks = 1024;  // 4096 elements, about 7 us of one core
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// These call the C shim; the dispatcher, asked by name, takes 1-2 us more.
+int32_t device_type(const Tensor& t) {
+  int32_t type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+
+Tensor empty_strided_on(const Tensor& t, const int64_t* sizes, const int64_t* strides, int64_t dim,
+                        int32_t dtype) {
+  AtenTensorHandle out;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type(t),
+                                                  t.get_device_index(), &out));
+  return Tensor(out);
+}
+
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+Tensor empty_as(const Tensor& t) {  // t is contiguous
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return empty_strided_on(t, t.sizes().data(), t.strides().data(), t.dim(), dtype);
+}
+
+void* current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  if (t.is_cuda())
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return stream;
+}
+
+const char* name_of(ScalarType t) { return torch::headeronly::toString(t); }
+
+Dtype dtype_of(const char* op, const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, op, ": x must be float32, float64, bfloat16 or float16, got ",
+                      name_of(x.scalar_type()));
+  }
+}
+
+void check_same_device(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(
+      device_type(t) == device_type(x) && t.get_device_index() == x.get_device_index(), op, ": ",
+      what, " and x are on different devices");
+}
+
+void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  check_same_device(op, what, t, x);
+  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
+                  name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
+  STD_TORCH_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
+}
+
+void check_coefficient(const char* op, const char* what, double v) {
+  STD_TORCH_CHECK(v >= 0 && v < kInfinity, op, ": ", what, " must be finite and >= 0, got ", v);
+}
+
+void check_bound(const char* op, const char* what, const std::optional<double>& v) {
+  STD_TORCH_CHECK(!v || *v > 0, op, ": ", what, " must be > 0, got ", v.value_or(0));
+}
+
+// A per-sample vector (B,) of `wanted` on the device of x.
+void check_per_sample(const char* op, const char* what, const OptionalTensor& t, const Tensor& x,
+                      ScalarType wanted) {
+  if (!t) return;
+  check_same_device(op, what, *t, x);
+  STD_TORCH_CHECK(t->scalar_type() == wanted, op, ": ", what, " must be ", name_of(wanted),
+                  ", got ", name_of(t->scalar_type()));
+  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(0) && t->is_contiguous(), op, ": ", what,
+                  " must be contiguous with one value per sample, shape (", x.size(0), ",)");
+}
+
+ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+int64_t sample_dim(const Tensor& x) {  // elements of one sample, also when there are no samples
+  int64_t dim = 1;
+  for (int64_t i = 1; i < x.dim(); ++i) dim *= x.size(i);
+  return dim;
+}
+
+const void* data_or_null(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
+
+// The arguments the two step operators share, checked and turned into what the kernels read.
+LangevinParams langevin_params(const char* op, const Tensor& x, double step_size, double noise_std,
+                               const OptionalTensor& step_sizes, const OptionalTensor& noise_stds,
+                               const Tensor& rng, int64_t t, const OptionalTensor& sample_ids,
+                               std::optional<double> grad_clip,
+                               std::optional<double> grad_norm_clip, std::optional<double> lo,
+                               std::optional<double> hi, int64_t tag) {
+  LangevinParams p{};
+  p.dtype = dtype_of(op, x);
+  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have a batch dimension, (B, ...), got a 0-d tensor");
+  check_coefficient(op, "step_size", step_size);
+  check_coefficient(op, "noise_std", noise_std);
+  check_per_sample(op, "step_sizes", step_sizes, x, compute_type(x));
+  check_per_sample(op, "noise_stds", noise_stds, x, compute_type(x));
+  check_per_sample(op, "sample_ids", sample_ids, x, ScalarType::Long);
+  check_same_device(op, "rng", rng, x);
+  STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long && rng.numel() == 4 && rng.is_contiguous(),
+                  op, ": rng must be an int64 tensor of 4 values (ChainRNG.state)");
+  STD_TORCH_CHECK(t >= 0, op, ": t must be >= 0, got ", t);
+  STD_TORCH_CHECK(tag > 0 && tag < 256, op, ": tag must be in 1..255, got ", tag);
+  check_bound(op, "grad_clip", grad_clip);
+  check_bound(op, "grad_norm_clip", grad_norm_clip);
+  STD_TORCH_CHECK(lo.value_or(-kInfinity) <= hi.value_or(kInfinity), op,
+                  ": clamp must be (lo, hi) with lo <= hi, got (", lo.value_or(-kInfinity), ", ",
+                  hi.value_or(kInfinity), ")");
+  p.batch = x.size(0);
+  p.dim = sample_dim(x);
+  STD_TORCH_CHECK(p.dim < int64_t{1} << 32, op, ": a sample may hold at most 2^32 - 1 elements");
+  p.step_size = step_size;
+  p.noise_std = noise_std;
+  p.step_sizes = data_or_null(step_sizes);
+  p.noise_stds = data_or_null(noise_stds);
+  p.rng = static_cast<const int64_t*>(rng.const_data_ptr());
+  p.t = static_cast<uint32_t>(t);
+  p.sample_ids = static_cast<const int64_t*>(data_or_null(sample_ids));
+  p.grad_clip = grad_clip.value_or(kInfinity);
+  p.grad_norm_clip = grad_norm_clip.value_or(kInfinity);
+  p.lo = lo.value_or(-kInfinity);
+  p.hi = hi.value_or(kInfinity);
+  p.tag = static_cast<uint32_t>(tag);
+  return p;
+}
+
+// Runs a launcher over all blocks: in torch's thread pool on the CPU, at once on a device.
+template <auto kLaunch, bool kParallel, class Params>
+void run(const char* op, const Tensor& x, const Params& p) {
+  const int64_t blocks = p.batch * blocks_per_row(p.dim);
+  if (blocks == 0) return;
+  if constexpr (kParallel) {
+    torch::stable::parallel_for(0, blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
+      kLaunch(p, begin, end, nullptr);
+    });
+  } else {
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = kLaunch(p, 0, blocks, current_stream(x));
+    STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error);
+  }
+}
+
+template <LangevinLauncher kLaunch, bool kParallel>
+void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, double noise_std,
+                    const OptionalTensor& step_sizes, const OptionalTensor& noise_stds,
+                    const Tensor& rng, int64_t t, const OptionalTensor& sample_ids,
+                    std::optional<double> grad_clip, std::optional<double> grad_norm_clip,
+                    std::optional<double> lo, std::optional<double> hi, int64_t tag) {
+  LangevinParams p =
+      langevin_params("langevin_step_", x, step_size, noise_std, step_sizes, noise_stds, rng, t,
+                      sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
+  if (grad) check_twin("langevin_step_", "grad", *grad, x);
+  const Tensor g = grad ? dense(*grad) : x;
+  Tensor out = dense(x);
+  p.x = p.out = out.mutable_data_ptr();
+  p.grad = grad ? g.const_data_ptr() : nullptr;
+  run<kLaunch, kParallel>("langevin_step_", x, p);
+  if (!x.is_contiguous()) torch::stable::copy_(x, out);
+}
+
+template <LangevinLauncher kLaunch, bool kParallel>
+std::tuple<Tensor, Tensor> langevin_step(
+    const Tensor& x_in, const Tensor& grad_in, double step_size, double noise_std,
+    const OptionalTensor& step_sizes, const OptionalTensor& noise_stds, const Tensor& rng,
+    int64_t t, const OptionalTensor& sample_ids, std::optional<double> grad_clip,
+    std::optional<double> lo, std::optional<double> hi, int64_t tag) {
+  LangevinParams p =
+      langevin_params("langevin_step", x_in, step_size, noise_std, step_sizes, noise_stds, rng, t,
+                      sample_ids, grad_clip, std::nullopt, lo, hi, tag);
+  check_twin("langevin_step", "grad", grad_in, x_in);
+  const Tensor x = dense(x_in), grad = dense(grad_in);
+  Tensor out = empty_as(x);
+  const int64_t sizes[2] = {p.batch, blocks_per_row(p.dim)}, strides[2] = {sizes[1], 1};
+  Tensor mask = empty_strided_on(x, sizes, strides, 2, aoti_torch_dtype_uint8());
+  p.x = x.const_data_ptr();
+  p.grad = grad.const_data_ptr();
+  p.out = out.mutable_data_ptr();
+  p.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
+  run<kLaunch, kParallel>("langevin_step", x, p);
+  return {out, mask};
+}
+
+template <LangevinBackwardLauncher kLaunch, bool kParallel>
+std::tuple<Tensor, Tensor> langevin_step_backward(const Tensor& grad_out_in, const Tensor& mask,
+                                                  double step_size,
+                                                  const OptionalTensor& step_sizes) {
+  const char* op = "langevin_step_backward";
+  LangevinBackwardParams p{};
+  p.dtype = dtype_of(op, grad_out_in);
+  const Tensor grad_out = dense(grad_out_in);
+  p.batch = grad_out.size(0);
+  p.dim = sample_dim(grad_out);
+  check_per_sample(op, "step_sizes", step_sizes, grad_out, compute_type(grad_out));
+  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() &&
+                      mask.numel() == p.batch * blocks_per_row(p.dim),
+                  op, ": mask is not the one langevin_step gave for this shape");
+  Tensor grad_x = empty_as(grad_out), grad_grad = empty_as(grad_out);
+  p.grad_out = grad_out.const_data_ptr();
+  p.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
+  p.grad_x = grad_x.mutable_data_ptr();
+  p.grad_grad = grad_grad.mutable_data_ptr();
+  p.step_size = step_size;
+  p.step_sizes = data_or_null(step_sizes);
+  run<kLaunch, kParallel>(op, grad_out, p);
+  return {grad_x, grad_grad};
+}
+
+}  // namespace
+
+#ifdef FASTEBM_SIMT
+#define FASTEBM_NAMESPACE fastebm_simt
+#else
+#define FASTEBM_NAMESPACE fastebm
+#endif
+
+STABLE_TORCH_LIBRARY(FASTEBM_NAMESPACE, m) {
+  m.def(
+      "langevin_step_(Tensor(a!) x, Tensor? grad, float step_size, float noise_std, "
+      "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, "
+      "float? grad_clip, float? grad_norm_clip, float? lo, float? hi, int tag) -> ()");
+  m.def(
+      "langevin_step(Tensor x, Tensor grad, float step_size, float noise_std, "
+      "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, "
+      "float? grad_clip, float? lo, float? hi, int tag) -> (Tensor out, Tensor mask)");
+  m.def(
+      "langevin_step_backward(Tensor grad_out, Tensor mask, float step_size, Tensor? step_sizes) "
+      "-> (Tensor grad_x, Tensor grad_grad)");
+}
+
+#define FASTEBM_IMPL(device, parallel)                                                         \
+  m.impl("langevin_step_", TORCH_BOX((&langevin_step_<langevin_step_##device, parallel>)));    \
+  m.impl("langevin_step", TORCH_BOX((&langevin_step<langevin_step_##device, parallel>)));      \
+  m.impl("langevin_step_backward",                                                             \
+         TORCH_BOX((&langevin_step_backward<langevin_step_backward_##device, parallel>)))
+
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
+#ifdef FASTEBM_SIMT
+  FASTEBM_IMPL(cuda, false);
+#else
+  FASTEBM_IMPL(cpu, true);
+#endif
+}
+
+#ifdef FASTEBM_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) { FASTEBM_IMPL(cuda, false); }
+#endif
+
+}  // namespace fastebm

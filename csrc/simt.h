@@ -1,0 +1,368 @@
+// CUDA's thread model on a CPU, for tests: the text of the kernels, run by a C++ compiler.
+//
+// A thread is a fiber; __syncthreads and the warp collectives are the only places where one stops
+// and another goes on, so the order of threads is ours: seeded, random, and different in every
+// block, which makes a missing barrier a wrong or seed-dependent result. Blocks run one after
+// another. Shared memory starts as 0xFF bytes (NaN) in every block. What CUDA leaves undefined
+// (a barrier that some thread never reaches, lanes that disagree about a mask) is an error.
+// Not modelled: speed, threads that interleave between two collectives, tensor cores, TMA.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __host__
+#define __device__
+#define __global__ static  // internal linkage, also for templates: see __shared__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+// One section holds every shared variable of the module, so that a launch can poison them all.
+// The function around the variable must have internal linkage: g++ cannot mix in COMDAT data.
+#define __shared__ static __attribute__((section("simt_shared")))
+
+// clang-format off
+struct uint3 { unsigned x, y, z; };
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) double2 { double x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+// clang-format on
+
+inline constexpr int warpSize = 32;
+inline dim3 gridDim, blockDim;
+inline uint3 blockIdx, threadIdx;
+
+extern "C" {  // the linker's bounds of the section; null when no kernel has shared variables
+extern char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
+}
+
+namespace simt {
+
+// The numbers are cudaError_t's.
+inline constexpr int kInvalidValue = 1, kInvalidConfiguration = 9, kLaunchFailure = 719;
+inline constexpr size_t kStackBytes = 128 * 1024;
+inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // what one block may ask for on sm_90
+
+inline uint64_t schedule_seed = 0;  // another seed, another order of blocks and threads
+
+enum class State { ready, at_block_barrier, at_warp_collective, returned };
+
+struct Fiber {
+  ucontext_t context;
+  uint3 index;
+  State state;
+  uint32_t mask;                      // lanes met at the warp collective it waits in
+  uint64_t published;                 // what it brings there
+  std::array<uint64_t, 32> received;  // what the lanes of the mask brought
+};
+
+struct AlignedDelete {
+  void operator()(char* p) const { ::operator delete[](p, std::align_val_t(128)); }
+};
+using SharedMemory = std::unique_ptr<char[], AlignedDelete>;  // exact size: ASan sees overruns
+
+struct Machine {
+  std::vector<Fiber> fibers;  // one block's threads, by linear index
+  std::function<void()> body;
+  SharedMemory dynamic_shared;
+  ucontext_t scheduler{};
+  const void* scheduler_stack = nullptr;  // known to ASan only
+  size_t scheduler_stack_bytes = 0;
+  unsigned running = 0;  // linear index of the thread that runs
+  bool woken = false;    // it made others ready
+  bool new_phase = false;
+  std::string failure;  // what a thread threw
+};
+inline Machine* machine = nullptr;
+
+inline std::string at(const char* what, uint3 i) {
+  return std::string(what) + " (" + std::to_string(i.x) + "," + std::to_string(i.y) + "," +
+         std::to_string(i.z) + ")";
+}
+
+[[noreturn]] inline void fail(const std::string& what) {
+  throw std::runtime_error("simt: " + what + " [" + at("block", blockIdx) + "]");
+}
+
+inline void resume(Fiber& fiber) {
+  Machine& m = *machine;
+  m.running = static_cast<unsigned>(&fiber - m.fibers.data());
+  threadIdx = fiber.index;
+#ifdef __SANITIZE_ADDRESS__
+  void* mine = nullptr;
+  __sanitizer_start_switch_fiber(&mine, fiber.context.uc_stack.ss_sp, kStackBytes);
+#endif
+  swapcontext(&m.scheduler, &fiber.context);
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(mine, nullptr, nullptr);
+#endif
+}
+
+// Back to the scheduler; returns when this thread is resumed (never, once it has returned).
+inline void stop(State state) {
+  Machine& m = *machine;
+  Fiber& self = m.fibers[m.running];
+  self.state = state;
+#ifdef __SANITIZE_ADDRESS__
+  void* mine = nullptr;
+  __sanitizer_start_switch_fiber(state == State::returned ? nullptr : &mine, m.scheduler_stack,
+                                 m.scheduler_stack_bytes);
+#endif
+  swapcontext(&self.context, &m.scheduler);
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(mine, nullptr, nullptr);
+#endif
+}
+
+inline void thread_main() {
+  Machine& m = *machine;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(nullptr, &m.scheduler_stack, &m.scheduler_stack_bytes);
+#endif
+  try {
+    m.body();
+  } catch (const std::exception& e) {  // must not leave a fiber
+    m.failure = std::string(e.what()) + " [" + at("thread", threadIdx) + "]";
+  }
+  stop(State::returned);
+}
+
+inline void sync_block() {
+  Machine& m = *machine;
+  m.fibers[m.running].state = State::at_block_barrier;
+  for (const Fiber& f : m.fibers)
+    if (f.state != State::at_block_barrier) return stop(State::at_block_barrier);
+  for (Fiber& f : m.fibers) f.state = State::ready;
+  m.woken = m.new_phase = true;
+  stop(State::ready);  // the last to arrive is not the first to leave
+}
+
+inline unsigned lane() { return machine->running % 32; }
+
+// Meets the lanes of mask and returns what each brought; 0xFF bytes for lanes not in mask.
+inline const std::array<uint64_t, 32>& meet(uint32_t mask, uint64_t value) {
+  Machine& m = *machine;
+  Fiber& self = m.fibers[m.running];
+  Fiber* warp = &m.fibers[m.running - lane()];
+  const size_t lanes = std::min<size_t>(32, m.fibers.size() - (m.running - lane()));
+  if (!(mask >> lane() & 1)) fail("a lane calls a warp collective whose mask leaves it out");
+  if (lanes < 32 && mask >> lanes)
+    fail("the mask of a warp collective names lanes that the block does not have");
+  self.state = State::at_warp_collective;
+  self.mask = mask;
+  self.published = value;
+  // A lane may still wait in another collective of its own group of lanes, and come here after.
+  const auto here = [&](size_t l) {
+    return warp[l].state == State::at_warp_collective && warp[l].mask == mask;
+  };
+  bool all_here = true;
+  for (size_t l = 0; l < lanes; ++l) all_here = all_here && (!(mask >> l & 1) || here(l));
+  if (!all_here) {
+    stop(State::at_warp_collective);
+    return self.received;
+  }
+  std::array<uint64_t, 32> all;
+  all.fill(~uint64_t{0});
+  for (size_t l = 0; l < lanes; ++l)
+    if (mask >> l & 1) all[l] = warp[l].published;
+  for (size_t l = 0; l < lanes; ++l)
+    if (mask >> l & 1) {
+      warp[l].received = all;
+      warp[l].state = State::ready;
+    }
+  m.woken = true;
+  stop(State::ready);
+  return self.received;
+}
+
+template <class T>
+T exchange(uint32_t mask, T value, unsigned source) {
+  static_assert(std::is_trivially_copyable_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = meet(mask, bits)[source % 32];
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+// The order threads run in until the next block barrier: either warp after warp, which lets one
+// warp run as far ahead of the others as the barriers allow, or all lanes mixed.
+inline void shuffle(std::vector<unsigned>& order, std::mt19937_64& random) {
+  std::shuffle(order.begin(), order.end(), random);
+  if (random() & 1) return;
+  std::array<uint64_t, 32> rank;
+  for (uint64_t& r : rank) r = random();
+  std::stable_sort(order.begin(), order.end(),
+                   [&](unsigned a, unsigned b) { return rank[a / 32] < rank[b / 32]; });
+}
+
+[[noreturn]] inline void fail_deadlock() {
+  size_t barrier = 0, collective = 0, returned = 0;
+  for (const Fiber& f : machine->fibers) {
+    barrier += f.state == State::at_block_barrier;
+    collective += f.state == State::at_warp_collective;
+    returned += f.state == State::returned;
+  }
+  fail("deadlock: " + std::to_string(barrier) + " threads wait at __syncthreads, " +
+       std::to_string(collective) + " at a warp collective, " + std::to_string(returned) +
+       " have returned");
+}
+
+inline void run_block(std::mt19937_64& random) {
+  Machine& m = *machine;
+  std::vector<unsigned> order(m.fibers.size());
+  std::iota(order.begin(), order.end(), 0u);
+  shuffle(order, random);
+  for (size_t next = 0, live = order.size(); live > 0;) {
+    if (next == order.size()) fail_deadlock();
+    Fiber& fiber = m.fibers[order[next++]];
+    if (fiber.state != State::ready) continue;
+    m.woken = m.new_phase = false;
+    resume(fiber);
+    if (!m.failure.empty()) throw std::runtime_error(m.failure);
+    live -= fiber.state == State::returned;
+    if (m.new_phase) shuffle(order, random);
+    if (m.woken) next = 0;
+  }
+}
+
+// Apart, because getcontext may return twice and its caller's variables be lost.
+__attribute__((noinline)) inline void set_up_stack(ucontext_t& context, char* stack) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;  // thread_main never returns
+  makecontext(&context, thread_main, 0);
+}
+
+inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes) {
+  Machine& m = *machine;
+  static std::vector<std::unique_ptr<char[]>> stacks;  // kept: faster than giving them back
+  while (stacks.size() < m.fibers.size()) stacks.emplace_back(new char[kStackBytes]);
+  gridDim = grid;
+  blockDim = block;
+  std::mt19937_64 random(schedule_seed);
+  std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
+  std::iota(blocks.begin(), blocks.end(), uint64_t{0});
+  std::shuffle(blocks.begin(), blocks.end(), random);
+  for (const uint64_t b : blocks) {
+    blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                static_cast<unsigned>(b / grid.x / grid.y)};
+    if (const size_t bytes = __stop_simt_shared - __start_simt_shared)
+      std::memset(__start_simt_shared, 0xFF, bytes);
+    if (shared_bytes > 0) std::memset(m.dynamic_shared.get(), 0xFF, shared_bytes);
+    for (unsigned i = 0; i < m.fibers.size(); ++i) {
+      Fiber& f = m.fibers[i];
+      f.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+      f.state = State::ready;
+      set_up_stack(f.context, stacks[i].get());
+    }
+    run_block(random);
+  }
+}
+
+inline std::mutex one_at_a_time;  // launches: the machine and shared memory are global
+inline thread_local std::string last_error_text;
+inline const char* last_error() { return last_error_text.c_str(); }
+
+inline int refuse(int code, const std::string& what) {
+  last_error_text = "simt: " + what;
+  return code;
+}
+
+// Runs the whole grid before it returns. Never throws: returns 0 or a cudaError_t's number, and
+// last_error() says what went wrong in this OS thread's last failed launch.
+template <class... P, class... A>
+int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, A&&... args) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > 1024)
+    return refuse(kInvalidConfiguration, "a block has 1 to 1024 threads");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7FFFFFFF || grid.y > 65535 ||
+      grid.z > 65535)
+    return refuse(kInvalidConfiguration, "a grid has 1 to (2^31-1, 65535, 65535) blocks");
+  if (shared_bytes > kMaxSharedBytes)
+    return refuse(kInvalidValue, "a block has at most 227 KB of shared memory");
+  try {
+    // By value and with implicit conversions only, as CUDA passes arguments.
+    const auto bind = [kernel](P... p) { return [=] { kernel(p...); }; };
+    Machine m;
+    m.fibers = std::vector<Fiber>(threads);
+    m.body = bind(std::forward<A>(args)...);
+    if (shared_bytes > 0) m.dynamic_shared.reset(new (std::align_val_t(128)) char[shared_bytes]);
+    machine = &m;
+    run_grid(grid, block, shared_bytes);
+  } catch (const std::exception& e) {
+    last_error_text = e.what();
+    return kLaunchFailure;
+  }
+  return 0;
+}
+
+}  // namespace simt
+
+inline void __syncthreads() { simt::sync_block(); }
+inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu) { simt::meet(mask, 0); }
+
+template <class T>
+T __shfl_sync(uint32_t mask, T value, int source) {
+  return simt::exchange(mask, value, static_cast<unsigned>(source));
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
+  return simt::exchange(mask, value, simt::lane() ^ static_cast<unsigned>(lane_mask));
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned delta) {
+  const unsigned source = simt::lane() + delta;
+  return simt::exchange(mask, value, source < 32 ? source : simt::lane());
+}
+inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  const auto& votes = simt::meet(mask, predicate != 0);
+  uint32_t bits = 0;
+  for (unsigned l = 0; l < 32; ++l)
+    if (mask >> l & 1) bits |= static_cast<uint32_t>(votes[l]) << l;
+  return bits;
+}
+
+// A thread is only ever stopped in a collective, so plain code is atomic.
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}

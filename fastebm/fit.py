@@ -1,0 +1,204 @@
+"""The training loop of the command line: progress, metrics files, checkpoints, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastebm.data import MissingExtra, need
+from fastebm.losses import NonFiniteError
+from fastebm.training import DIVERGED_ENERGY, ConfigError, Trainer
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: status "done", "interrupted" or "diverged", and a line about it."""
+
+    status: str
+    message: str
+
+
+def progress_bar(console=None):
+    """Bar with done/total, iterations a second, time used and time left, and a free text."""
+    progress = need("rich.progress")
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task):
+            speed = task.finished_speed or task.speed
+            return f"{speed:6.1f} it/s" if speed else "     - it/s"
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+class MetricsLog:
+    """One JSON object a line in `metrics.jsonl`, and the same numbers for TensorBoard.
+
+    Each term of the loss has its own name; the total is not logged, because its value moves with
+    the offset of the energy and cannot be compared between losses. Non-finite numbers become null.
+
+    Args:
+        out: directory of the run.
+        iteration: records of later steps, left by a run killed after its checkpoint, are dropped.
+        tensorboard: write event files to out/tensorboard.
+    """
+
+    def __init__(self, out: Path, iteration: int, tensorboard: bool = False):
+        path = out / METRICS
+        kept = [r for r in read_metrics(path) if r["step"] <= iteration] if path.exists() else []
+        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._file = path.open("a", buffering=1)
+        self._writer = None
+        if tensorboard:
+            writer = need("torch.utils.tensorboard").SummaryWriter
+            self._writer = writer(out / "tensorboard", purge_step=iteration + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics file; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+@contextmanager
+def ctrl_c():
+    """Yields an event that the first Ctrl-C sets; the second raises KeyboardInterrupt.
+
+    A step cut in the middle would leave model, optimiser and buffer at different iterations, so
+    the loop looks at the event between steps.
+    """
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def handler(signum, frame):
+        seen.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old = signal.signal(signal.SIGINT, handler)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def prepare(out: Path, resume: bool = False) -> None:
+    """Make the directory of a run and check that it can be written and holds no other run."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}") from None
+    if not resume and (out / CHECKPOINT).exists():
+        raise ConfigError(f"{out} already holds a run: choose another --out, or --resume it")
+
+
+def diverged(values: dict[str, float]) -> str | None:
+    """Why the run counts as lost by the numbers of `Trainer.probe`, or None."""
+    size = values["energy_abs"]
+    if not math.isfinite(size):
+        return "the energy of the data is not finite"
+    if size > DIVERGED_ENERGY:
+        return f"mean |E| on data is {size:.3g}, above {DIVERGED_ENERGY:g}"
+    return None
+
+
+def fit(
+    trainer: Trainer,
+    out: Path,
+    *,
+    tensorboard: bool = True,
+    log_every: int = 10,
+    checkpoint_every: int = 500,
+    console=None,
+) -> Outcome:
+    """Train to the end of the configuration, into a directory made by `prepare`.
+
+    A diverged run stops and keeps its last good checkpoint.
+    """
+    c = trainer.config
+    if not trainer.dataset.is_image and math.isclose(c.noise_std**2, 2 * c.step_size):
+        trainer.sampler.check_step_size(trainer.x[:2000])
+    settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
+    settings["effective_temperature"] = trainer.sampler.effective_temperature
+    settings["versions"] = trainer.state_dict()["versions"]
+    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    log = MetricsLog(out, trainer.iteration, tensorboard)
+    try:
+        with progress_bar(console) as bar, ctrl_c() as stop:
+            task = bar.add_task(c.loss, total=c.steps, completed=trainer.iteration, note="")
+            while trainer.iteration < c.steps and not stop.is_set():
+                try:
+                    trainer.step()
+                except NonFiniteError as error:
+                    return _lost(trainer, out, str(error).splitlines()[0])
+                bar.advance(task)
+                if trainer.iteration % log_every == 0 or trainer.iteration == c.steps:
+                    values = trainer.probe()
+                    log.write(trainer.iteration, values)
+                    bar.update(task, note=f"gap {values['energy_gap']:+.3f}")
+                    if reason := diverged(values):
+                        return _lost(trainer, out, reason)
+                if trainer.iteration % checkpoint_every == 0:
+                    trainer.save(out / CHECKPOINT)
+            trainer.save(out / CHECKPOINT)
+    finally:
+        log.close()
+    if trainer.iteration < c.steps:
+        return Outcome(
+            "interrupted",
+            f"stopped at step {trainer.iteration} of {c.steps}; go on with:"
+            f" fastebm train --resume {out / CHECKPOINT}",
+        )
+    return Outcome("done", f"{c.steps} steps; checkpoint: {out / CHECKPOINT}")
+
+
+def _lost(trainer: Trainer, out: Path, reason: str) -> Outcome:
+    kept = out / CHECKPOINT
+    where = f"last good checkpoint: {kept}" if kept.exists() else "no checkpoint was due before"
+    return Outcome("diverged", f"diverged at step {trainer.iteration}: {reason}; {where}")
+
+
+def tensorboard_installed() -> bool:
+    try:
+        need("torch.utils.tensorboard")
+    except (MissingExtra, ImportError):
+        return False
+    return True

@@ -1,0 +1,237 @@
+"""Figures, one function each: arrays in, a matplotlib Figure out (`.savefig(path)` writes it).
+
+No pyplot and no global state: nothing here needs a display or changes a notebook's settings.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastebm.data import need
+
+INK, FAINT = "#222222", "#b8b8b8"
+COLOURS = ("#c23b22", "#e39b3d", "#8a5fa8", "#1f6fb2", "#2a8c57", "#555555")
+TERMS = {  # metric -> (title, what it is)
+    "loss_cd": ("contrastive term", "E(data) $-$ E(chains)"),
+    "kl_energy": ("KL energy", "E of the last step's output"),
+    "entropy": ("entropy", "mean log neighbour distance"),
+    "energy_reg": ("energy penalty", r"E(data)$^2$ + E(chains)$^2$"),
+    "energy_pos": ("energy of data", "mean E"),
+    "energy_neg": ("energy of chains", "mean E"),
+    "grad_norm": ("slope at the chains", r"mean $|\nabla_x E|$"),
+    "energy_abs": ("size of the energy", "mean |E| on data"),
+}
+
+
+def _figure(width: float, height: float, title: str | None = None):
+    figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained", dpi=130)
+    if title:
+        figure.suptitle(title, fontsize=12, color=INK)
+    return figure
+
+
+def _plain(axis) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _scatter(axis, x, box, colour: str = INK) -> None:
+    axis.scatter(x[:, 0], x[:, 1], s=2.5, c=colour, alpha=0.45, linewidths=0)
+    axis.set(xlim=box, ylim=box, aspect="equal")
+    _plain(axis)
+
+
+def _curves(axis, curves: dict) -> None:
+    """One line a run; runs of one label share its colour, and the legend names it once."""
+    for colour, (label, runs) in zip(COLOURS, curves.items(), strict=False):
+        for i, (steps, values) in enumerate(runs):
+            axis.plot(steps, values, color=colour, lw=1.2, alpha=0.85, label=None if i else label)
+    axis.grid(color="#e6e6e6", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+def energy_landscapes(data, exact, models: dict, box: tuple[float, float], depth: float = 12.0):
+    """Learned energies beside the data and the exact energy, all on one colour scale.
+
+    Args:
+        data: (N, 2) samples.
+        exact: (n, n) exact log density on the grid of the box (x along rows), or None.
+        models: label -> (n, n) normalised log density. Energies are shown as -log p, cut at
+            `depth` nats above the lowest of the exact energy.
+        box: (lo, hi) of both axes.
+    """
+    panels = ({} if exact is None else {"exact energy": exact}) | models
+    columns = min(len(panels) + 1, 4)
+    rows = math.ceil((len(panels) + 1) / columns)
+    figure = _figure(2.6 * columns + 0.7, 2.85 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    _scatter(axes.flat[0], data[:3000], box)
+    axes.flat[0].set_title("data", fontsize=10)
+    low = min(float(np.nanmin(-np.asarray(v))) for v in ([exact] if exact is not None else [*models.values()]))
+    image = None
+    for axis, (label, log_p) in zip(axes.flat[1:], panels.items(), strict=False):
+        value = np.clip(-np.asarray(log_p).T, low, low + depth)
+        image = axis.imshow(
+            value, origin="lower", extent=(*box, *box), cmap="viridis_r", vmin=low, vmax=low + depth
+        )
+        axis.set_title(label, fontsize=10)
+        _plain(axis)
+    for axis in axes.flat[len(panels) + 1 :]:
+        axis.axis("off")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, extend="max")
+    bar.set_label(r"energy $-\log p(x)$, nats", fontsize=9)
+    return figure
+
+
+def samples_over_training(rows: dict, box: tuple[float, float], centres=None, radius: float = 0.0):
+    """Scatter plots: one row a method, one column an iteration.
+
+    Args:
+        rows: label -> list of (iteration, (N, 2) samples or None). None: the run was over.
+        box: (lo, hi) of both axes.
+        centres, radius: circles to draw in, (M, 2).
+    """
+    circle = need("matplotlib.patches").Circle
+    columns = max(len(r) for r in rows.values())
+    figure = _figure(1.75 * columns + 0.6, 1.8 * len(rows) + 0.3)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, snapshots) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label, fontsize=10)
+        for axis, (iteration, x) in zip(line, snapshots, strict=True):
+            if x is None:
+                axis.text(0.5, 0.5, "diverged", ha="center", va="center", color=COLOURS[0],
+                          transform=axis.transAxes)  # fmt: skip
+                axis.set(xlim=box, ylim=box, aspect="equal")
+                _plain(axis)
+            else:
+                for c in centres if centres is not None else ():
+                    axis.add_patch(circle(c, radius, fill=False, ec=FAINT, lw=0.7))
+                _scatter(axis, x, box, COLOURS[3])
+            if line is axes[0]:
+                axis.set_title(f"step {iteration}", fontsize=9)
+    return figure
+
+
+def energy_gap(curves: dict, title: str | None = None):
+    """E(data) - E(chains) against the step, on a symmetric log scale with the zero line.
+
+    Args:
+        curves: label -> list of (steps, gap), one pair a run.
+    """
+    figure = _figure(7.2, 4.0, title)
+    axis = figure.subplots()
+    axis.axhline(0, color=INK, lw=0.8)
+    _curves(axis, curves)
+    axis.set_yscale("symlog", linthresh=1.0, linscale=0.8)
+    axis.set_xlabel("step")
+    axis.set_ylabel("E(data) $-$ E(chains)")
+    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
+    """The terms of the losses, an axis each. Totals are not drawn: they cannot be compared.
+
+    Args:
+        curves: label -> list of (steps, {term: values}), one pair a run.
+        terms: names of `TERMS` to show; None: all that some run logged and that are not all zero.
+    """
+    runs = [values for pairs in curves.values() for _, values in pairs]
+    if terms is None:
+        terms = tuple(t for t in TERMS if any(np.any(_clean(v.get(t, [0]))) for v in runs))
+    columns = min(3, len(terms))
+    lines = math.ceil(len(terms) / columns)
+    figure = _figure(3.9 * columns, 2.6 * lines + 0.4)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    handles = {}
+    for axis, term in zip(axes.flat, terms, strict=False):
+        shown = {
+            label: [(s, _clean(v[term])) for s, v in pairs if np.any(_clean(v.get(term, [0])))]
+            for label, pairs in curves.items()
+        }
+        _curves(axis, shown)
+        values = [v for pairs in shown.values() for _, v in pairs]
+        if values and np.nanmax(np.abs(np.concatenate(values))) > 50:
+            axis.set_yscale("symlog", linthresh=1.0)
+        title, meaning = TERMS.get(term, (term, ""))
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel(meaning, fontsize=8)
+        axis.set_xlabel("step", fontsize=8)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    for axis in axes.flat[len(terms) :]:
+        axis.axis("off")
+    if len(handles) > 1:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center",
+                      ncols=len(handles), frameon=False, fontsize=9)  # fmt: skip
+    return figure
+
+
+def _clean(values) -> np.ndarray:
+    """Numbers with None (not finite when logged) as NaN."""
+    return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+
+def chain_energy(traces: dict, k_steps: int | None = None):
+    """Energy along chains from noise: median and the middle 80 %.
+
+    Args:
+        traces: label -> (steps (T,), energies (T, n_chains)), relative to the mean energy of data.
+        k_steps: length of the training chains, marked.
+    """
+    figure = _figure(7.2, 4.0)
+    axis = figure.subplots()
+    axis.axhline(0, color=INK, lw=0.8)
+    for i, (label, (steps, e)) in enumerate(traces.items()):
+        low, middle, high = np.nanpercentile(e, [10, 50, 90], axis=1)
+        axis.fill_between(steps, low, high, color=COLOURS[i], alpha=0.15, lw=0)
+        axis.plot(steps, middle, color=COLOURS[i], lw=1.4, label=label)
+    if k_steps:
+        axis.axvline(k_steps, color=FAINT, ls="--", lw=0.9, label=f"k = {k_steps} of training")
+    axis.set_xscale("log")
+    axis.set_yscale("symlog", linthresh=2.0)
+    axis.set_xlabel("Langevin step of a chain from noise")
+    axis.set_ylabel("E(chain) $-$ mean E(data)")
+    axis.grid(color="#e6e6e6", lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def mosaic(images, columns: int = 16, pad: int = 1) -> np.ndarray:
+    """(N, C, H, W) in [0, 1] -> one picture (rows*(H+pad), columns*(W+pad), 3)."""
+    images = np.clip(np.asarray(images, dtype=float), 0, 1)
+    n, _, h, w = images.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    sheet = np.ones((rows * (h + pad) + pad, columns * (w + pad) + pad, 3))
+    for i, picture in enumerate(images):
+        r, c = divmod(i, columns)
+        y, x = pad + r * (h + pad), pad + c * (w + pad)
+        colour = picture if len(picture) == 3 else picture[:1].repeat(3, 0)
+        sheet[y : y + h, x : x + w] = colour.transpose(1, 2, 0)
+    return sheet
+
+
+def image_panels(panels: dict, columns: int = 16, wide: int = 2):
+    """Labelled sheets of pictures beside each other.
+
+    Args:
+        panels: title -> (N, C, H, W) pictures in [0, 1].
+        columns: pictures a row of a sheet. wide: sheets a row of the figure.
+    """
+    wide = min(wide, len(panels))
+    rows = math.ceil(len(panels) / wide)
+    sheets = {title: mosaic(x, columns) for title, x in panels.items()}
+    tall = max(s.shape[0] / s.shape[1] for s in sheets.values())
+    figure = _figure(4.4 * wide, (4.2 * tall + 0.35) * rows)
+    axes = figure.subplots(rows, wide, squeeze=False)
+    for axis, (title, sheet) in zip(axes.flat, sheets.items(), strict=False):
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure

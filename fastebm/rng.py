@@ -1,0 +1,92 @@
+"""Random streams: a key and a step counter, from which every element's noise follows."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Generator, Tensor
+
+NOISE = 0x80  # tag of the noise of Langevin steps
+INIT = 0x82  # tag of starting points
+
+
+class ChainRNG:
+    """The noise stream of a batch of chains: three integers.
+
+    The noise of an element is a function of ``(seed, step, sample id, element)`` alone, where the
+    step is ``t`` plus the number of steps taken since, and the sample id is ``sample_offset`` plus
+    the row in the batch. So it does not depend on batch split, device, threads or data type: rank
+    ``r`` of ``n``, each with ``B`` chains, uses ``ChainRNG(seed, sample_offset=r * B)``.
+
+    Args:
+        seed: any integer in [-2^63, 2^64); the 64-bit key of the stream.
+        t: steps already taken, in [0, 2^32).
+        sample_offset: id of the first chain, in [0, 2^56).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    __slots__ = ("seed", "t", "sample_offset")
+
+    def __init__(self, seed: int, t: int = 0, sample_offset: int = 0) -> None:
+        self.seed = _integer("seed", seed, -(2**63), 2**64)
+        self.t = _integer("t", t, 0, 2**32)
+        self.sample_offset = _integer("sample_offset", sample_offset, 0, 2**56)
+
+    @classmethod
+    def from_generator(cls, generator: Generator | None = None) -> ChainRNG:
+        """A stream whose key is drawn from ``generator`` (None: torch's default CPU generator, so
+        that ``torch.manual_seed`` decides). A CUDA generator costs one synchronisation."""
+        device = "cpu" if generator is None else generator.device
+        key = torch.empty((), dtype=torch.int64, device=device)
+        return cls(int(key.random_(-(2**63), None, generator=generator)))
+
+    def state(self, device: torch.device | str = "cpu") -> Tensor:
+        """The stream as the operators read it: int64 (4,) = {key, t, sample_offset, 0}."""
+        key = (self.seed + 2**63) % 2**64 - 2**63  # the same 64 bits, signed
+        return torch.tensor([key, self.t, self.sample_offset, 0], dtype=torch.int64, device=device)
+
+    def advance(self, n_steps: int) -> None:
+        """Count ``n_steps`` more steps as taken."""
+        self.t = _integer("t", self.t + n_steps, 0, 2**32)
+
+    def state_dict(self) -> dict[str, int]:
+        """The stream as plain integers, for a checkpoint."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self.__init__(**state)
+
+    def __repr__(self) -> str:
+        return f"ChainRNG(seed={self.seed}, t={self.t}, sample_offset={self.sample_offset})"
+
+
+def as_rng(seed: int | ChainRNG | None = None, generator: Generator | None = None) -> ChainRNG:
+    """The stream that ``seed=`` and ``generator=`` of a sampler name.
+
+    Args:
+        seed: an int starts a stream at step 0, the same one every time; a ``ChainRNG`` is
+            continued, and advanced by its user; None draws a key from ``generator``.
+        generator: torch's default CPU generator when None.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("give seed or generator, not both")
+    if isinstance(seed, ChainRNG):
+        return seed
+    return ChainRNG.from_generator(generator) if seed is None else ChainRNG(seed)
+
+
+def _integer(name: str, value: int, low: int, high: int) -> int:
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}") from None
+    if not low <= value < high:
+        raise ValueError(f"{name} must be in [{low}, {high}), got {value}")
+    return value

@@ -1,0 +1,284 @@
+// Proves the emulator that the emulated-CUDA tests stand on: right kernels are right under every
+// schedule, and each kind of wrong kernel is found. Prints "ok NAME" lines; test_simt_shim.py
+// compiles and runs it.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <set>
+#include <vector>
+
+#include "device.h"
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kSchedules = 20;
+
+// out[row] = sum over columns of x (rows, columns); one block a row. `kBarrier` false leaves out
+// the barrier that block_sum has between its two stages.
+template <bool kBarrier>
+__global__ void __launch_bounds__(kThreads)
+    row_sum_kernel(const float* x, double* out, int columns) {
+  __shared__ double warp_sums[kThreads / 32];
+  double sum = 0;
+  for (int c = threadIdx.x; c < columns; c += kThreads) sum += x[blockIdx.x * columns + c];
+  sum = fastebm::warp_sum(sum);
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = sum;
+  if (kBarrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    sum = 0;
+    for (double w : warp_sums) sum += w;
+    out[blockIdx.x] = sum;
+  }
+}
+
+// Two block sums in a row, as a kernel that clips by norm does; out holds every thread's results.
+template <int kSize, bool kBarrierBetween>
+__global__ void block_sum_kernel(const double* x, double* out) {
+  const int i = threadIdx.x;
+  out[i] = fastebm::block_sum<kSize>(x[i]);
+  if (kBarrierBetween) __syncthreads();
+  out[kSize + i] = fastebm::block_sum<kSize>(2 * x[i]);
+}
+
+__global__ void early_return_kernel(float* out) {
+  if (threadIdx.x == 5) return;
+  __syncthreads();
+  out[threadIdx.x] = 1;
+}
+
+__global__ void divergent_shuffle_kernel(float* out) {
+  if (threadIdx.x < 16) out[threadIdx.x] = fastebm::warp_sum(1.0f);
+}
+
+__global__ void unequal_masks_kernel(unsigned* out) {
+  *out = __ballot_sync(threadIdx.x < 16 ? 0xFFFFFFFFu : 0xFFFF0000u, 1);
+}
+
+__global__ void outside_mask_kernel(unsigned* out) { *out = __ballot_sync(0xFFFEu, 1); }
+
+// Ballots and shuffles within the halves of a warp, whose lanes meet independently.
+__global__ void halves_kernel(unsigned* votes, int* neighbor) {
+  const unsigned half = threadIdx.x % 32 < 16 ? 0x0000FFFFu : 0xFFFF0000u;
+  votes[threadIdx.x] = __ballot_sync(half, threadIdx.x % 3 == 0);
+  if (half & 1) __syncwarp(half);  // one half does more than the other
+  neighbor[threadIdx.x] = __shfl_down_sync(half, static_cast<int>(threadIdx.x), 1);
+  __syncwarp();
+}
+
+__global__ void shuffle_kernel(int* down, int* from, int* crossed) {
+  const int i = static_cast<int>(threadIdx.x);
+  down[i] = __shfl_down_sync(0xFFFFFFFFu, i, 3);
+  from[i] = __shfl_sync(0xFFFFFFFFu, i, 33);
+  crossed[i] = __shfl_xor_sync(0xFFFFFFFFu, i, 5);
+}
+
+__global__ void count_kernel(int* global, int* per_block) {
+  __shared__ int counter;
+  if (threadIdx.x == 0) counter = 0;
+  __syncthreads();
+  atomicAdd(&counter, 1);
+  atomicAdd(global, static_cast<int>(threadIdx.x + blockDim.x * threadIdx.y));
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0)
+    per_block[blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z)] = counter;
+}
+
+// out[i] = in[n - 1 - i] through dynamic shared memory.
+__global__ void reverse_kernel(const float* in, float* out, int n, bool write) {
+  float* tile = fastebm::dynamic_shared<float>();
+  const int i = static_cast<int>(threadIdx.x);
+  if (write) tile[i] = in[i];
+  __syncthreads();
+  out[i] = tile[n - 1 - i];
+}
+
+__global__ void static_shared_kernel(float* out, bool write) {
+  __shared__ float value[32];
+  if (write) value[threadIdx.x] = 1;
+  __syncthreads();
+  out[blockIdx.x * 32 + threadIdx.x] = value[threadIdx.x];
+}
+
+__global__ void overrun_kernel(float* out) {
+  fastebm::dynamic_shared<float>()[threadIdx.x + 1] = 1;
+  out[threadIdx.x] = 0;
+}
+
+int failures = 0;
+
+void check(bool ok, const char* what) {
+  std::printf("%s %s\n", ok ? "ok" : "FAILED", what);
+  failures += !ok;
+}
+
+template <class F>
+void for_each_schedule(F f) {
+  for (int s = 0; s < kSchedules; ++s) {
+    simt::schedule_seed = static_cast<uint64_t>(s);
+    f();
+  }
+}
+
+template <class... P, class... A>
+bool reports(const char* text, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+             A... args) {
+  const int code = fastebm::launch(kernel, grid, block, shared, nullptr, args...);
+  const bool found = code != 0 && std::strstr(fastebm::error_text(code), text) != nullptr;
+  if (!found) std::printf("     code %d: %s\n", code, fastebm::error_text(code));
+  return found;
+}
+
+std::vector<float> ramp(int n) {
+  std::vector<float> v(n);
+  for (int i = 0; i < n; ++i) v[i] = 0.25f * static_cast<float>(i % 97) - 3;
+  return v;
+}
+
+void test_row_sum() {
+  const int rows = 5, columns = 700;
+  const std::vector<float> x = ramp(rows * columns);
+  std::vector<double> expected(rows), out(rows);
+  for (int i = 0; i < rows * columns; ++i) expected[i / columns] += x[i];
+  bool right = true;
+  std::set<std::vector<double>> seen;
+  int wrong = 0;
+  for_each_schedule([&] {
+    const int code = fastebm::launch(row_sum_kernel<true>, rows, kThreads, 0, nullptr, x.data(),
+                                     out.data(), columns);
+    right = right && code == 0 && out == expected;  // quarters: every order of adding is exact
+    fastebm::launch(row_sum_kernel<false>, rows, kThreads, 0, nullptr, x.data(), out.data(),
+                    columns);
+    wrong += out != expected;
+    for (double& v : out) v = std::isnan(v) ? -1e9 : v;  // comparable
+    seen.insert(out);
+  });
+  check(right, "row sum, every schedule");
+  check(wrong > kSchedules / 2, "row sum without its barrier is wrong");
+  check(seen.size() > 1, "row sum without its barrier depends on the schedule");
+}
+
+template <int kSize>
+void test_block_sum() {
+  std::vector<double> x(kSize), out(2 * kSize);
+  for (int i = 0; i < kSize; ++i) x[i] = std::sin(1.0 + i) * std::pow(10.0, i % 7);
+  std::vector<double> tree = x;  // the order device.h promises
+  for (int w = 0; w < kSize; w += 32)
+    for (int h = 16; h > 0; h /= 2)
+      for (int l = 0; l < h; ++l) tree[w + l] += tree[w + l + h];
+  for (int h = kSize / 64; h > 0; h /= 2)
+    for (int w = 0; w < h; ++w) tree[32 * w] += tree[32 * (w + h)];
+  bool same = true;
+  int wrong = 0;
+  for_each_schedule([&] {
+    same = same && fastebm::launch(block_sum_kernel<kSize, true>, 1, kSize, 0, nullptr, x.data(),
+                                   out.data()) == 0;
+    for (int i = 0; i < kSize; ++i)
+      same = same && out[i] == tree[0] && out[kSize + i] == 2 * tree[0];
+    fastebm::launch(block_sum_kernel<kSize, false>, 1, kSize, 0, nullptr, x.data(), out.data());
+    for (int i = 0; i < 2 * kSize; ++i)
+      if (out[i] != (i < kSize ? tree[0] : 2 * tree[0])) {
+        ++wrong;
+        break;
+      }
+  });
+  char name[64];
+  std::snprintf(name, sizeof name, "block_sum<%d> is its documented tree, bit for bit", kSize);
+  check(same, name);
+  if (kSize > 32) check(wrong > 0, "block_sum twice without a barrier between is wrong");
+}
+
+void test_errors() {
+  std::vector<float> out(1024);
+  unsigned bits = 0;
+  bool deadlock = true, divergent = true, masks = true;
+  for_each_schedule([&] {
+    deadlock = deadlock && reports("63 threads wait at __syncthreads", early_return_kernel, 2, 64,
+                                   0, out.data());
+    divergent = divergent && reports("deadlock", divergent_shuffle_kernel, 1, 32, 0, out.data());
+    masks = masks && reports("16 at a warp collective, 16", unequal_masks_kernel, 1, 32, 0, &bits);
+  });
+  check(deadlock, "a thread that returns before a barrier");
+  check(divergent, "a warp sum that half a warp reaches");
+  check(masks, "lanes that meet with unequal masks");
+  check(reports("leaves it out", outside_mask_kernel, 1, 32, 0, &bits), "a lane outside its mask");
+  check(reports("does not have", divergent_shuffle_kernel, 1, 16, 0, out.data()),
+        "a full mask in a part of a warp");
+  check(reports("1 to 1024", early_return_kernel, 1, 1025, 0, out.data()), "too many threads");
+  check(reports("a grid has", early_return_kernel, 0, 32, 0, out.data()), "an empty grid");
+  check(reports("227 KB", early_return_kernel, 1, 32, 228 * 1024, out.data()),
+        "too much shared memory");
+  check(fastebm::launch(static_shared_kernel, 1, 32, 0, nullptr, out.data(), true) == 0,
+        "a launch after failed ones works");
+}
+
+void test_warp() {
+  std::vector<unsigned> votes(64);
+  std::vector<int> a(64), b(64), c(64);
+  bool halves = true, shuffles = true;
+  for_each_schedule([&] {
+    halves = halves && !fastebm::launch(halves_kernel, 1, 64, 0, nullptr, votes.data(), a.data());
+    for (int i = 0; i < 64; ++i) {
+      unsigned expected = 0;
+      for (int l = i / 16 * 16; l < i / 16 * 16 + 16; ++l) expected |= (l % 3 == 0) << (l % 32);
+      halves = halves && votes[i] == expected;
+      if (i % 16 != 15) halves = halves && a[i] == i + 1;
+    }
+    shuffles = shuffles &&
+               !fastebm::launch(shuffle_kernel, 1, 64, 0, nullptr, a.data(), b.data(), c.data());
+    for (int i = 0; i < 64; ++i)
+      shuffles = shuffles && a[i] == (i % 32 < 29 ? i + 3 : i) && b[i] == i / 32 * 32 + 1 &&
+                 c[i] == (i ^ 5);
+  });
+  check(halves, "ballot and shuffle in half warps");
+  check(shuffles, "shuffle down, from a lane, and crossed");
+}
+
+void test_memory() {
+  std::vector<int> per_block(12);
+  bool counts = true;
+  for_each_schedule([&] {
+    int total = 0;
+    counts = counts && !fastebm::launch(count_kernel, dim3(2, 3, 2), dim3(8, 6), 0, nullptr, &total,
+                                        per_block.data());
+    counts = counts && total == 12 * 48 * 47 / 2;
+    for (int n : per_block) counts = counts && n == 48;
+  });
+  check(counts, "atomics in shared and global memory, 3-D indices");
+
+  const std::vector<float> x = ramp(96);
+  std::vector<float> out(96);
+  bool reversed = true;
+  for_each_schedule([&] {
+    reversed = reversed && !fastebm::launch(reverse_kernel, 1, 96, 96 * sizeof(float), nullptr,
+                                            x.data(), out.data(), 96, true);
+    for (int i = 0; i < 96; ++i) reversed = reversed && out[i] == x[95 - i];
+  });
+  check(reversed, "dynamic shared memory");
+  fastebm::launch(reverse_kernel, 1, 96, 96 * sizeof(float), nullptr, x.data(), out.data(), 96,
+                  false);
+  check(std::isnan(out[0]) && std::isnan(out[95]), "unwritten dynamic shared memory is NaN");
+
+  out.assign(64, 0);
+  fastebm::launch(static_shared_kernel, 2, 32, 0, nullptr, out.data(), true);
+  check(out == std::vector<float>(64, 1), "static shared memory");
+  fastebm::launch(static_shared_kernel, 2, 32, 0, nullptr, out.data(), false);
+  check(std::isnan(out[0]) && std::isnan(out[63]), "static shared memory forgets the last block");
+}
+
+}  // namespace
+
+int main(int argc, char**) {
+  if (argc > 1) {  // any argument: the overrun that AddressSanitizer must stop
+    std::vector<float> out(32);
+    return fastebm::launch(overrun_kernel, 1, 32, 32 * sizeof(float), nullptr, out.data());
+  }
+  test_row_sum();
+  test_block_sum<32>();
+  test_block_sum<256>();
+  test_block_sum<1024>();
+  test_errors();
+  test_warp();
+  test_memory();
+  return failures != 0;
+}
