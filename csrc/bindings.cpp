@@ -18,7 +18,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "operators of fastebm, and how they were built";
-  m.attr("cuda_archs") = FASTEBM_CUDA_ARCHS;    // "" without CUDA
+  m.attr("cuda_archs") = FASTEBM_CUDA_ARCHS;  // "" without CUDA
   m.attr("cuda_version") = FASTEBM_CUDA_VERSION;
   m.attr("compiler") = FASTEBM_COMPILER;
   m.attr("torch_version") = FASTEBM_TORCH_VERSION;  // that it was built against
@@ -26,10 +26,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simd", [](bool on) {
     fastebm::simd_level() = on ? fastebm::detect_simd() : fastebm::Simd::kScalar;
   });
-  m.def("philox4x32", [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
-                         uint32_t k1) {
-    const fastebm::Words4 w = fastebm::philox4x32({{c0, c1, c2, c3}}, k0, k1);
-    return py::make_tuple(w.v[0], w.v[1], w.v[2], w.v[3]);
-  });
+  m.def("philox4x32",
+        [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+          const fastebm::Words4 w = fastebm::philox4x32({{c0, c1, c2, c3}}, k0, k1);
+          return py::make_tuple(w.v[0], w.v[1], w.v[2], w.v[3]);
+        });
 }
 #endif

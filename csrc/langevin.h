@@ -17,10 +17,10 @@ struct LangevinParams {
   uint8_t* mask;     // null, or (batch, blocks_per_row): bit i of the low half says that element i
                      // of the block was not clamped, bit i of the high half that it was not clipped
   double step_size, noise_std;
-  const void* step_sizes;   // null, or (batch,)
-  const void* noise_stds;   // null, or (batch,)
-  const int64_t* rng;       // {key, step, first sample id, 0}, on the device of x
-  uint32_t t;               // added to the step in rng
+  const void* step_sizes;     // null, or (batch,)
+  const void* noise_stds;     // null, or (batch,)
+  const int64_t* rng;         // {key, step, first sample id, 0}, on the device of x
+  uint32_t t;                 // added to the step in rng
   const int64_t* sample_ids;  // null: first sample id + row; or (batch,)
   double grad_clip;           // element-wise bound on |grad|, infinity for none
   double grad_norm_clip;      // bound on a sample's |grad|_2, applied first, infinity for none

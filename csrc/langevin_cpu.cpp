@@ -34,9 +34,7 @@ bool clips_norm(const LangevinParams& p) { return p.grad && std::isfinite(p.grad
 
 bool needs_noise(const LangevinParams& p) { return p.noise_stds || p.noise_std != 0; }
 
-bool rows_differ(const LangevinParams& p) {
-  return p.step_sizes || p.noise_stds || clips_norm(p);
-}
+bool rows_differ(const LangevinParams& p) { return p.step_sizes || p.noise_stds || clips_norm(p); }
 
 template <class T>
 FASTEBM_HD RowCoefficients<Compute<T>> coefficients_of(const LangevinParams& p, int64_t row) {
@@ -118,8 +116,8 @@ FASTEBM_AVX2 inline Bits8 step8(const T* x, const T* grad, T* out, __m256 n,
   store8(out, _mm256_min_ps(hi, _mm256_max_ps(lo, y)));
   if (!want_bits) return {};
   const auto within = [](__m256 v, __m256 low, __m256 high) FASTEBM_AVX2 {
-    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_and_ps(
-        _mm256_cmp_ps(v, low, _CMP_GE_OQ), _mm256_cmp_ps(v, high, _CMP_LE_OQ))));
+    return static_cast<unsigned>(_mm256_movemask_ps(
+        _mm256_and_ps(_mm256_cmp_ps(v, low, _CMP_GE_OQ), _mm256_cmp_ps(v, high, _CMP_LE_OQ))));
   };
   return {within(y, lo, hi), within(g, unclip, clip)};
 }

@@ -13,7 +13,8 @@ struct Divider {
   uint32_t divisor, multiplier, shift;
   explicit Divider(uint32_t d) : divisor(d), multiplier(0), shift(0) {
     while ((uint64_t{1} << shift) < d) ++shift;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d)) / d + 1);
+    multiplier =
+        static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d)) / d + 1);
   }
   __host__ __device__ uint32_t operator()(uint32_t n) const {
     const uint32_t high = static_cast<uint32_t>((static_cast<uint64_t>(n) * multiplier) >> 32);
@@ -64,8 +65,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto c = row_coefficients<Compute<T>>(p, row, Compute<T>(1));
   Normals4 n{};
   if (kNoise) n = normals4(noise_key(p), sample_id(p, row), block);
-  step_block<T, kPacked>(p, row * p.dim + 4 * static_cast<int64_t>(block),
-                         block_size(p.dim, block), row * blocks.divisor + block, n, c);
+  step_block<T, kPacked>(p, row * p.dim + 4 * static_cast<int64_t>(block), block_size(p.dim, block),
+                         row * blocks.divisor + block, n, c);
 }
 
 // The same with each sample's gradient norm bounded: a CUDA block takes one sample, sums squares,
@@ -143,7 +144,8 @@ int step(const LangevinParams& p, void* stream) {
 template <class T>
 int step(const LangevinParams& p, void* stream) {
   const bool noisy = p.noise_stds || p.noise_std != 0;
-  if (packable<T>(p)) return noisy ? step<T, true, true>(p, stream) : step<T, true, false>(p, stream);
+  if (packable<T>(p))
+    return noisy ? step<T, true, true>(p, stream) : step<T, true, false>(p, stream);
   return noisy ? step<T, false, true>(p, stream) : step<T, false, false>(p, stream);
 }
 

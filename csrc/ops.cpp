@@ -77,9 +77,8 @@ Dtype dtype_of(const char* op, const Tensor& x) {
 }
 
 void check_same_device(const char* op, const char* what, const Tensor& t, const Tensor& x) {
-  STD_TORCH_CHECK(
-      device_type(t) == device_type(x) && t.get_device_index() == x.get_device_index(), op, ": ",
-      what, " and x are on different devices");
+  STD_TORCH_CHECK(device_type(t) == device_type(x) && t.get_device_index() == x.get_device_index(),
+                  op, ": ", what, " and x are on different devices");
 }
 
 void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
@@ -199,11 +198,13 @@ void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, doub
 }
 
 template <LangevinLauncher kLaunch, bool kParallel>
-std::tuple<Tensor, Tensor> langevin_step(
-    const Tensor& x_in, const Tensor& grad_in, double step_size, double noise_std,
-    const OptionalTensor& step_sizes, const OptionalTensor& noise_stds, const Tensor& rng,
-    int64_t t, const OptionalTensor& sample_ids, std::optional<double> grad_clip,
-    std::optional<double> lo, std::optional<double> hi, int64_t tag) {
+std::tuple<Tensor, Tensor> langevin_step(const Tensor& x_in, const Tensor& grad_in,
+                                         double step_size, double noise_std,
+                                         const OptionalTensor& step_sizes,
+                                         const OptionalTensor& noise_stds, const Tensor& rng,
+                                         int64_t t, const OptionalTensor& sample_ids,
+                                         std::optional<double> grad_clip, std::optional<double> lo,
+                                         std::optional<double> hi, int64_t tag) {
   LangevinParams p =
       langevin_params("langevin_step", x_in, step_size, noise_std, step_sizes, noise_stds, rng, t,
                       sample_ids, grad_clip, std::nullopt, lo, hi, tag);
@@ -267,10 +268,10 @@ STABLE_TORCH_LIBRARY(FASTEBM_NAMESPACE, m) {
       "-> (Tensor grad_x, Tensor grad_grad)");
 }
 
-#define FASTEBM_IMPL(device, parallel)                                                         \
-  m.impl("langevin_step_", TORCH_BOX((&langevin_step_<langevin_step_##device, parallel>)));    \
-  m.impl("langevin_step", TORCH_BOX((&langevin_step<langevin_step_##device, parallel>)));      \
-  m.impl("langevin_step_backward",                                                             \
+#define FASTEBM_IMPL(device, parallel)                                                      \
+  m.impl("langevin_step_", TORCH_BOX((&langevin_step_<langevin_step_##device, parallel>))); \
+  m.impl("langevin_step", TORCH_BOX((&langevin_step<langevin_step_##device, parallel>)));   \
+  m.impl("langevin_step_backward",                                                          \
          TORCH_BOX((&langevin_step_backward<langevin_step_backward_##device, parallel>)))
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

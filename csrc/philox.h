@@ -125,8 +125,7 @@ FASTEBM_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
   const float f = mul_rn(
       static_cast<float>(static_cast<int32_t>(w1 - (static_cast<uint32_t>(q) << 30))), kTwoM30);
   const float z = mul_rn(f, f);
-  const float s =
-      mul_rn(f, fma_rn(fma_rn(fma_rn(kSin3, z, kSin2), z, kSin1), z, kSin0));
+  const float s = mul_rn(f, fma_rn(fma_rn(fma_rn(kSin3, z, kSin2), z, kSin1), z, kSin0));
   const float c = fma_rn(fma_rn(fma_rn(kCos3, z, kCos2), z, kCos1), z, kCos0);
   const uint32_t sin_sign = (static_cast<uint32_t>(q) << 30) & 0x80000000u;
   const uint32_t cos_sign = (static_cast<uint32_t>(q + 1) << 30) & 0x80000000u;

@@ -55,8 +55,7 @@ FASTEBM_AVX2 inline void normal_pair(__m256i w0, __m256i w1, __m256* n0, __m256*
   const __m256i u_bits = _mm256_castps_si256(u);
   const __m256i e =
       _mm256_srai_epi32(_mm256_sub_epi32(u_bits, _mm256_set1_epi32(kSqrtHalfBits)), 23);
-  const __m256 mantissa =
-      _mm256_castsi256_ps(_mm256_sub_epi32(u_bits, _mm256_slli_epi32(e, 23)));
+  const __m256 mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(u_bits, _mm256_slli_epi32(e, 23)));
   const __m256 t = _mm256_sub_ps(mantissa, _mm256_set1_ps(1.0f));
   __m256 p = _mm256_set1_ps(kLog7);
   p = fma_const(p, t, kLog6);
@@ -70,8 +69,7 @@ FASTEBM_AVX2 inline void normal_pair(__m256i w0, __m256i w1, __m256* n0, __m256*
       _mm256_fmadd_ps(_mm256_cvtepi32_ps(e), _mm256_set1_ps(kMinus2Ln2), _mm256_mul_ps(p, t));
   const __m256 r = _mm256_sqrt_ps(_mm256_max_ps(r2, _mm256_set1_ps(kMinRadius2)));
 
-  const __m256i q =
-      _mm256_srai_epi32(_mm256_add_epi32(w1, _mm256_set1_epi32(0x20000000)), 30);
+  const __m256i q = _mm256_srai_epi32(_mm256_add_epi32(w1, _mm256_set1_epi32(0x20000000)), 30);
   const __m256 f = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(w1, _mm256_slli_epi32(q, 30))),
                                  _mm256_set1_ps(kTwoM30));
   const __m256 z = _mm256_mul_ps(f, f);

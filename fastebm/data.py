@@ -24,6 +24,12 @@ class MissingExtra(ImportError):
     """An optional package that is not installed; the message says how to get it."""
 
 
+def first_line(error: Exception) -> str:
+    """The start of an error's text, or its type when it has none."""
+    lines = str(error).splitlines()
+    return lines[0][:120] if lines and lines[0] else type(error).__name__
+
+
 def need(module: str):
     """Import an optional module, or say in one line how to install it."""
     try:
@@ -64,10 +70,10 @@ class Dataset:
         """Exact log density, (N, D) -> (N,) in float64. Only for sets with `centres`."""
         if self.centres is None:
             raise DataError(f"the density of {self.name!r} is not known")
-        d = torch.cdist(
-            x.double(), self.centres.double(), compute_mode="donot_use_mm_for_euclid_dist"
+        d = torch.cdist(x.double(), self.centres.double())
+        log_kernel = torch.logsumexp(-0.5 * (d / self.std) ** 2, dim=1) - math.log(
+            len(self.centres)
         )
-        log_kernel = torch.logsumexp(-0.5 * (d / self.std) ** 2, dim=1) - math.log(len(self.centres))
         return log_kernel - x.shape[1] * math.log(self.std * math.sqrt(2 * math.pi))
 
     def fingerprint(self) -> str:
@@ -179,7 +185,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
             content = np.load(path, allow_pickle=False)
             content = dict(content) if path.suffix == ".npz" else content
     except Exception as error:  # the readers raise a dozen types; the user needs one line
-        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0][:100]})") from None
+        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
     if not isinstance(content, dict):
         return _samples(path, content), None
     key = next((k for k in ARRAY_KEYS if k in content), None)
@@ -207,7 +213,9 @@ def _samples(path: Path, array) -> Tensor:
         if array.dtype.kind not in "fiub":
             raise DataError(f"{path}: dtype {array.dtype} is not a number type")
         # torch lacks the wider unsigned types and foreign byte orders
-        array = torch.from_numpy(array if array.dtype in (np.uint8, np.float32) else array.astype(float))
+        array = torch.from_numpy(
+            array if array.dtype in (np.uint8, np.float32) else array.astype(float)
+        )
     if not isinstance(array, Tensor) or array.is_complex() or array.is_sparse:
         raise DataError(f"{path}: expected a dense real tensor, got {type(array).__name__}")
     shape = tuple(array.shape)

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastebm.data import MissingExtra, need
+from fastebm.config import ConfigError
+from fastebm.data import MissingExtra, first_line, need
 from fastebm.losses import NonFiniteError
-from fastebm.training import DIVERGED_ENERGY, ConfigError, Trainer
+from fastebm.training import Trainer
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+DIVERGED_ENERGY = 2000.0  # mean |E| on data above this: the run is lost
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def fit(
                 try:
                     trainer.step()
                 except NonFiniteError as error:
-                    return _lost(trainer, out, str(error).splitlines()[0])
+                    return _lost(trainer, out, first_line(error))
                 bar.advance(task)
                 if trainer.iteration % log_every == 0 or trainer.iteration == c.steps:
                     values = trainer.probe()

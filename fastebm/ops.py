@@ -115,10 +115,10 @@ def _clip_norm(grad: Tensor, bound: float) -> Tensor:
     """Each sample's gradient scaled to a norm of at most ``bound``, by torch, so differentiable."""
     if not bound > 0:
         raise RuntimeError(f"langevin_step: grad_norm_clip must be > 0, got {bound}")
-    wide = grad.double().flatten(1) if grad.dim() > 1 else grad.double()[:, None]
-    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    rows = grad.unsqueeze(-1).flatten(1)
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
     scale = torch.where(norm > bound, bound / norm, 1.0).to(_compute_dtype(grad))
-    return (grad.flatten(1) * scale).to(grad.dtype).reshape(grad.shape)
+    return (rows * scale).to(grad.dtype).reshape(grad.shape)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -134,6 +134,7 @@ def _check_step(x: Tensor, grad: Tensor | None) -> None:
     if grad is not None:
         torch._check(grad.shape == x.shape, lambda: "grad must have the shape of x")
         torch._check(grad.dtype == x.dtype, lambda: "grad must have the dtype of x")
+        torch._check(grad.device == x.device, lambda: "grad and x are on different devices")
 
 
 def register_operators(namespace: str) -> None:

@@ -26,7 +26,9 @@ TERMS = {  # metric -> (title, what it is)
 
 
 def _figure(width: float, height: float, title: str | None = None):
-    figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained", dpi=130)
+    figure = need("matplotlib.figure").Figure(
+        figsize=(width, height), layout="constrained", dpi=130
+    )
     if title:
         figure.suptitle(title, fontsize=12, color=INK)
     return figure
@@ -70,7 +72,10 @@ def energy_landscapes(data, exact, models: dict, box: tuple[float, float], depth
     axes = figure.subplots(rows, columns, squeeze=False)
     _scatter(axes.flat[0], data[:3000], box)
     axes.flat[0].set_title("data", fontsize=10)
-    low = min(float(np.nanmin(-np.asarray(v))) for v in ([exact] if exact is not None else [*models.values()]))
+    low = min(
+        float(np.nanmin(-np.asarray(v)))
+        for v in ([exact] if exact is not None else [*models.values()])
+    )
     image = None
     for axis, (label, log_p) in zip(axes.flat[1:], panels.items(), strict=False):
         value = np.clip(-np.asarray(log_p).T, low, low + depth)
@@ -141,7 +146,7 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
     """
     runs = [values for pairs in curves.values() for _, values in pairs]
     if terms is None:
-        terms = tuple(t for t in TERMS if any(np.any(_clean(v.get(t, [0]))) for v in runs))
+        terms = tuple(t for t in TERMS if any(np.any(numbers(v.get(t, [0]))) for v in runs))
     columns = min(3, len(terms))
     lines = math.ceil(len(terms) / columns)
     figure = _figure(3.9 * columns, 2.6 * lines + 0.4)
@@ -149,7 +154,7 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
     handles = {}
     for axis, term in zip(axes.flat, terms, strict=False):
         shown = {
-            label: [(s, _clean(v[term])) for s, v in pairs if np.any(_clean(v.get(term, [0])))]
+            label: [(s, numbers(v[term])) for s, v in pairs if np.any(numbers(v.get(term, [0])))]
             for label, pairs in curves.items()
         }
         _curves(axis, shown)
@@ -170,7 +175,7 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
     return figure
 
 
-def _clean(values) -> np.ndarray:
+def numbers(values) -> np.ndarray:
     """Numbers with None (not finite when logged) as NaN."""
     return np.array([np.nan if v is None else v for v in values], dtype=float)
 
@@ -234,4 +239,26 @@ def image_panels(panels: dict, columns: int = 16, wide: int = 2):
         axis.set_title(title, fontsize=10)
     for axis in axes.flat:
         axis.axis("off")
+    return figure
+
+
+def scatter_panels(panels: dict, box: tuple[float, float]):
+    """Scatter plots beside each other, label -> (N, 2)."""
+    figure = _figure(3.3 * len(panels), 3.5)
+    for axis, (label, x) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        _scatter(axis, x, box, INK if label == "data" else COLOURS[3])
+        axis.set_title(label, fontsize=10)
+    return figure
+
+
+def histograms(panels: dict):
+    """Histograms of one coordinate on one axis, label -> (N,)."""
+    figure = _figure(5.5, 3.5)
+    axis = figure.subplots()
+    for colour, (label, x) in zip((INK, COLOURS[3]), panels.items(), strict=False):
+        axis.hist(x, bins=60, density=True, histtype="step", color=colour, lw=1.4, label=label)
+    axis.set(xlabel="x", ylabel="density")
+    axis.legend(frameon=False, fontsize=9)
     return figure

@@ -1,121 +1,25 @@
-"""Training of an energy model: configuration, one step, exact checkpoints."""
+"""Training of an energy model: one step at a time, and exact checkpoints."""
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import math
 import os
-import platform
-import subprocess
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fastebm.buffer import ReplayBuffer
-from fastebm.data import Dataset, load
+from fastebm.config import ConfigError, TrainConfig, versions
+from fastebm.data import Dataset, first_line, load
 from fastebm.energy import energy
 from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
     PersistentContrastiveDivergence,
 )
-from fastebm.samplers import LangevinDynamics, data_scale
-
-LOSSES = ("cd", "pcd", "icd")
-SCHEDULES = ("constant", "cosine")
-DIVERGED_ENERGY = 2000.0  # mean |E| on data above this: the run is lost
-
-
-class ConfigError(ValueError):
-    """A run that cannot start or go on as asked; the message is one line."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run. None: chosen from the data by `resolve`.
-
-    Attributes:
-        data, samples, dim: see `fastebm.data.load`.
-        loss: "cd" (chains start at the data), "pcd" (from the buffer) or "icd" (from the buffer, or
-            from the data when buffer_size = 0).
-        lr_schedule: "constant", or "cosine" down to zero over `steps`.
-        max_grad_norm: bound on the norm of the parameters' gradient; 0: none.
-        step_size, noise_std: of Langevin. noise_std None with vector data: sqrt(2 step_size), the
-            temperature 1.
-        hidden: width of the two hidden layers of the built-in energy.
-    """
-
-    data: str = "digits"
-    samples: int | None = None
-    dim: int | None = None
-    loss: str = "icd"
-    steps: int = 2000
-    batch_size: int = 128
-    lr: float = 1e-3
-    lr_schedule: str = "cosine"
-    max_grad_norm: float = 5.0
-    k_steps: int = 20
-    step_size: float | None = None
-    noise_std: float | None = None
-    kl_weight: float = 1.0
-    entropy_weight: float = 0.3
-    n_entropy_refs: int | None = 500
-    energy_reg_weight: float = 0.0
-    buffer_size: int = 2000
-    reinit_prob: float = 0.05
-    hidden: int = 64
-    seed: int = 0
-
-    def __post_init__(self):
-        def expect(ok: bool, name: str, wanted: str):
-            if not ok:
-                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
-
-        expect(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
-        expect(self.lr_schedule in SCHEDULES, "lr_schedule", f"one of {', '.join(SCHEDULES)}")
-        for name in ("steps", "batch_size", "k_steps", "hidden"):
-            expect(getattr(self, name) >= 1, name, "at least 1")
-        expect(0 < self.lr < math.inf, "lr", "a positive number")
-        expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
-        expect(self.n_entropy_refs is None or self.n_entropy_refs >= 1, "n_entropy_refs", ">= 1")
-        for name in ("energy_reg_weight", "max_grad_norm", "noise_std"):
-            value = getattr(self, name)
-            expect(value is None or 0 <= value < math.inf, name, "a number >= 0")
-        step = self.step_size
-        expect(step is None or 0 < step < math.inf, "step_size", "a positive number")
-        for name in ("kl_weight", "entropy_weight"):
-            expect(math.isfinite(getattr(self, name)), name, "a finite number")
-        if self.loss == "pcd" or (self.loss == "icd" and self.buffer_size != 0):
-            expect(self.buffer_size >= self.batch_size, "buffer_size", f">= {self.batch_size}")
-        expect(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
-
-    @property
-    def uses_buffer(self) -> bool:
-        return self.loss != "cd" and self.buffer_size > 0
-
-    def resolve(self, dataset: Dataset) -> TrainConfig:
-        """Fill in what depends on the data: step size and noise.
-
-        Vectors: temperature 1 at a fifth of the variance of the tightest scale (half of it is the
-        most any energy can follow). Pictures: a large step and little noise, 0.25 and 0.005 of a
-        unit box.
-        """
-        if self.batch_size > len(dataset.train):
-            raise ConfigError(
-                f"batch_size={self.batch_size}, but there are {len(dataset.train)} samples"
-            )
-        width = dataset.clamp[1] - dataset.clamp[0]
-        step, noise = self.step_size, self.noise_std
-        if step is None and dataset.is_image:
-            step = 0.25 * width**2
-        elif step is None:
-            step = float(f"{data_scale(dataset.train) / 5:.2g}")
-        if noise is None:
-            noise = 0.005 * width if dataset.is_image else math.sqrt(2 * step)
-        return replace(self, step_size=step, noise_std=noise)
+from fastebm.samplers import LangevinDynamics
 
 
 def build_model(
@@ -188,9 +92,7 @@ class Trainer:
                 seed=config.seed,
             )
         self.loss = self._loss(on_nonfinite)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, betas=(0.0, 0.999)
-        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.0, 0.999))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.iteration = 0
         self.metrics: dict[str, Tensor | float] = {}
@@ -287,7 +189,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict) -> None:
         if state["data"] != self.dataset.fingerprint():
-            raise ConfigError(f"the samples of {self.config.data!r} are not those of the checkpoint")
+            raise ConfigError(
+                f"the samples of {self.config.data!r} are not those of the checkpoint"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.buffer is not None:
@@ -316,8 +220,7 @@ def read_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"config", "model", "optimizer", "iteration"} - set(state)
     except Exception as error:  # torch.load raises whatever its unpickler met
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise ConfigError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
     if missing:
         raise ConfigError(f"{path}: not a fastebm checkpoint, {', '.join(sorted(missing))} missing")
     return state
@@ -347,27 +250,7 @@ def restore(
     try:
         trainer.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"{path}: does not fit the model ({str(error).splitlines()[0]})") from None
+        raise ConfigError(
+            f"{path}: does not fit the model ({str(error).splitlines()[0]})"
+        ) from None
     return trainer
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """What a result depends on besides its configuration."""
-    try:
-        own = importlib.metadata.version("fastebm")
-    except importlib.metadata.PackageNotFoundError:
-        own = "unknown"
-    try:
-        call = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-        commit = call.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "none"
-    return {
-        "fastebm": own,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "git": commit,
-    }

@@ -1,0 +1,83 @@
+# make demo and make test are the two commands of the README; the rest is for developers.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN = $(VENV)/bin
+ARCHS = 80 90 100
+CXX_FILES = csrc/*.h csrc/*.cpp csrc/*.cu tests/*.cpp
+
+.PHONY: demo test dev check fmt kernels asan bench gpu wheel clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and by itself, so that nothing else can choose one.
+torch: $(BIN)/python
+	@$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)" numpy
+.PHONY: torch
+
+demo: torch
+	$(BIN)/pip install -q --disable-pip-version-check ".[app]"
+	$(BIN)/fastebm demo --out runs/demo
+
+test: torch
+	FASTEBM_SIMT=ON $(BIN)/pip install -q --disable-pip-version-check ".[test]"
+	FASTEBM_REQUIRE_SIMT=1 $(BIN)/pytest -q
+
+# Editable, rebuilt when imported, with the emulated kernels.
+dev: torch
+	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.10" "pybind11>=2.13" ninja
+	FASTEBM_SIMT=ON $(BIN)/pip install --disable-pip-version-check --no-build-isolation -e ".[dev]" \
+	  -Ceditable.rebuild=true -Cbuild-dir=build/dev
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+fmt:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# Every CUDA source for every architecture; prints registers and spills, warnings are errors.
+kernels:
+	@mkdir -p build/kernels
+	@set -e; for source in csrc/*_cuda.cu; do for arch in $(ARCHS); do \
+	  echo "$$source sm_$$arch"; \
+	  nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Werror all-warnings \
+	    -gencode=arch=compute_$$arch,code=sm_$$arch -Xptxas=-v \
+	    -c $$source -o build/kernels/$$(basename $$source .cu).sm_$$arch.o \
+	    2> build/kernels/log || { cat build/kernels/log; exit 1; }; \
+	  sed -n 's/^.*Used \([0-9]*\) registers.*$$/\1/p' build/kernels/log | sort -n | \
+	    awk '{ n++; last = $$1 } END { print "  " n " kernels, at most " last " registers" }'; \
+	  awk '/spill stores/ && $$5 > 0 { n++ } END { print "  " n + 0 " of them spill" }' \
+	    build/kernels/log; \
+	done; done
+
+# The emulated kernels under the address and undefined-behaviour sanitisers.
+asan: torch
+	FASTEBM_SIMT=ON FASTEBM_SANITIZE=ON FASTEBM_CUDA=OFF $(BIN)/pip install -q \
+	  --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
+	  --target build/asan-site -Cbuild-dir=build/asan .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  PYTHONPATH=build/asan-site FASTEBM_REQUIRE_SIMT=1 \
+	  $(BIN)/pytest -q -p no:cacheprovider -k "simt and not opcheck and not compile" \
+	  tests/test_noise.py tests/test_ops.py
+
+bench:
+	$(BIN)/python bench/langevin.py
+
+gpu:
+	bench/gpu.sh runs/gpu
+
+# A wheel, and the proof that it uses no C++ symbol of torch but the stable ones.
+wheel:
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+	rm -rf build/wheel && mkdir -p build/wheel && cd build/wheel && unzip -q ../../dist/fastebm-*.whl
+	! nm -D --undefined-only -C build/wheel/fastebm/_C*.so | grep -E "at::|c10::"
+
+clean:
+	rm -rf build dist runs

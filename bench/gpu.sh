@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Build, test, sanitise and bench on a machine with a GPU; nothing is downloaded.
+#
+#   bench/gpu.sh OUT_DIR
+#
+# Needs python3 with torch >= 2.11 (CUDA), nvcc, scikit-build-core, pybind11, ninja, pytest.
+# OUT_DIR gets summary.txt, environment.txt, NAME.log for each phase and NAME.json for each bench.
+# A phase that fails does not stop the next ones; the exit status is the number of failed phases.
+# PYTHON and FASTEBM_CUDA_ARCHS (default: the GPU's own) are taken from the environment.
+# The limits of the phases add up to less than eight minutes.
+set -uo pipefail
+
+if [[ $# -ne 1 ]]; then
+  echo "usage: $0 OUT_DIR" >&2
+  exit 2
+fi
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+failed=0
+summary=$out/summary.txt
+: >"$summary"
+
+note() {
+  printf '%-9s %4ss  %s\n' "$1" "$2" "$3" | tee -a "$summary"
+}
+
+# phase NAME SECONDS COMMAND...: runs it with a limit; output to NAME.log, its end to the terminal.
+phase() {
+  local name=$1 limit=$2 start=$SECONDS status
+  shift 2
+  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
+  status=$?
+  tail -n 25 "$out/$name.log"
+  case $status in
+    0) note ok $((SECONDS - start)) "$name" ;;
+    124 | 137) note TIMED-OUT $((SECONDS - start)) "$name (limit $limit s)" ;;
+    *) note FAILED $((SECONDS - start)) "$name (exit $status, see $name.log)" ;;
+  esac
+  [[ $status -eq 0 ]] || failed=$((failed + 1))
+  return "$status"
+}
+
+finish() {
+  echo
+  cat "$summary"
+  echo "$failed phase(s) failed, $SECONDS s in all, results in $out"
+  exit "$failed"
+}
+
+{
+  date -u +%FT%TZ
+  git rev-parse HEAD 2>/dev/null
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  nvcc --version | tail -n 2
+  uptime
+} >"$out/environment.txt" 2>&1
+cat "$out/environment.txt"
+
+# shellcheck disable=SC2016 # Python, not shell
+check='
+import importlib.util, shutil, sys
+missing = [m for m in ("torch", "numpy", "scikit_build_core", "pybind11", "pytest")
+           if importlib.util.find_spec(m) is None]
+missing += [t for t in ("ninja", "nvcc") if shutil.which(t) is None]
+if missing:
+    sys.exit("missing on this machine, carry it there: " + ", ".join(missing))
+import torch
+if not torch.cuda.is_available():
+    sys.exit("torch " + torch.__version__ + " sees no CUDA device")
+print("torch", torch.__version__, torch.cuda.get_device_name())
+'
+phase tools 60 "$python" -c "$check" || finish
+if [[ -z ${FASTEBM_CUDA_ARCHS:-} ]]; then
+  FASTEBM_CUDA_ARCHS=$("$python" -c \
+    'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')
+fi
+export FASTEBM_CUDA_ARCHS FASTEBM_CUDA=ON
+
+# Editable: python started in this folder would else find ./fastebm, which has no compiled module.
+phase build 150 "$python" -m pip install --no-build-isolation --no-deps --no-index -e . || finish
+
+phase tests 100 "$python" -m pytest -q -m gpu -p no:cacheprovider tests
+
+# One small step of every dtype and option, on one stream, for compute-sanitizer.
+small_case='
+import torch
+from fastebm import ops
+from fastebm.rng import ChainRNG
+rng = ChainRNG(1).state("cuda")
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for dim in (3, 64, 1030):
+        x = torch.randn(5, dim, device="cuda").to(dtype)
+        grad = torch.randn_like(x)
+        steps = torch.full((5,), 0.01, device="cuda")
+        ops.langevin_step_(x, grad, 0.01, 0.1, rng, grad_clip=1.0, clamp=(-1.0, 1.0))
+        ops.langevin_step_(x, grad, steps, 0.1, rng, grad_norm_clip=0.5)
+        ops.langevin_step_(x, None, 0.0, 1.0, rng)
+        x.requires_grad_()
+        ops.langevin_step(x, grad, 0.01, 0.1, rng, clamp=(-1.0, 1.0)).sum().backward()
+torch.cuda.synchronize()
+print("done")
+'
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    phase "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      --kernel-regex kns=fastebm "$python" -c "$small_case"
+  done
+else
+  note skipped 0 "memcheck, racecheck: no compute-sanitizer on PATH"
+fi
+
+for script in bench/*.py; do
+  name=bench_$(basename "$script" .py)
+  [[ $name != bench_timing ]] || continue
+  if grep -q -- 'parse_arguments(' "$script"; then # the command line with --device
+    phase "$name" 75 "$python" "$script" --device cuda --out "$out/$name.json"
+  fi
+done
+finish

@@ -1,0 +1,6 @@
+"""`python -m fastebm`."""
+
+from fastebm.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What decides a training run, checked before anything is computed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import platform
+import subprocess
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastebm.data import Dataset
+from fastebm.samplers import data_scale
+
+LOSSES = ("cd", "pcd", "icd")
+SCHEDULES = ("constant", "cosine")
+
+
+class ConfigError(ValueError):
+    """A run that cannot start or go on as asked; the message is one line."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. None: chosen from the data by `resolve`.
+
+    Attributes:
+        data, samples, dim: see `fastebm.data.load`.
+        loss: "cd" (chains start at the data), "pcd" (from the buffer) or "icd" (from the buffer, or
+            from the data when buffer_size = 0).
+        steps, epochs: iterations; epochs, when given, decides instead.
+        lr_schedule: "constant", or "cosine" down to zero over `steps`.
+        max_grad_norm: bound on the norm of the parameters' gradient; 0: none.
+        step_size, noise_std: of Langevin. noise_std None with vector data: sqrt(2 step_size), the
+            temperature 1.
+        hidden: width of the two hidden layers of the built-in energy.
+    """
+
+    data: str = "digits"
+    samples: int | None = None
+    dim: int | None = None
+    loss: str = "icd"
+    steps: int = 2000
+    epochs: int | None = None
+    batch_size: int = 128
+    lr: float = 1e-3
+    lr_schedule: str = "cosine"
+    max_grad_norm: float = 5.0
+    k_steps: int = 20
+    step_size: float | None = None
+    noise_std: float | None = None
+    kl_weight: float = 1.0
+    entropy_weight: float = 0.3
+    n_entropy_refs: int | None = 500
+    energy_reg_weight: float = 0.0
+    buffer_size: int = 2000
+    reinit_prob: float = 0.05
+    hidden: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        def expect(ok: bool, name: str, wanted: str):
+            if not ok:
+                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
+        expect(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        expect(self.lr_schedule in SCHEDULES, "lr_schedule", f"one of {', '.join(SCHEDULES)}")
+        for name in ("steps", "batch_size", "k_steps", "hidden"):
+            expect(getattr(self, name) >= 1, name, "at least 1")
+        expect(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
+        expect(0 < self.lr < math.inf, "lr", "a positive number")
+        expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
+        expect(self.n_entropy_refs is None or self.n_entropy_refs >= 1, "n_entropy_refs", ">= 1")
+        for name in ("energy_reg_weight", "max_grad_norm", "noise_std"):
+            value = getattr(self, name)
+            expect(value is None or 0 <= value < math.inf, name, "a number >= 0")
+        step = self.step_size
+        expect(step is None or 0 < step < math.inf, "step_size", "a positive number")
+        for name in ("kl_weight", "entropy_weight"):
+            expect(math.isfinite(getattr(self, name)), name, "a finite number")
+        if self.loss == "pcd" or (self.loss == "icd" and self.buffer_size != 0):
+            expect(self.buffer_size >= self.batch_size, "buffer_size", f">= {self.batch_size}")
+        expect(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
+
+    @property
+    def uses_buffer(self) -> bool:
+        return self.loss != "cd" and self.buffer_size > 0
+
+    def resolve(self, dataset: Dataset) -> TrainConfig:
+        """Fill in what depends on the data: number of steps, step size and noise.
+
+        Vectors: temperature 1 at a fifth of the variance of the tightest scale (half of it is the
+        most any energy can follow). Pictures: a large step and little noise, 0.25 and 0.005 of a
+        unit box.
+        """
+        if self.batch_size > len(dataset.train):
+            raise ConfigError(
+                f"batch_size={self.batch_size}, but there are {len(dataset.train)} samples"
+            )
+        width = dataset.clamp[1] - dataset.clamp[0]
+        step, noise = self.step_size, self.noise_std
+        if step is None and dataset.is_image:
+            step = 0.25 * width**2
+        elif step is None:
+            step = float(f"{data_scale(dataset.train) / 5:.2g}")
+        if noise is None:
+            noise = 0.005 * width if dataset.is_image else math.sqrt(2 * step)
+        steps = self.steps
+        if self.epochs is not None:
+            steps = self.epochs * (len(dataset.train) // self.batch_size)
+        return replace(self, steps=steps, epochs=None, step_size=step, noise_std=noise)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What a result depends on besides its configuration."""
+    try:
+        own = importlib.metadata.version("fastebm")
+    except importlib.metadata.PackageNotFoundError:
+        own = "unknown"
+    try:
+        call = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        commit = call.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "none"
+    return {
+        "fastebm": own,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "git": commit,
+    }

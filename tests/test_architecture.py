@@ -1,0 +1,106 @@
+"""Layers: data goes down and nothing below knows what is above it (docs: architecture)."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Each module of the library and what it may import from fastebm; the application may use it all.
+LIBRARY = {
+    "rng": set(),
+    "ops": {"rng"},
+    "info": {"_C"},
+    "reference": {"rng"},
+    "energy": set(),
+    "chain": {"ops", "rng", "energy"},
+    "scale": set(),
+    "samplers": {"ops", "rng", "energy", "chain", "scale"},
+    "buffer": {"ops", "rng"},
+    "entropy": {"ops"},
+    "losses": {"energy", "samplers", "buffer", "entropy", "rng"},
+}
+APPLICATION = {p.stem for p in (ROOT / "fastebm").glob("*.py")} - LIBRARY.keys() - {"__init__"}
+HEAVY = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
+
+KERNEL_LAYERS = {
+    r"(simd|scalar|simt)\.h": set(),
+    r"philox\.h": {"scalar.h"},
+    r"philox_avx2\.h": {"philox.h"},
+    r"device\.h": {"simt.h"},
+    r"\w+_cpu\.cpp": {"<subject>.h", "philox.h", "philox_avx2.h", "simd.h", "scalar.h"},
+    r"\w+_cuda\.cu": {"<subject>.h", "philox.h", "device.h", "scalar.h"},
+    r"ops\.cpp": {"<any subject>"},
+    r"bindings\.cpp": {"simt.h", "simd.h", "philox.h"},
+    r"simt_kernels\.cpp": {"<any cuda>"},
+    r"\w+\.h": {"philox.h", "scalar.h"},
+}
+
+
+def imports(path, top_level_only=False):
+    """Dotted names that a module imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            raise AssertionError(f"{path}: relative import")
+
+
+def fastebm_modules(path):
+    known = {p.stem for p in (ROOT / "fastebm").glob("*.py")} | {"_C", "_simt"}
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "fastebm":
+            yield next((p for p in parts[1:] if p in known), "__init__")
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_library_imports_only_what_is_below(module):
+    path = ROOT / "fastebm" / f"{module}.py"
+    above = set(fastebm_modules(path)) - LIBRARY[module]
+    assert not above, f"{module} imports {above}"
+    others = {name.split(".")[0] for name in imports(path)} & (HEAVY | {"faiss", "pybind11"})
+    assert not others, f"the library uses torch and numpy only; {module} imports {others}"
+
+
+@pytest.mark.parametrize("module", sorted(APPLICATION))
+def test_application_imports_its_extras_lazily(module):
+    heavy = {n.split(".")[0] for n in imports(ROOT / "fastebm" / f"{module}.py", True)} & HEAVY
+    if module == "cli":  # __main__ says what to install before it imports cli
+        heavy -= {"typer", "rich"}
+    assert not heavy, f"{module} imports {heavy} when it is imported"
+
+
+def test_nothing_in_the_package_uses_the_oracle():
+    for path in (ROOT / "fastebm").glob("*.py"):
+        assert "reference" not in set(fastebm_modules(path)), path.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc").iterdir()), ids=lambda p: p.name)
+def test_sources_include_only_what_is_below(path):
+    text = path.read_text()
+    rule = next(v for k, v in KERNEL_LAYERS.items() if re.fullmatch(k, path.name))
+    subject = re.sub(r"_(cpu|cuda)$", "", path.stem)
+    subjects = {p.stem.removesuffix("_cuda") for p in (ROOT / "csrc").glob("*_cuda.cu")}
+    allowed = {f"{subject}.h" if r == "<subject>.h" else r for r in rule}
+    if "<any subject>" in rule:
+        allowed |= {f"{s}.h" for s in subjects}
+    if "<any cuda>" in rule:
+        allowed |= {f"{s}_cuda.cu" for s in subjects} | {"device.h", "simt.h"}
+    used = set(re.findall(r'#include "([^"]+)"', text))
+    assert used <= allowed, f"{path.name} includes {used - allowed}"
+    foreign = set(re.findall(r"#include <(torch|ATen|c10|pybind11)", text))
+    assert foreign <= {"ops.cpp": {"torch"}, "bindings.cpp": {"pybind11"}}.get(path.name, set())
+
+
+def test_no_file_is_two_rooms():
+    for folder, kinds in {"fastebm": ("py",), "csrc": ("h", "cpp", "cu")}.items():
+        for kind in kinds:
+            for path in (ROOT / folder).rglob(f"*.{kind}"):
+                assert len(path.read_text().splitlines()) <= 400, path
