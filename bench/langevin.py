@@ -11,6 +11,7 @@ x' = clamp(x - step * clip(grad) + sigma * n), in place, with fresh noise in eve
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import timing
@@ -110,6 +111,7 @@ def measure(shape, dtype, device: torch.device, threads: int, seconds: float) ->
         "n": n,
         "threads": threads,
         "copy_bytes_per_s": copy,
+        "load_average": os.getloadavg()[0],
     }
     for name, reason in reasons.items():
         print(f"unavailable: {name}: {reason}")
@@ -118,6 +120,7 @@ def measure(shape, dtype, device: torch.device, threads: int, seconds: float) ->
         | {
             "variant": name,
             "ns_per_element": t.median / n * 1e9,
+            "fastest_ns_per_element": min(t.seconds) / n * 1e9,
             "spread": t.spread,
             "rounds": len(t.seconds),
             "times_faster_than_best_eager": t.times_faster_than(timings[BEST_EAGER]),
@@ -131,11 +134,13 @@ def measure(shape, dtype, device: torch.device, threads: int, seconds: float) ->
 def print_case(rows: list[dict]) -> None:
     case = rows[0]
     title = f"{case['dtype']}, n = {case['n']:.0e}"
-    print(title + (f", {case['threads']} thread(s)" if case["device"] == "cpu" else ""))
+    if case["device"] == "cpu":
+        title += f", {case['threads']} thread(s), load average {case['load_average']:.1f}"
+    print(title)
     table = []
     for row in rows:
         if "unavailable" in row:
-            table.append([row["variant"], "unavailable", "", "", "", ""])
+            table.append([row["variant"], "unavailable", *[""] * 5])
             continue
         rate = row["bytes_per_s"]
         table.append(
@@ -143,27 +148,26 @@ def print_case(rows: list[dict]) -> None:
                 row["variant"],
                 f"{row['ns_per_element']:.4g}",
                 f"{row['spread']:.0%}",
+                f"{row['fastest_ns_per_element']:.4g}",
                 f"{row['times_faster_than_best_eager']:.2f}x",
                 f"{rate / 1e9:.1f}" if rate else "",
                 f"{rate / row['copy_bytes_per_s']:.0%}" if rate else "",
             ]
         )
-    itemsize = getattr(torch, case["dtype"]).itemsize
-    table.append(
-        ["copy, measured", "", "", "", f"{case['copy_bytes_per_s'] / 1e9:.1f}", "100%"],
-    )
-    limit = 3 * itemsize / PREDICTED_GPU_BYTES_PER_S * 1e9
-    table.append(
+    copy, moved = case["copy_bytes_per_s"], bytes_per_element(getattr(torch, case["dtype"]))
+    predicted = PREDICTED_GPU_BYTES_PER_S
+    table += [
+        ["copy, measured", "", "", "", "", f"{copy / 1e9:.1f}", "100%"],
         [
             f"PREDICTED limit, {PREDICTED_GPU}",
-            f"{limit:.4g}",
+            f"{moved / predicted * 1e9:.4g}",
+            *[""] * 3,
+            f"{predicted / 1e9:.0f}",
             "",
-            "",
-            f"{PREDICTED_GPU_BYTES_PER_S / 1e9:.0f}",
-            "",
-        ]
-    )
-    timing.print_table(["", "ns/element", "spread", "vs best eager", "GB/s", "of copy"], table)
+        ],
+    ]
+    header = ["", "ns/element", "spread", "fastest", "vs best eager", "GB/s", "of copy"]
+    timing.print_table(header, table)
 
 
 def target(n: int, threads: int) -> float:
@@ -192,7 +196,8 @@ def print_targets(rows: list[dict]) -> None:
 
 def main() -> None:
     arguments = timing.parse_arguments(__doc__)
-    device, seconds = arguments.device, 1.0 if arguments.quick else 4.0
+    device = arguments.device
+    seconds = 4.0 if device.type == "cpu" and not arguments.quick else 1.0
     facts = timing.environment(device)
     print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
     sizes = [n for n in SHAPES if n <= (10**7 if device.type == "cpu" else 10**8)]
@@ -205,17 +210,12 @@ def main() -> None:
     with torch.no_grad():
         for threads in (1, 2) if device.type == "cpu" else (torch.get_num_threads(),):
             torch.set_num_threads(threads)
+            timing.warn_if_busy(threads)
             for n, dtype in cases:
                 torch.compiler.reset()
-                rows += measure(SHAPES[n], dtype, device, threads, seconds)
-                print_case(
-                    [
-                        row
-                        for row in rows
-                        if (row["n"], row["dtype"], row["threads"])
-                        == (n, str(dtype).removeprefix("torch."), threads)
-                    ]
-                )
+                case = measure(SHAPES[n], dtype, device, threads, seconds)
+                print_case(case)
+                rows += case
     print_targets(rows)
     timing.write_results(arguments.out, facts, rows)
 

@@ -2,8 +2,8 @@
 
 Rivals are timed in turns, round after round in one process, in a new order each round: what
 disturbs the machine disturbs all of them, and their ratio is taken within rounds. A CPU call is
-repeated until a millisecond has passed and read on the wall clock; a CUDA call is read by events
-after the L2 cache has been flushed.
+repeated until a millisecond has passed and read on the wall clock, caches as the calls leave them;
+a CUDA call is read by events after the L2 cache has been flushed.
 """
 
 from __future__ import annotations
@@ -162,6 +162,29 @@ def environment(device: torch.device) -> dict[str, Any]:
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
         )
     return facts
+
+
+def warn_if_busy(threads: int) -> None:
+    """Says so where fewer CPUs are idle than threads are about to be timed."""
+    busy, cpus = _busy_cpus(), os.cpu_count() or 1
+    if busy + threads > cpus + 0.5:
+        print(f"WARNING: others keep {busy:.1f} of {cpus} CPUs busy; {threads} thread(s) need more")
+
+
+def _busy_cpus(seconds: float = 1.0) -> float:
+    """CPUs in use while this process sleeps; 0 where the system does not say."""
+    try:
+        before = _cpu_ticks()
+        time.sleep(seconds)
+        after = _cpu_ticks()
+    except OSError:
+        return 0.0
+    return (after - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _cpu_ticks() -> int:
+    fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return sum(fields[:3]) + sum(fields[5:8])  # all but idle and waiting for input and output
 
 
 def device_name(device: torch.device) -> str:

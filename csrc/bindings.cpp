@@ -2,6 +2,8 @@
 // is only what is not a tensor operator: build facts, and handles for tests.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #ifdef FASTEBM_SIMT
 #include "simt.h"
 
@@ -22,9 +24,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = FASTEBM_CUDA_VERSION;
   m.attr("compiler") = FASTEBM_COMPILER;
   m.attr("torch_version") = FASTEBM_TORCH_VERSION;  // that it was built against
-  m.def("simd", [] { return fastebm::simd_level() == fastebm::Simd::kAvx2 ? "avx2" : "scalar"; });
-  m.def("set_simd", [](bool on) {
-    fastebm::simd_level() = on ? fastebm::detect_simd() : fastebm::Simd::kScalar;
+  m.def("simd", [] { return fastebm::simd_name(fastebm::simd_level()); });
+  m.def("detected_simd", [] { return fastebm::simd_name(fastebm::detect_simd()); });
+  m.def("set_simd", [](const char* name) {
+    if (!fastebm::set_simd_level(name))
+      throw py::value_error(std::string("this CPU does not offer ") + name);
   });
   m.def("philox4x32",
         [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {

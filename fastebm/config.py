@@ -72,7 +72,7 @@ class TrainConfig:
         expect(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
         expect(0 < self.lr < math.inf, "lr", "a positive number")
         expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
-        expect(self.n_entropy_refs is None or self.n_entropy_refs >= 1, "n_entropy_refs", ">= 1")
+        expect(self.n_entropy_refs is None or self.n_entropy_refs >= 2, "n_entropy_refs", ">= 2")
         for name in ("energy_reg_weight", "max_grad_norm", "noise_std"):
             value = getattr(self, name)
             expect(value is None or 0 <= value < math.inf, name, "a number >= 0")
@@ -104,7 +104,10 @@ class TrainConfig:
         if step is None and dataset.is_image:
             step = 0.25 * width**2
         elif step is None:
-            step = float(f"{data_scale(dataset.train) / 5:.2g}")
+            try:
+                step = float(f"{data_scale(dataset.train) / 5:.2g}")
+            except ValueError as error:
+                raise ConfigError(f"give a step size: none can be guessed, as {error}") from None
         if noise is None:
             noise = 0.005 * width if dataset.is_image else math.sqrt(2 * step)
         steps = self.steps

@@ -18,7 +18,6 @@ from torch import Tensor
 from fastebm import evaluation
 from fastebm.config import TrainConfig
 from fastebm.data import first_line
-from fastebm.energy import energy
 from fastebm.fit import diverged
 from fastebm.losses import NonFiniteError
 from fastebm.rng import ChainRNG
@@ -113,7 +112,6 @@ def train(trainer: Trainer, advance: Callable[[int], None], n_shown: int) -> dic
     }
 
 
-@torch.no_grad()
 def measure_ring(trainer: Trainer) -> dict:
     """Density on a grid, and modes and MMD^2 of long chains from noise and of training chains."""
     data = trainer.dataset
@@ -134,24 +132,22 @@ def measure_ring(trainer: Trainer) -> dict:
     }
 
 
-@torch.no_grad()
 def chain_trace(trainer: Trainer, n: int, n_steps: int, seed: int):
     """Energies along chains from noise at log-spaced steps, less the mean energy of the data.
 
     Returns:
-        steps (T,), energies (T, n) float32, and the chains after the last step.
+        steps (T,), energies (T, n), and the chains after the last step.
     """
     marks = np.unique(np.geomspace(1, n_steps, 40).round().astype(int))
-    level = energy(trainer.model, trainer.x[:2000]).mean()
+    level = evaluation.total_energy(trainer.model, trainer.x[:2000]).mean()
     x, rng, done, trace = trainer.noise(n, seed), ChainRNG(seed), 0, []
     for mark in marks.tolist():
         x = trainer.sampler.sample(x, mark - done, seed=rng)
-        trace.append((energy(trainer.model, x) - level).numpy())
+        trace.append((evaluation.total_energy(trainer.model, x) - level).numpy())
         done = mark
     return marks, np.stack(trace), x
 
 
-@torch.no_grad()
 def measure_digits(trainer: Trainer) -> dict:
     """Precision and recall of chains from noise against the test digits, and the same for real
     training digits: the floor."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import need
-from fastebm.energy import energy
+from fastebm.energy import energy, sampling_mode
 
 
 def grid(box: tuple[float, float], n: int = 200) -> tuple[Tensor, float]:
@@ -27,10 +27,17 @@ def grid(box: tuple[float, float], n: int = 200) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
+def total_energy(model, x: Tensor) -> Tensor:
+    """Energies (B,) float64 of the model in eval mode, scales summed, as chains see them."""
+    with sampling_mode(model):
+        e = energy(model, x).double()
+    return e.sum(1) if e.dim() == 2 else e
+
+
 def grid_log_density(model, box: tuple[float, float], n: int = 200, device="cpu") -> Tensor:
     """log p of p ~ exp(-E) normalised on the grid, (n*n,) float64; NaN where E is not finite."""
     points, area = grid(box, n)
-    e = torch.cat([energy(model, part.to(device)).double().cpu() for part in points.split(10_000)])
+    e = torch.cat([total_energy(model, part.to(device)).cpu() for part in points.split(10_000)])
     return -e - torch.logsumexp(-e, 0) - math.log(area)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +157,8 @@ def fit(
     """
     c = trainer.config
     if not trainer.dataset.is_image and math.isclose(c.noise_std**2, 2 * c.step_size):
-        trainer.sampler.check_step_size(trainer.x[:2000])
+        with suppress(ValueError):  # points that coincide have no scale to compare with
+            trainer.sampler.check_step_size(trainer.x)
     settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
     settings["effective_temperature"] = trainer.sampler.effective_temperature
     settings["versions"] = trainer.state_dict()["versions"]

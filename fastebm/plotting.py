@@ -13,25 +13,18 @@ from fastebm.data import need
 
 INK, FAINT = "#222222", "#b8b8b8"
 COLOURS = ("#c23b22", "#e39b3d", "#8a5fa8", "#1f6fb2", "#2a8c57", "#555555")
-TERMS = {  # metric -> (title, what it is)
+TERMS = {  # metric -> (title, what it is, before its weight)
     "loss_cd": ("contrastive term", "E(data) $-$ E(chains)"),
-    "kl_energy": ("KL energy", "E of the last step's output"),
+    "kl_energy": ("KL energy", "E at the end of the last step"),
     "entropy": ("entropy", "mean log neighbour distance"),
     "energy_reg": ("energy penalty", r"E(data)$^2$ + E(chains)$^2$"),
-    "energy_pos": ("energy of data", "mean E"),
-    "energy_neg": ("energy of chains", "mean E"),
     "grad_norm": ("slope at the chains", r"mean $|\nabla_x E|$"),
     "energy_abs": ("size of the energy", "mean |E| on data"),
 }
 
 
-def _figure(width: float, height: float, title: str | None = None):
-    figure = need("matplotlib.figure").Figure(
-        figsize=(width, height), layout="constrained", dpi=130
-    )
-    if title:
-        figure.suptitle(title, fontsize=12, color=INK)
-    return figure
+def _figure(width: float, height: float):
+    return need("matplotlib.figure").Figure((width, height), layout="constrained", dpi=130)
 
 
 def _plain(axis) -> None:
@@ -103,9 +96,11 @@ def samples_over_training(rows: dict, box: tuple[float, float], centres=None, ra
     columns = max(len(r) for r in rows.values())
     figure = _figure(1.75 * columns + 0.6, 1.8 * len(rows) + 0.3)
     axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis, (iteration, _) in zip(axes[0], next(iter(rows.values())), strict=True):
+        axis.set_title(f"step {iteration}", fontsize=10)
     for line, (label, snapshots) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(label, fontsize=10)
-        for axis, (iteration, x) in zip(line, snapshots, strict=True):
+        for axis, (_, x) in zip(line, snapshots, strict=True):
             if x is None:
                 axis.text(0.5, 0.5, "diverged", ha="center", va="center", color=COLOURS[0],
                           transform=axis.transAxes)  # fmt: skip
@@ -115,18 +110,17 @@ def samples_over_training(rows: dict, box: tuple[float, float], centres=None, ra
                 for c in centres if centres is not None else ():
                     axis.add_patch(circle(c, radius, fill=False, ec=FAINT, lw=0.7))
                 _scatter(axis, x, box, COLOURS[3])
-            if line is axes[0]:
-                axis.set_title(f"step {iteration}", fontsize=9)
     return figure
 
 
-def energy_gap(curves: dict, title: str | None = None):
+def energy_gap(curves: dict):
     """E(data) - E(chains) against the step, on a symmetric log scale with the zero line.
 
     Args:
-        curves: label -> list of (steps, gap), one pair a run.
+        curves: label -> list of (steps, gap), one pair a run. A label without runs keeps its
+            colour, so that figures agree.
     """
-    figure = _figure(7.2, 4.0, title)
+    figure = _figure(7.2, 4.0)
     axis = figure.subplots()
     axis.axhline(0, color=INK, lw=0.8)
     _curves(axis, curves)
@@ -187,22 +181,23 @@ def chain_energy(traces: dict, k_steps: int | None = None):
         traces: label -> (steps (T,), energies (T, n_chains)), relative to the mean energy of data.
         k_steps: length of the training chains, marked.
     """
-    figure = _figure(7.2, 4.0)
+    figure = _figure(8.6, 4.0)
     axis = figure.subplots()
     axis.axhline(0, color=INK, lw=0.8)
     for i, (label, (steps, e)) in enumerate(traces.items()):
         low, middle, high = np.nanpercentile(e, [10, 50, 90], axis=1)
         axis.fill_between(steps, low, high, color=COLOURS[i], alpha=0.15, lw=0)
         axis.plot(steps, middle, color=COLOURS[i], lw=1.4, label=label)
+    axis.set_ylim(bottom=1.3 * min(-1.0, axis.dataLim.y0))
     if k_steps:
-        axis.axvline(k_steps, color=FAINT, ls="--", lw=0.9, label=f"k = {k_steps} of training")
+        axis.axvline(k_steps, color=FAINT, ls="--", lw=0.9, label=f"training: k = {k_steps}")
     axis.set_xscale("log")
     axis.set_yscale("symlog", linthresh=2.0)
     axis.set_xlabel("Langevin step of a chain from noise")
     axis.set_ylabel("E(chain) $-$ mean E(data)")
     axis.grid(color="#e6e6e6", lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -232,7 +227,8 @@ def image_panels(panels: dict, columns: int = 16, wide: int = 2):
     rows = math.ceil(len(panels) / wide)
     sheets = {title: mosaic(x, columns) for title, x in panels.items()}
     tall = max(s.shape[0] / s.shape[1] for s in sheets.values())
-    figure = _figure(4.4 * wide, (4.2 * tall + 0.35) * rows)
+    width = min(4.4, 13 / wide)
+    figure = _figure(width * wide, (width * tall + 0.35) * rows)
     axes = figure.subplots(rows, wide, squeeze=False)
     for axis, (title, sheet) in zip(axes.flat, sheets.items(), strict=False):
         axis.imshow(sheet, interpolation="nearest")

@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastebm import evaluation, plotting
@@ -18,7 +17,6 @@ MAX_SAMPLES = 1000
 CHAIN_STEPS = 500
 
 
-@torch.no_grad()
 def evaluate(trainer: Trainer, n_steps: int = CHAIN_STEPS, seed: int = 1) -> dict:
     """Measures of the density, where the law is known, and of chains from noise, with floors.
 

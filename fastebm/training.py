@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastebm.buffer import ReplayBuffer
 from fastebm.config import ConfigError, TrainConfig, versions
 from fastebm.data import Dataset, first_line, load
-from fastebm.energy import energy
+from fastebm.evaluation import total_energy
 from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
@@ -27,7 +27,9 @@ def build_model(
 ) -> nn.Sequential:
     """Two-hidden-layer SiLU energy, (B, *event) -> (B, 1).
 
-    With `box` the first layer starts as if its input had been brought from the box to [-1, 1].
+    Weights start with variance 2 / fan_in: with torch's own start, six times smaller, the energy
+    stays so smooth that a thousand steps do not resolve the modes of the ring. With `box` the first
+    layer starts as if its input had been brought from the box to [-1, 1].
     """
     dim = math.prod(event_shape)
     with torch.random.fork_rng(devices=[]):
@@ -40,6 +42,9 @@ def build_model(
             nn.SiLU(),
             nn.Linear(hidden, 1),
         )
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if box is not None:
         lo, hi = box
         with torch.no_grad():  # W (2 (x - lo) / (hi - lo) - 1) + b
@@ -153,10 +158,9 @@ class Trainer:
         self.metrics = {**out.metrics, "param_grad_norm": norm}
         return self.metrics
 
-    @torch.no_grad()
     def probe(self) -> dict[str, float]:
         """The terms of the last step as numbers, and mean |E| on data. Waits for the device."""
-        e = energy(self.model, self.x[:512])
+        e = total_energy(self.model, self.x[:512])
         values = {name: float(value) for name, value in self.metrics.items()}
         return {**values, "energy_abs": e.abs().mean().item(), "lr": self.lr}
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from fastebm import _C, ops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Every instruction set of this CPU, the plainest first.
+SIMD_LEVELS = ["scalar", "avx2", "avx512"]
+SIMD_LEVELS = SIMD_LEVELS[: SIMD_LEVELS.index(_C.detected_simd()) + 1]
 HAS_SIMT = importlib.util.find_spec("fastebm._simt") is not None
 HAS_GPU = bool(_C.cuda_archs) and torch.cuda.is_available()
 DEVICES = [
@@ -29,9 +33,16 @@ if HAS_SIMT:
     ops.register_operators("fastebm_simt")
 
 
-def pytest_collection_modifyitems(items):
-    if os.environ.get("FASTEBM_REQUIRE_SIMT") and not HAS_SIMT:
-        raise pytest.UsageError("FASTEBM_REQUIRE_SIMT is set, but fastebm._simt is not built")
+def pytest_configure(config):
+    """FASTEBM_REQUIRE_SIMT: the folder that the emulated kernels must come from ("any": any)."""
+    wanted = os.environ.get("FASTEBM_REQUIRE_SIMT")
+    found = importlib.util.find_spec("fastebm._simt")
+    if wanted and (found is None or wanted not in ("any", str(Path(found.origin).parent.parent))):
+        raise pytest.UsageError(f"fastebm._simt wanted from {wanted}, found {found}")
+
+
+def pytest_report_header(config):
+    return f"fastebm: {_C.__file__}, {_C.simd()}, simt {HAS_SIMT}, gpu {HAS_GPU}"
 
 
 @pytest.fixture(params=DEVICES)
@@ -44,11 +55,10 @@ def device(request, monkeypatch):
 
 
 @pytest.fixture
-def scalar_cpu():
-    """The CPU without AVX2, for one test."""
-    _C.set_simd(False)
-    yield
-    _C.set_simd(True)
+def set_simd():
+    """Chooses the CPU's instruction set, for one test."""
+    yield _C.set_simd
+    _C.set_simd(_C.detected_simd())
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import HAS_SIMT
+from conftest import HAS_SIMT, SIMD_LEVELS
 
 from fastebm import _C, ChainRNG, ops, reference
 
@@ -21,6 +21,7 @@ KNOWN_ANSWERS = [
 ]
 SHAPES = [(1, 1), (9, 1), (17, 2), (5, 3), (6, 4), (11, 5), (3, 31), (4, 32), (2, 33), (3, 36)]
 SHAPES += [(2, 100), (1, 257), (2, 3, 5, 7), (3, 1024)]
+SHAPES += [(40, 20), (30, 62), (2, 16_380), (2, 16_390)]  # around kShortSample blocks
 
 
 def noise(shape, rng=None, device="cpu", **options):
@@ -48,29 +49,28 @@ def test_noise_is_box_muller_of_philox(device, rng):
     assert (unit - exact_unit).abs().max() < 5e-7
 
 
+@pytest.mark.parametrize("rng", [ChainRNG(2026), ChainRNG(5, 2**32 - 1, 2**32 - 3)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_same_bits_on_every_cpu_path(shape, scalar_cpu):
-    scalar = noise(shape)
-    _C.set_simd(True)
-    assert torch.equal(noise(shape), scalar)
-    threads = torch.get_num_threads()
-    try:
-        for n in (1, 2, 5):
-            torch.set_num_threads(n)
-            assert torch.equal(noise(shape), scalar)
-    finally:
-        torch.set_num_threads(threads)
+def test_same_bits_on_every_cpu_path(shape, rng, set_simd):
+    set_simd("scalar")
+    scalar = noise(shape, rng)
+    for level in SIMD_LEVELS:
+        set_simd(level)
+        assert torch.equal(noise(shape, rng), scalar), level
 
 
-def test_same_bits_for_any_thread_count_when_work_is_split(scalar_cpu):
-    shape = (13, 40_001)  # 130 013 blocks: many grains, which end inside samples
+@pytest.mark.parametrize("shape", [(13, 40_001), (40_000, 7), (9000, 60)])
+def test_same_bits_for_any_number_of_threads(shape, set_simd):
+    """Many grains, which end inside samples."""
+    set_simd("scalar")
     scalar = noise(shape)
-    _C.set_simd(True)
     threads = torch.get_num_threads()
     try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            assert torch.equal(noise(shape), scalar)
+        for level in SIMD_LEVELS:
+            set_simd(level)
+            for n in (1, 2, 3):
+                torch.set_num_threads(n)
+                assert torch.equal(noise(shape), scalar), (level, n)
     finally:
         torch.set_num_threads(threads)
 

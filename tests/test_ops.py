@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import HAS_GPU
+from conftest import HAS_GPU, SIMD_LEVELS
 
-from fastebm import _C, ChainRNG, ops, reference
+from fastebm import ChainRNG, ops, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 INF = math.inf
@@ -92,20 +92,40 @@ def test_a_tensor_with_one_value_serves_all_samples(device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(9, 3), (5, 40), (3, 1030)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_scalar_path_gives_the_same_bits(device, dtype, shape, options, scalar_cpu):
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample, set_simd):
     x, g = sample(shape, dtype)
-    scalar = x.clone()
-    lo, hi = options.get("clamp", (None, None))
-    clips = options.get("grad_clip"), options.get("grad_norm_clip")
-    args = (0.3, 0.2, None, None, rng(), 0, None, *clips, lo, hi, 0x80)
-    torch.ops.fastebm.langevin_step_(scalar, g, *args)
-    _C.set_simd(True)
-    other = ops.langevin_step_(x.to(device), g.to(device), 0.3, 0.2, rng(device), **options)
-    assert torch.equal(other.cpu(), scalar)
+    step = torch.linspace(0.1, 0.5, shape[0]) if per_sample else 0.3
+    set_simd("scalar")
+    scalar, _op = x.clone(), ops._op
+    ops._op = torch.ops.fastebm
+    ops.langevin_step_(scalar, g, step, 0.2, rng(), **options)
+    ops._op = _op
+    for level in SIMD_LEVELS:
+        set_simd(level)
+        on = step.to(device) if per_sample else step
+        other = ops.langevin_step_(
+            x.to(device, copy=True), g.to(device), on, 0.2, rng(device), **options
+        )
+        assert torch.equal(other.cpu(), scalar), level
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (5, 40), (3, 130), (40, 6)])
+def test_masks_are_the_same_on_every_path(device, shape, set_simd):
+    x, g = sample(shape)
+    args = (0.3, 0.2, None, None, rng(), 0, None, 0.8, -0.5, 0.5, 0x80)
+    set_simd("scalar")
+    out, mask = torch.ops.fastebm.langevin_step(x, g, *args)
+    assert mask.count_nonzero() > 0
+    args = (0.3, 0.2, None, None, rng(device), 0, None, 0.8, -0.5, 0.5, 0x80)
+    for level in SIMD_LEVELS:
+        set_simd(level)
+        other, bits = ops._op.langevin_step(x.to(device), g.to(device), *args)
+        assert torch.equal(other.cpu(), out) and torch.equal(bits.cpu(), mask), level
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sixteen_bit_rounding_and_specials(device, dtype, scalar_cpu):
+def test_sixteen_bit_rounding_and_specials(device, dtype, set_simd):
     """Every 16-bit pattern survives a step of zero; sums round to nearest even as in torch."""
     if dtype in (torch.bfloat16, torch.float16):
         x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
@@ -113,8 +133,8 @@ def test_sixteen_bit_rounding_and_specials(device, dtype, scalar_cpu):
         x = torch.cat([torch.randn(65_531), torch.tensor([0.0, -0.0, INF, -INF, math.nan])])
     x = x.to(device, dtype).reshape(256, 256)
     zero = torch.zeros_like(x)
-    for simd in (False, True):
-        _C.set_simd(simd)
+    for level in SIMD_LEVELS:
+        set_simd(level)
         kept = ops.langevin_step_(x.clone(), zero, 0.5, 0.0, rng(device))
         assert torch.equal(kept.nan_to_num(7.0), x.nan_to_num(7.0))
         g = torch.randn_like(x)

@@ -1,0 +1,244 @@
+"""Replay buffer: where chains wait between training steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastebm.rng import as_rng
+
+MODES = ("slot", "fifo", "reservoir")
+DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
+_FILL = 1 << 24  # elements of the buffer filled at once
+Init = str | Callable[[int], Tensor]
+
+
+class ReplayBuffer(nn.Module):
+    """Samples of past chains, from which new chains start.
+
+    Modes: ``"slot"``, persistent chains: full of initial samples from the start, ``sample`` lends
+    distinct slots and ``push`` writes them back; ``"fifo"``, the last ``capacity`` samples pushed;
+    ``"reservoir"``, a uniform choice of all samples ever pushed (Vitter's algorithm R).
+
+    As uint8, x in ``[lo, hi)`` is stored as ``q = floor(256 u)``, ``u = (x - lo) / (hi - lo)``, and
+    read as ``u = (q + U) / 256`` with U uniform in [0, 1): the mean does not drift however often a
+    sample goes in and out. Values outside the range are brought to its ends.
+
+    Everything lives on the buffer's device and nothing waits for it. ``state_dict`` holds all that
+    later samples depend on, the random state too, which can be restored on a device of the same
+    type; on another type the samples are restored and the random numbers start anew.
+
+    Args:
+        capacity: number of samples.
+        shape: shape of one, ``*event``.
+        reinit_prob: probability that a sample is replaced by an initial one as it is drawn.
+        mode: above.
+        init: initial samples: ``"uniform"`` in value_range, ``"normal"`` (standard), or a function
+            n -> (n, *event), whose random state is its own.
+        device, dtype: of the storage; float32, bfloat16 or uint8. Samples come out as float32.
+        value_range: (lo, hi) of ``"uniform"`` and of uint8.
+        seed, generator: an integer, or a generator to draw one from (None: torch's default one).
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        shape: tuple[int, ...],
+        reinit_prob: float = 0.05,
+        mode: str = "slot",
+        init: Init = "uniform",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        seed: int | None = None,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"capacity must be an integer >= 1, got {capacity!r}")
+        if not 0 <= reinit_prob <= 1:
+            raise ValueError(f"reinit_prob must be in [0, 1], got {reinit_prob}")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        if not callable(init) and init not in ("uniform", "normal"):
+            raise ValueError(f"init must be 'uniform', 'normal' or a function, got {init!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be float32, bfloat16 or uint8, got {dtype}")
+        lo, hi = (float(v) for v in value_range)
+        if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+            raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
+        self.capacity, self.shape = capacity, tuple(shape)
+        self.reinit_prob, self.mode, self.init = float(reinit_prob), mode, init
+        self.value_range = (lo, hi)
+        self.n_pushed = 0
+        self.register_buffer(
+            "data", torch.zeros((capacity, *self.shape), dtype=dtype, device=device)
+        )
+        self._generator = Generator(self.data.device).manual_seed(as_rng(seed, generator).seed)
+        if mode == "slot":  # in parts, as float32 may be four times the storage
+            for part in self.data.split(max(1, _FILL // math.prod(self.shape))):
+                part.copy_(self._store(self._initial(len(part))))
+
+    def __len__(self) -> int:
+        """Number of samples stored."""
+        return self.capacity if self.mode == "slot" else min(self.n_pushed, self.capacity)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draw ``n`` distinct samples, each replaced by an initial one with ``reinit_prob``; all
+        that the buffer does not hold yet are initial ones.
+
+        Returns:
+            x (n, *event) float32 and idx (n,) int64: the slot each came from, in modes fifo and
+            reservoir -1 for an initial one. In mode slot give idx back to ``push``.
+
+        Raises:
+            ValueError: n is not in 1..capacity.
+        """
+        if not 1 <= n <= self.capacity:
+            raise ValueError(f"n must be in 1..{self.capacity}, the capacity, got {n}")
+        stored, g = min(n, len(self)), self._local_generator()
+        # Only slots that hold something; what they are short of is marked as initial below.
+        idx = torch.randperm(max(len(self), 1), generator=g, device=g.device)[:n]
+        idx = torch.cat([idx[:stored], idx.new_zeros(n - stored)])
+        fresh = torch.rand(n, generator=g, device=g.device) < self.reinit_prob
+        fresh[stored:] = True
+        x = torch.where(_as_rows(fresh, self.shape), self._initial(n), self._load(self.data[idx]))
+        return x, idx if self.mode == "slot" else idx.masked_fill(fresh, -1)
+
+    @torch.no_grad()
+    def push(self, x: Tensor, idx: Tensor | None = None) -> None:
+        """Store the samples ``x``, (n, *event) with n <= capacity.
+
+        Args:
+            idx: (n,) int64, distinct: the slots to write, mode slot only (other modes ignore it).
+
+        Raises:
+            ValueError: a shape is wrong, or idx is missing in mode slot.
+        """
+        n = x.shape[0] if x.dim() else 0
+        if x.shape[1:] != self.shape or x.dim() != len(self.shape) + 1 or n > self.capacity:
+            raise ValueError(
+                f"x must be (n, {', '.join(map(str, self.shape))}) with n <= {self.capacity}, the"
+                f" capacity, got {tuple(x.shape)}"
+            )
+        if self.mode == "slot" and (idx is None or idx.shape != (n,)):
+            got = None if idx is None else tuple(idx.shape)
+            raise ValueError(f"idx must hold the {n} slots of x in mode slot, got {got}")
+        if n == 0:
+            return
+        q = self._store(x.to(self.data.device))
+        if self.mode == "slot":
+            self.data[idx] = q
+        elif self.mode == "fifo":
+            self.data[(self.n_pushed + torch.arange(n, device=q.device)) % self.capacity] = q
+        else:
+            self._push_reservoir(q)
+        self.n_pushed += n
+
+    def all(self) -> Tensor:
+        """The samples stored, (len, *event) float32; uint8 at the middle of its steps, so nothing
+        random is drawn."""
+        return self._load(self.data[: len(self)], dither=False)
+
+    @torch.no_grad()
+    def references(self, n: int | None = None) -> tuple[Tensor, Tensor]:
+        """``n`` distinct stored samples as they are (None, or fewer stored: all of them).
+
+        Returns:
+            y (m, *event) float32, and position (capacity,) int64: where in y each slot is, or -1.
+        """
+        size, g = len(self), self._local_generator()
+        if n is None or n >= size:
+            slots, y = torch.arange(size, device=g.device), self.all()
+        else:
+            slots = torch.randperm(size, generator=g, device=g.device)[:n]
+            y = self._load(self.data[slots], dither=False)
+        position = torch.full((self.capacity,), -1, device=g.device)
+        position[slots] = torch.arange(len(slots), device=g.device)
+        return y, position
+
+    def _push_reservoir(self, q: Tensor) -> None:
+        """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""
+        n, g = len(q), self._local_generator()
+        i = self.n_pushed + torch.arange(n, device=q.device)
+        u = torch.rand(n, generator=g, device=q.device, dtype=torch.float64)
+        u = torch.where(i < self.capacity, i, (u * (i + 1)).long())
+        keep, slot = u < self.capacity, u % self.capacity
+        # The last sample for a slot wins. Every other row writes what its slot holds in the end, so
+        # the order of writes does not matter and no row need be dropped (a wait for the device).
+        order = torch.arange(n, device=q.device)
+        last = torch.full((self.capacity,), -1, device=q.device)
+        last.scatter_reduce_(0, slot, torch.where(keep, order, -1), "amax")
+        winner = last[slot]
+        taken = _as_rows(winner >= 0, self.shape)
+        self.data[slot] = torch.where(taken, q[winner.clamp(min=0)], self.data[slot])
+
+    def _initial(self, n: int) -> Tensor:
+        """n initial samples, float32."""
+        shape, g = (n, *self.shape), self._local_generator()
+        if self.init == "uniform":
+            lo, hi = self.value_range
+            return lo + (hi - lo) * torch.rand(shape, generator=g, device=g.device)
+        if self.init == "normal":
+            return torch.randn(shape, generator=g, device=g.device)
+        x = self.init(n)
+        if not isinstance(x, Tensor) or x.shape != shape:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"init({n}) must return a tensor of shape {shape}, got {got}")
+        return x.detach().to(g.device, torch.float32)
+
+    def _store(self, x: Tensor) -> Tensor:
+        x = x.detach()
+        if self.data.dtype != torch.uint8:
+            return x.to(self.data.dtype)
+        lo, hi = self.value_range
+        return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
+
+    def _load(self, q: Tensor, dither: bool = True) -> Tensor:
+        if self.data.dtype != torch.uint8:
+            return q.float()
+        lo, hi = self.value_range
+        g = self._local_generator()
+        u = torch.rand(q.shape, generator=g, device=g.device) if dither else 0.5
+        return lo + (q + u) * ((hi - lo) / 256)
+
+    def _local_generator(self) -> Generator:
+        """The generator; a new one, seeded by the old, after the buffer went to another device."""
+        device = self.data.device
+        if self._generator.device != device:
+            seed = torch.empty((), dtype=torch.int64, device=self._generator.device)
+            seed = int(seed.random_(generator=self._generator))
+            self._generator = Generator(device).manual_seed(seed)
+        return self._generator
+
+    def get_extra_state(self) -> dict:
+        return {
+            "mode": self.mode,
+            "n_pushed": self.n_pushed,
+            "device": self._generator.device.type,
+            "generator": self._generator.get_state(),
+        }
+
+    def set_extra_state(self, state: dict) -> None:
+        if state["mode"] != self.mode:
+            raise ValueError(
+                f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
+            )
+        self.n_pushed = state["n_pushed"]
+        if state["device"] == self._local_generator().device.type:
+            self._generator.set_state(state["generator"].cpu())
+
+    def extra_repr(self) -> str:
+        return f"{self.capacity}, {self.shape}, mode={self.mode!r}, stored={len(self)}"
+
+
+def _as_rows(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(n,) as (n, 1, ..., 1), to go with (n, *shape)."""
+    return mask.reshape(-1, *(1,) * len(shape))

@@ -1,0 +1,98 @@
+"""What an energy is: how it is called, its input gradient, and its state while chains run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def energy(model: Callable[..., Tensor], x: Tensor, **model_kwargs) -> Tensor:
+    """Energies of ``x``, where ``p(x)`` is proportional to ``exp(-E(x))``.
+
+    Args:
+        model: a module or function, ``model(x, **model_kwargs)`` -> (B,), (B, 1), or (B, S) for an
+            energy at S scales: chains follow the sum of the scales, losses take their mean.
+        x: (B, *event).
+
+    Returns:
+        (B,), also for a model that returns (B, 1), or (B, S).
+
+    Raises:
+        TypeError: the model does not return a floating-point tensor.
+        ValueError: its shape is none of these.
+    """
+    e = model(x, **model_kwargs)
+    if not isinstance(e, Tensor) or not e.is_floating_point():
+        kind = f"a tensor of {e.dtype}" if isinstance(e, Tensor) else type(e).__name__
+        raise TypeError(f"model must return a floating-point tensor of energies, got {kind}")
+    if e.dim() not in (1, 2) or e.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"model must return energies of shape (B,), (B, 1) or (B, S) with B = {x.shape[0]},"
+            f" got {tuple(e.shape)}"
+        )
+    return e.squeeze(1) if e.dim() == 2 and e.shape[1] == 1 else e
+
+
+def input_gradient(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    model_kwargs: dict | None = None,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the energy in ``x`` and the energy itself, scales summed.
+
+    Args:
+        x: (B, *event); nothing flows further back than to its values.
+        model_kwargs: further arguments of the model.
+        create_graph: keep both differentiable in the model's parameters.
+
+    Returns:
+        grad (B, *event) and energy (B,).
+
+    Raises:
+        ValueError: the energy does not depend on ``x``.
+    """
+    with torch.enable_grad():
+        return leaf_gradient(model, x.detach().requires_grad_(), model_kwargs or {}, create_graph)
+
+
+def leaf_gradient(
+    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, create_graph: bool
+) -> tuple[Tensor, Tensor]:
+    """``input_gradient`` without its preparations, for loops: ``x`` is a leaf that requires a
+    gradient, and gradients are enabled."""
+    e = energy(model, x, **model_kwargs)
+    if not e.requires_grad:
+        raise ValueError("model must return an energy that depends on x, with its graph to x")
+    (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
+    if e.dim() == 2:
+        e = e.sum(1)
+    return grad, e if create_graph else e.detach()
+
+
+@contextmanager
+def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator[None]:
+    """The model as chains need it: in eval mode and, with ``freeze``, its parameters constants.
+
+    On leaving, also by an exception, every parameter's ``requires_grad`` and every submodule's
+    ``training`` are what they were. A plain function is left alone.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modules = [m for m in model.modules() if m.training]
+    parameters = [p for p in model.parameters() if p.requires_grad] if freeze else []
+    try:
+        for module in modules:
+            module.training = False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+        for parameter in parameters:
+            parameter.requires_grad_(True)

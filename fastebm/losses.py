@@ -1,0 +1,357 @@
+"""Contrastive divergence, persistent and improved: losses for a training loop of your own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastebm.buffer import ReplayBuffer
+from fastebm.energy import energy
+from fastebm.entropy import nn_log_distance
+from fastebm.rng import ChainRNG, as_rng
+from fastebm.samplers import LangevinDynamics, finite_rows
+
+ON_NONFINITE = ("raise", "warn", "skip")
+
+
+class NonFiniteError(RuntimeError):
+    """Energies or chains became NaN or infinite."""
+
+
+class LossOutput(NamedTuple):
+    """What a loss returns.
+
+    Attributes:
+        loss: 0-d, to call ``backward()`` on.
+        x_neg: (B, *event), the chains in the end, without a graph.
+        metrics: the terms, each 0-d without a graph. The total is not among them: its value is not
+            comparable between losses.
+    """
+
+    loss: Tensor
+    x_neg: Tensor
+    metrics: dict[str, Tensor | float]
+
+
+class ContrastiveDivergence(nn.Module):
+    """CD-k: ``mean E(x) - mean E(sg x_neg) + energy_reg_weight (mean E(x)^2 + mean E(x_neg)^2)``.
+
+    The chains start at the data and take ``k_steps`` steps; sg stops the gradient. Energies (B, S)
+    of S scales enter by their mean, and drive the chains by their sum.
+
+    The model is not a submodule, so its parameters are not listed twice; a buffer is.
+
+    Args:
+        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S).
+        sampler: its chains; ``sampler.model`` is this model (or what it wraps, for DDP).
+        k_steps: Langevin steps, >= 1.
+        energy_reg_weight: weight of the energies' squares.
+        on_nonfinite: what to do about samples with a non-finite state or energy, which
+            ``metrics["n_nonfinite"]`` counts and which never enter a buffer: ``"raise"`` a
+            NonFiniteError; ``"warn"`` and compute the loss with them; ``"skip"`` them: leave them
+            out of every mean, and raise only if nothing is left.
+
+    Metrics: ``energy_pos``, ``energy_neg`` and their ``_std`` over the batch; ``loss_cd`` =
+    ``energy_gap`` = energy_pos - energy_neg; ``energy_reg`` (without its weight); ``grad_norm``,
+    the mean of |grad E| in the last step; ``clamp_share``, of the chains' elements on a face of the
+    box; ``n_nonfinite``.
+
+    Source: Hinton, Training products of experts by minimizing contrastive divergence, 2002.
+    """
+
+    def __init__(
+        self,
+        model,
+        sampler: LangevinDynamics,
+        k_steps: int = 10,
+        energy_reg_weight: float = 0.0,
+        on_nonfinite: str = "raise",
+    ) -> None:
+        super().__init__()
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {type(model).__name__}")
+        if not isinstance(sampler, LangevinDynamics):
+            raise TypeError(f"sampler must be a LangevinDynamics, got {type(sampler).__name__}")
+        if not isinstance(k_steps, int) or k_steps < 1:
+            raise ValueError(f"k_steps must be an integer >= 1, got {k_steps!r}")
+        if on_nonfinite not in ON_NONFINITE:
+            raise ValueError(
+                f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
+            )
+        per_chain = [sampler.step_size, sampler.noise_std]
+        if on_nonfinite == "skip" and any(isinstance(v, Tensor) and v.dim() for v in per_chain):
+            raise ValueError('on_nonfinite="skip" needs one step_size and noise_std for all chains')
+        self.__dict__["model"] = model  # past nn.Module, which would register it
+        self.sampler = sampler
+        self.buffer: ReplayBuffer | None = None
+        self.k_steps = k_steps
+        self.energy_reg_weight = _weight("energy_reg_weight", energy_reg_weight)
+        self.on_nonfinite = on_nonfinite
+        self.calls = 0
+
+    def forward(
+        self,
+        x: Tensor,
+        model_kwargs: dict | None = None,
+        seed: int | ChainRNG | None = None,
+        generator: Generator | None = None,
+    ) -> LossOutput:
+        """The loss of one batch.
+
+        Args:
+            x: data (B, *event), floating point.
+            model_kwargs: further arguments of the model. With ``on_nonfinite="skip"``, tensors of
+                B rows are taken to belong to the samples.
+            seed, generator: the noise of the chains, as in ``LangevinDynamics.sample``; an int
+                repeats the same noise in every call.
+
+        Raises:
+            NonFiniteError: see ``on_nonfinite``.
+            ValueError, TypeError: an argument is not what it should be; nothing has run then.
+        """
+        self._check(x)
+        rng = as_rng(seed, generator)
+        kwargs, n = model_kwargs or {}, len(x)
+        x, slots = x.detach(), None
+        start = x
+        if self.buffer is not None:
+            start, slots = self.buffer.sample(n)
+            start = start.to(x)
+        self.calls += 1
+        references = self._references(x, slots)  # before the chains come in
+        before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
+        t = rng.t
+
+        def terms(pos: Tensor | None = None, neg: Tensor | None = None):
+            """The loss, of some rows of data and chains if given. The chains' last step comes out
+            the same for some as for all: its noise goes by row number."""
+            kwargs_neg = _take(kwargs, neg, n)
+            x_kl, grad = self.sampler.last_step(
+                before if neg is None else before[neg],
+                self.k_steps - 1,
+                create_graph=self._through_last_step,
+                seed=ChainRNG(rng.seed, t, rng.sample_offset),
+                model_kwargs=kwargs_neg,
+                sample_ids=None if neg is None else neg + rng.sample_offset,
+            )
+            x_neg = x_kl.detach()
+            leaf = x_kl.detach().requires_grad_() if self._through_last_step else x_neg
+            e_pos = energy(self.model, x if pos is None else x[pos], **_take(kwargs, pos, n))
+            e_neg = energy(self.model, leaf, **kwargs_neg)
+            loss = e_pos.mean() - e_neg.mean()
+            metrics = self._metrics(e_pos, e_neg, x_neg, grad)
+            if self.energy_reg_weight:
+                loss = loss + self.energy_reg_weight * _mean_squares(e_pos, e_neg)
+            if self._through_last_step:
+                own = references
+                if own is not None and neg is not None:
+                    own = references[0], references[1][neg]
+                loss = loss + self._last_step_terms(e_neg, leaf, x_kl, own, metrics)
+            finite_pos = finite_rows(e_pos)
+            return loss, x_neg, metrics, finite_pos, finite_rows(x_neg) & finite_rows(e_neg)
+
+        with torch.enable_grad():
+            loss, x_neg, metrics, finite_pos, finite_neg = terms()
+            n_pos, n_neg = (n - torch.stack([finite_pos.sum(), finite_neg.sum()])).tolist()
+            if n_pos or n_neg:
+                self._report(n_pos, n_neg, n)
+            if (n_pos or n_neg) and self.on_nonfinite == "skip":
+                loss, _, metrics, *_ = terms(finite_pos.nonzero()[:, 0], finite_neg.nonzero()[:, 0])
+        rng.advance(1)
+        if self.buffer is not None:
+            whole = slice(None) if n_neg == 0 else finite_neg
+            self.buffer.push(x_neg[whole], slots[whole])
+        metrics["n_nonfinite"] = float(n_pos + n_neg)
+        return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
+
+    _through_last_step = False  # whether the loss depends on the parameters through the last step
+
+    def _references(self, x: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def _last_step_terms(
+        self,
+        e_neg: Tensor,
+        leaf: Tensor,
+        x_kl: Tensor,
+        references: tuple[Tensor, Tensor] | None,
+        metrics: dict[str, Tensor | float],
+    ) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _metrics(self, e_pos: Tensor, e_neg: Tensor, x_neg: Tensor, grad: Tensor) -> dict:
+        # A sample's energy is the mean over its scales.
+        pos, neg = (e if e.dim() == 1 else e.mean(1) for e in (e_pos.detach(), e_neg.detach()))
+        mean_pos, mean_neg = pos.mean(), neg.mean()
+        return {
+            "loss_cd": mean_pos - mean_neg,
+            "energy_pos": mean_pos,
+            "energy_neg": mean_neg,
+            "energy_pos_std": pos.std(correction=0),
+            "energy_neg_std": neg.std(correction=0),
+            "energy_gap": mean_pos - mean_neg,
+            "energy_reg": _mean_squares(e_pos, e_neg),
+            "grad_norm": grad.detach().unsqueeze(-1).flatten(1).norm(dim=1).mean(),
+            "clamp_share": self.sampler.clamp_share(x_neg),
+        }
+
+    def _check(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
+            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
+        if self.buffer is not None and x.shape[1:] != self.buffer.shape:
+            raise ValueError(
+                f"x must have samples of the buffer's shape {self.buffer.shape},"
+                f" got {tuple(x.shape[1:])}"
+            )
+
+    def _report(self, n_pos: int, n_neg: int, n: int) -> None:
+        message = (
+            f"call {self.calls} of {type(self).__name__}: not finite are {n_pos} of {n} energies of"
+            f" the data and {n_neg} of {n} chains"
+        )
+        left = n_pos < n and n_neg < n
+        if self.on_nonfinite == "raise" or (self.on_nonfinite == "skip" and not left):
+            raise NonFiniteError(message)
+        warnings.warn(message, stacklevel=3)
+
+
+class PersistentContrastiveDivergence(ContrastiveDivergence):
+    """CD with chains that start at samples of ``buffer`` and go back into it.
+
+    Args, metrics: as ``ContrastiveDivergence``, and
+        buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
+
+    Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
+    gradient, 2008; Du and Mordatch, Implicit generation and modeling with energy-based models,
+    2019.
+    """
+
+    def __init__(
+        self,
+        model,
+        sampler: LangevinDynamics,
+        buffer: ReplayBuffer,
+        k_steps: int = 10,
+        energy_reg_weight: float = 0.0,
+        on_nonfinite: str = "raise",
+    ) -> None:
+        super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
+        _check_buffer(buffer)
+        self.buffer = buffer
+
+
+class ImprovedContrastiveDivergence(ContrastiveDivergence):
+    """CD, and terms that reach the parameters through the last Langevin step.
+
+    ``loss = mean E(x) - mean E(sg x_neg) + energy_reg_weight (mean E(x)^2 + mean E(x_neg)^2)
+    + kl_weight mean E_sg(x_kl) - entropy_weight H(x_kl)``
+
+    x_kl has the values of x_neg, but depends on the parameters through the gradient of the last
+    step (second derivatives are exact); E_sg is the energy with its parameters held constant. H is
+    the mean of ``log(d^2 + entropy_eps^2) / 2``, d the distance to the nearest reference: a
+    nearest-neighbour estimate of the entropy, without its factor D.
+
+    What the KL term is: with q the law of the chains' ends and p the model, ``mean E_sg(x_kl) - H``
+    estimates KL(q || sg p) up to a constant. Added (weights > 0, as in the paper) it trains the
+    short chain to end where the energy is low: a regulariser, which keeps training stable at steps
+    so large that CD diverges. What it is not: the term that CD leaves out of its gradient. That one
+    has the opposite sign: ``kl_weight=-1`` (and -1 for an exact entropy) gives the gradient of
+    KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
+    alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
+
+    Args, metrics: as ``ContrastiveDivergence``, and
+        buffer: where chains start and end; None: they start at the data.
+        kl_weight, entropy_weight: any real numbers.
+        entropy_eps: > 0, the distance below which two samples count as equal.
+        n_entropy_refs: how many samples of the buffer are references, chosen anew in each call;
+            None: all. They are taken before the new chains come in, less the slot that a chain
+            started from. Without a buffer the references are the other chains. With fewer than two
+            references the entropy term is zero.
+    Further metrics: ``kl_energy``, ``entropy``, both without their weights.
+
+    Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
+    models, 2021.
+    """
+
+    def __init__(
+        self,
+        model,
+        sampler: LangevinDynamics,
+        buffer: ReplayBuffer | None = None,
+        k_steps: int = 10,
+        kl_weight: float = 1.0,
+        entropy_weight: float = 0.3,
+        entropy_eps: float = 1e-3,
+        n_entropy_refs: int | None = None,
+        energy_reg_weight: float = 0.0,
+        on_nonfinite: str = "raise",
+    ) -> None:
+        super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
+        if buffer is not None:
+            _check_buffer(buffer)
+        self.buffer = buffer
+        self.kl_weight = _weight("kl_weight", kl_weight)
+        self.entropy_weight = _weight("entropy_weight", entropy_weight)
+        if not 0 < entropy_eps < math.inf:
+            raise ValueError(f"entropy_eps must be finite and > 0, got {entropy_eps}")
+        if n_entropy_refs is not None and n_entropy_refs < 2:
+            raise ValueError(f"n_entropy_refs must be None or >= 2, got {n_entropy_refs}")
+        self.entropy_eps, self.n_entropy_refs = float(entropy_eps), n_entropy_refs
+
+    _through_last_step = True
+
+    def _references(self, x: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """References from the buffer, and for each chain which of them is its own slot (or -1)."""
+        if self.buffer is None or not self.entropy_weight:
+            return None
+        y, position = self.buffer.references(self.n_entropy_refs)
+        return y.to(x), torch.where(slots < 0, -1, position[slots.clamp(min=0)]).to(x.device)
+
+    def _last_step_terms(self, e_neg, leaf, x_kl, references, metrics):
+        # The negative phase and the KL term are energies of the same points, so one forward serves
+        # both. e_neg, taken at a leaf, has a graph to the parameters: the negative phase. Its
+        # gradient v at the leaf gives the KL term to first order: d E_sg(x_kl) = <v, d x_kl>, and
+        # the first derivative in the parameters, all that backward() computes, is exact.
+        (v,) = torch.autograd.grad(e_neg.mean(), leaf, retain_graph=True)
+        x_neg = x_kl.detach()
+        kl = e_neg.mean().detach() + (v * (x_kl - x_neg)).sum()
+        entropy = torch.zeros_like(kl)
+        if self.entropy_weight:
+            if self.buffer is None:
+                references = x_neg, torch.arange(len(x_neg), device=x_neg.device)
+            y, own = references
+            if len(y) > 1:
+                entropy = nn_log_distance(x_kl, y, own, self.entropy_eps)
+        metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
+        return self.kl_weight * kl - self.entropy_weight * entropy
+
+
+def _mean_squares(e_pos: Tensor, e_neg: Tensor) -> Tensor:
+    return e_pos.square().mean() + e_neg.square().mean()
+
+
+def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:
+    """The arguments for some of n samples."""
+    if rows is None:
+        return model_kwargs
+    return {
+        k: v[rows] if isinstance(v, Tensor) and v.dim() and len(v) == n else v
+        for k, v in model_kwargs.items()
+    }
+
+
+def _weight(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    return float(value)
+
+
+def _check_buffer(buffer: ReplayBuffer) -> None:
+    if not isinstance(buffer, ReplayBuffer):
+        raise TypeError(f"buffer must be a ReplayBuffer, got {type(buffer).__name__}")

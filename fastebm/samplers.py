@@ -1,0 +1,354 @@
+"""Langevin dynamics: its conventions, schedules and diagnostics."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
+
+import torch
+from torch import Generator, Tensor
+
+from fastebm.chain import Coefficients, StepOptions, run_chain, run_last_step
+from fastebm.energy import sampling_mode
+from fastebm.ops import Clamp, langevin_step_
+from fastebm.rng import INIT, ChainRNG, as_rng
+from fastebm.scale import data_scale
+
+__all__ = ["LangevinDynamics", "StepSizeWarning", "data_scale"]
+
+Schedule = Callable[[int], float]
+
+
+class StepSizeWarning(UserWarning):
+    """The step is too large for the data: no energy makes the chain reproduce them."""
+
+
+class LangevinDynamics:
+    """Unadjusted Langevin dynamics on an energy, ``p(x)`` proportional to ``exp(-E(x))``.
+
+    ``x <- clamp(x - step_size * clip(grad E(x)) + sigma * n)``, with n standard normal and
+    ``sigma = noise_std`` if given, else ``noise_scale * sqrt(2 * step_size * temperature)``.
+    So ``noise_scale`` is a multiplier of the noise of exact Langevin dynamics at ``temperature``,
+    and ``noise_std`` is absolute and wins. With small steps the chain samples
+    ``exp(-E / effective_temperature)``, where ``effective_temperature = sigma^2 / (2 step_size)``.
+
+    Args:
+        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
+            in eval mode with its parameters frozen while chains run, and restored after.
+        step_size: > 0; a number, a tensor of B numbers (one per chain), or a schedule: a function
+            of the step's index, an int from 0 in every call of ``sample``, to a number.
+        noise_scale, temperature: >= 0, a number or a schedule.
+        noise_std: >= 0, a number, a tensor of B numbers, or a schedule; None: from the above.
+        clamp: (lo, hi), the box every step ends in; either may be None.
+        grad_clip: bound on |grad|, element by element.
+        noise_first: ``x <- x + sigma * n``, then the gradient there, then the rest of the step.
+        grad_norm_clip: bound on each chain's gradient norm, applied before ``grad_clip``.
+
+    Raises:
+        TypeError, ValueError: an argument is not of its kind or out of its range.
+
+    Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        step_size: float | Tensor | Schedule,
+        noise_scale: float | Schedule = 1.0,
+        noise_std: float | Tensor | Schedule | None = None,
+        temperature: float | Schedule = 1.0,
+        clamp: Clamp | None = None,
+        grad_clip: float | None = None,
+        noise_first: bool = False,
+        grad_norm_clip: float | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {type(model).__name__}")
+        self.model = model
+        self.step_size = _setting("step_size", step_size, above_zero=True, per_chain=True)
+        self.noise_scale = _setting("noise_scale", noise_scale)
+        self.temperature = _setting("temperature", temperature)
+        if noise_std is not None:
+            noise_std = _setting("noise_std", noise_std, per_chain=True)
+        self.noise_std = noise_std
+        for name, bound in (("grad_clip", grad_clip), ("grad_norm_clip", grad_norm_clip)):
+            if bound is not None:
+                _number(name, bound, above_zero=True)
+        self.options = StepOptions(_box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
+
+    def coefficients(self, k: int) -> Coefficients:
+        """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,)."""
+        step = _at(k, "step_size", self.step_size, above_zero=True)
+        if self.noise_std is not None:
+            return step, _at(k, "noise_std", self.noise_std)
+        scale = _at(k, "noise_scale", self.noise_scale)
+        sigma = (2 * step * _at(k, "temperature", self.temperature)) ** 0.5
+        return step, scale * sigma
+
+    @property
+    def effective_temperature(self) -> float | Tensor:
+        """``sigma^2 / (2 step_size)``: at small steps, chains sample ``exp(-E / it)``. That of the
+        first step where there is a schedule; a tensor (B,) where chains differ."""
+        step, sigma = self.coefficients(0)
+        return sigma**2 / (2 * step)
+
+    def check_step_size(self, data: Tensor) -> None:
+        """Warn when the noise of one step is wider than the tightest scale of the data.
+
+        A step adds variance sigma^2, so a chain has a mode of variance v only if sigma^2 <= v; at
+        temperature 1, step_size <= v / 2. Beyond, training steepens the energy without bound. With
+        ``noise_first`` the gradient acts after the noise and there is no such limit.
+
+        Args:
+            data: (N, *event), N >= 32. For v see ``data_scale``.
+        """
+        if self.options.noise_first:
+            return
+        step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))
+        v = data_scale(data)
+        if sigma**2 > v:
+            warnings.warn(
+                f"step_size={step:.3g} adds noise of variance {sigma**2:.3g} a step, more than the"
+                f" tightest scale of the data, {v:.3g}: no energy makes these chains reproduce the"
+                f" data; at this effective temperature use step_size <= {step * v / sigma**2:.2g}",
+                StepSizeWarning,
+                stacklevel=2,
+            )
+
+    def sample(
+        self,
+        x: Tensor | None = None,
+        n_steps: int = 100,
+        *,
+        n_samples: int | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        burn_in: int = 0,
+        thin: int = 1,
+        return_trajectory: bool = False,
+        return_diagnostics: bool = False,
+        seed: int | ChainRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
+        """Run ``burn_in + n_steps`` steps.
+
+        Args:
+            x: starting points (B, *event), not modified; None: standard normal, clamped, from the
+                same stream, of shape (n_samples, *dim) and on the device of the model.
+            n_steps: steps after ``burn_in``.
+            n_samples, dim: shape of the start when ``x`` is None.
+            burn_in: steps before the trajectory and the diagnostics begin.
+            thin: keep every so-many-th of the ``n_steps`` steps, ``n_kept = n_steps // thin``.
+            return_trajectory: return what was kept, not only the last state.
+            return_diagnostics: return also a dict, below.
+            seed: an int: the same noise in every call; a ``ChainRNG``: goes on where it is, and is
+                advanced; None: a key from ``generator``, or from torch's default generator.
+            generator: see ``seed``; not both.
+            model_kwargs: further arguments of the model.
+            sample_ids: int64 (B,), whose noise each chain gets; default: its row.
+
+        Returns:
+            The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
+            ``return_diagnostics`` a pair of it and a dict: ``mean`` and ``var`` over the chains
+            (n_kept, *event), ``energy`` and ``grad_norm`` (n_kept, B) at the point that the kept
+            step started from (they cost nothing there), ``clamp_share``, the share of elements of
+            the last state on a face of the box, ``n_nonfinite``, the number of chains that are not
+            finite in the end, and ``effective_temperature``.
+
+        Raises:
+            ValueError, TypeError: an argument is not what it should be; nothing has run then.
+        """
+        for name, value, least in (
+            ("n_steps", n_steps, 0),
+            ("burn_in", burn_in, 0),
+            ("thin", thin, 1),
+        ):
+            _integer(name, value, least)
+        total = burn_in + n_steps
+        plan = self._plan(total)
+        rng = as_rng(seed, generator)
+        if x is None:
+            x = self._start(n_samples, dim, rng, sample_ids)
+        elif n_samples is not None or dim is not None:
+            raise ValueError("give x, or n_samples and dim, not both")
+        else:
+            x = _chains(x)
+        kept: list[Tensor] = []
+        log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "grad_norm": []}
+
+        def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
+            if k < burn_in or (k - burn_in + 1) % thin:
+                return
+            if return_trajectory:
+                kept.append(x.clone())
+            if return_diagnostics:
+                log["mean"].append(x.mean(0))
+                log["var"].append(x.var(0, correction=0))
+                log["energy"].append(e)
+                log["grad_norm"].append(_rows(grad).norm(dim=1))
+
+        with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model):
+            x = x.clone(memory_format=torch.contiguous_format)
+            run_chain(
+                *(self.model, x, plan, rng.state(x.device), self.options, model_kwargs or {}),
+                sample_ids=sample_ids,
+                on_step=keep if return_trajectory or return_diagnostics else None,
+            )
+        rng.advance(total)
+        out = x
+        if return_trajectory:
+            out = torch.stack(kept, 1) if kept else x.new_empty((len(x), 0, *x.shape[1:]))
+        if not return_diagnostics:
+            return out
+        empty = {"mean": x.shape[1:], "var": x.shape[1:], "energy": (len(x),)}
+        diagnostics: dict[str, Tensor | float] = {
+            name: torch.stack(v) if v else x.new_empty((0, *empty.get(name, (len(x),))))
+            for name, v in log.items()
+        }
+        diagnostics["clamp_share"] = self.clamp_share(x)
+        diagnostics["n_nonfinite"] = (~finite_rows(x)).sum()
+        diagnostics["effective_temperature"] = self.effective_temperature
+        return out, diagnostics
+
+    def last_step(
+        self,
+        x: Tensor,
+        k: int = 0,
+        *,
+        create_graph: bool = True,
+        seed: int | ChainRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Step ``k`` of a chain, its result differentiable in the parameters of the model.
+
+        With one ``ChainRNG`` for both, ``sample(x, K - 1)`` and then ``last_step(., K - 1)`` has
+        the values of ``sample(x, K)``. The result depends on the parameters through this step's
+        gradient; its starting point is a constant.
+
+        Args:
+            x: (B, *event), where the step starts; not modified.
+            k: index of the step, for schedules.
+            create_graph: False: no graph is kept.
+            seed, generator, model_kwargs, sample_ids: as in ``sample``.
+
+        Returns:
+            x after the step, and grad E(x), both (B, *event) and with a graph.
+        """
+        _integer("k", k, 0)
+        coefficients = self.coefficients(k)
+        rng = as_rng(seed, generator)
+        x = _chains(x)
+        freeze = not create_graph
+        with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model, freeze):
+            out = run_last_step(
+                *(self.model, x, coefficients, rng.state(x.device), self.options),
+                *(model_kwargs or {}, sample_ids, create_graph),
+            )
+        rng.advance(1)
+        return out
+
+    def clamp_share(self, x: Tensor) -> Tensor:
+        """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
+        lo, hi = self.options.clamp or (None, None)
+        on_face = torch.zeros_like(x, dtype=torch.bool)
+        if lo is not None:
+            on_face |= x <= lo
+        if hi is not None:
+            on_face |= x >= hi
+        return on_face.float().mean()
+
+    def _plan(self, n_steps: int) -> list[Coefficients]:
+        """The coefficients of every step, checked before the first."""
+        if any(map(callable, (self.step_size, self.noise_std, self.noise_scale, self.temperature))):
+            return [self.coefficients(k) for k in range(n_steps)]
+        return [self.coefficients(0)] * n_steps
+
+    def _start(
+        self, n: int | None, dim: int | tuple[int, ...] | None, rng: ChainRNG, ids: Tensor | None
+    ) -> Tensor:
+        if n is None or dim is None:
+            raise ValueError("give x, or n_samples and dim")
+        _integer("n_samples", n, 0)
+        event = (dim,) if isinstance(dim, int) else tuple(dim)
+        for d in event:
+            _integer("dim", d, 1)
+        like = next((p for p in _parameters(self.model) if p.is_floating_point()), torch.empty(0))
+        x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
+        state = rng.state(x.device)
+        with torch.no_grad():
+            return langevin_step_(
+                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.options.clamp, tag=INIT
+            )
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """bool (B,): which samples have finite elements only."""
+    return _rows(x).isfinite().all(1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.unsqueeze(-1).flatten(1)
+
+
+def _parameters(model: Callable[..., Tensor]):
+    return model.parameters() if isinstance(model, torch.nn.Module) else ()
+
+
+def _chains(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor (B, *event), got {kind}")
+    return x.detach()
+
+
+def _setting(name: str, value, *, above_zero: bool = False, per_chain: bool = False):
+    """A checked number, tensor (B,), or schedule."""
+    if isinstance(value, Tensor):
+        if not per_chain:
+            raise TypeError(f"{name} must be a number or a schedule, got a tensor")
+        if value.dim() > 1 or not value.is_floating_point() or value.requires_grad:
+            raise ValueError(
+                f"{name} must be a floating-point tensor (B,) without a gradient, got {value.dtype}"
+                f" {tuple(value.shape)}"
+            )
+        bad = ~value.isfinite() | ((value <= 0) if above_zero else (value < 0))
+        if bad.any():
+            raise ValueError(
+                f"{name} must be finite and {'>' if above_zero else '>='} 0, got {value[bad][0]}"
+            )
+        return value.detach().clone()
+    return value if callable(value) else _number(name, value, above_zero)
+
+
+def _at(k: int, name: str, value, above_zero: bool = False) -> float | Tensor:
+    return _number(f"{name}({k})", value(k), above_zero) if callable(value) else value
+
+
+def _number(name: str, value, above_zero: bool = False) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above_zero else '>='} 0, got {value}")
+    return float(value)
+
+
+def _integer(name: str, value: int, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def _box(clamp: Clamp | None) -> Clamp | None:
+    if clamp is None:
+        return None
+    try:
+        lo, hi = (None if c is None else float(c) for c in clamp)
+    except (TypeError, ValueError):
+        raise ValueError(f"clamp must be a pair (lo, hi), got {clamp!r}") from None
+    if not (-math.inf if lo is None else lo) <= (math.inf if hi is None else hi):
+        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
+    return lo, hi
