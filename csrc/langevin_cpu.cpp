@@ -78,21 +78,23 @@ void step_scalar(const LangevinParams& p, int64_t begin, int64_t end) {
 }
 
 #if defined(__x86_64__)
+// clang-format off
 namespace avx2 {
 #define FASTEBM_TARGET __attribute__((target("avx2,fma,f16c")))
-#include "langevin_simd.h"
-#include "philox_simd.h"
 #include "simd_avx2.h"
+#include "philox_simd.h"
+#include "langevin_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2
 
 namespace avx512 {
 #define FASTEBM_TARGET __attribute__((target("avx512f,avx2,fma,f16c")))
-#include "langevin_simd.h"
-#include "philox_simd.h"
 #include "simd_avx512.h"
+#include "philox_simd.h"
+#include "langevin_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx512
+// clang-format on
 #endif
 
 template <class T>
