@@ -227,7 +227,8 @@ class LangevinDynamics:
         """Step ``k`` of a chain, its result differentiable in the parameters of the model.
 
         With one ``ChainRNG`` for both, ``sample(x, K - 1)`` and then ``last_step(., K - 1)`` has
-        the values of ``sample(x, K)``. The result depends on the parameters through this step's
+        the values of ``sample(x, K)``, up to rounding where torch has other formulas for gradients
+        with a graph. The result depends on the parameters through this step's
         gradient; its starting point is a constant.
 
         Args:

@@ -232,7 +232,9 @@ def test_last_step_has_the_values_of_the_chain(noise_first, dtype):
         after, grad = sampler.last_step(before, 3, seed=rng, create_graph=create_graph)
         assert rng.t == 4
         assert after.requires_grad == grad.requires_grad == create_graph
-        assert torch.equal(after.detach(), sampler.sample(x, 4, seed=9))
+        # With a graph, torch composes some gradients (SiLU's) of other operations.
+        tol = 8 * torch.finfo(dtype).eps if create_graph else 0
+        torch.testing.assert_close(after.detach(), sampler.sample(x, 4, seed=9), rtol=tol, atol=tol)
 
 
 def test_last_step_is_differentiable_in_the_parameters_only_through_its_gradient():
