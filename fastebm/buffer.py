@@ -24,8 +24,8 @@ class ReplayBuffer(nn.Module):
     ``"reservoir"``, a uniform choice of all samples ever pushed (Vitter's algorithm R).
 
     As uint8, x in ``[lo, hi)`` is stored as ``q = floor(256 u)``, ``u = (x - lo) / (hi - lo)``, and
-    read as ``u = (q + U) / 256`` with U uniform in [0, 1): the mean does not drift however often a
-    sample goes in and out. Values outside the range are brought to its ends.
+    read as ``u = (q + U) / 256`` with U uniform in (0, 1): a sample stays in its step however often
+    it goes in and out, and the mean does not drift. Values outside are brought to the ends.
 
     Everything lives on the buffer's device and nothing waits for it. ``state_dict`` holds all that
     later samples depend on, the random state too, which can be restored on a device of the same
@@ -206,7 +206,8 @@ class ReplayBuffer(nn.Module):
             return q.float()
         lo, hi = self.value_range
         g = self._local_generator()
-        u = torch.rand(q.shape, generator=g, device=g.device) if dither else 0.5
+        # U keeps off the ends of [0, 1), where rounding would carry a sample to the next step.
+        u = 0.001 + 0.998 * torch.rand(q.shape, generator=g, device=g.device) if dither else 0.5
         return lo + (q + u) * ((hi - lo) / 256)
 
     def _local_generator(self) -> Generator:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastebm.energy import leaf_gradient
+from fastebm.energy import leaf_gradient, sum_scales
 from fastebm.ops import Clamp, langevin_step, langevin_step_
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
@@ -55,7 +55,7 @@ def run_chain(
             clamp=clamp,
         )
         if on_step is not None:
-            on_step(t, x, grad, e)
+            on_step(t, x, grad, sum_scales(e.detach()))
 
 
 def run_last_step(

@@ -77,6 +77,7 @@ def _run_all(tasks: list, console) -> list[dict]:
     context = multiprocessing.get_context("spawn")
     reports = context.Queue()
     workers = min(os.cpu_count() or 1, MAX_WORKERS, len(tasks))
+    others = multiprocessing.active_children()
     totals: dict[tuple[str, str], int] = {}
     for part, method, _, steps in tasks:
         totals[part, method] = totals.get((part, method), 0) + steps
@@ -100,8 +101,10 @@ def _run_all(tasks: list, console) -> list[dict]:
                 bar.start_task(bars[part, method])
                 bar.advance(bars[part, method], n)
                 bar.advance(everything, n)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # Ctrl-C or a failed task: do not wait for the others
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
             raise
     return [f.result() for f in futures]
 

@@ -113,7 +113,8 @@ def train(trainer: Trainer, advance: Callable[[int], None], n_shown: int) -> dic
 
 
 def measure_ring(trainer: Trainer) -> dict:
-    """Density on a grid, and modes and MMD^2 of long chains from noise and of training chains."""
+    """Density on a grid; modes and MMD^2 of long chains from noise and of chains as long as those
+    of training; share of the long chains that change mode in further SNAPSHOT_STEPS steps."""
     data = trainer.dataset
     points, area = evaluation.grid(data.clamp, GRID)
     log_q = evaluation.grid_log_density(trainer.model, data.clamp, GRID)
@@ -125,6 +126,9 @@ def measure_ring(trainer: Trainer) -> dict:
         modes, share = evaluation.modes_found(chains, data.centres, data.std)
         result[f"modes_{label}"], result[f"on_mode_{label}"] = modes, share
         result[f"mmd2_{label}"] = evaluation.mmd2(chains, real)
+    later = trainer.sampler.sample(x, SNAPSHOT_STEPS, seed=4)
+    before, after = (torch.cdist(c, data.centres).argmin(1) for c in (x, later))
+    result["mode_changes"] = (before != after).double().mean().item()
     return result | {
         "log_density": log_q.float().reshape(GRID, GRID).numpy(),
         "trace_steps": trace_steps,

@@ -24,15 +24,7 @@ def energy(model: Callable[..., Tensor], x: Tensor, **model_kwargs) -> Tensor:
         TypeError: the model does not return a floating-point tensor.
         ValueError: its shape is none of these.
     """
-    e = model(x, **model_kwargs)
-    if not isinstance(e, Tensor) or not e.is_floating_point():
-        kind = f"a tensor of {e.dtype}" if isinstance(e, Tensor) else type(e).__name__
-        raise TypeError(f"model must return a floating-point tensor of energies, got {kind}")
-    if e.dim() not in (1, 2) or e.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"model must return energies of shape (B,), (B, 1) or (B, S) with B = {x.shape[0]},"
-            f" got {tuple(e.shape)}"
-        )
+    e = _energies(model, x, model_kwargs)
     return e.squeeze(1) if e.dim() == 2 and e.shape[1] == 1 else e
 
 
@@ -56,21 +48,40 @@ def input_gradient(
         ValueError: the energy does not depend on ``x``.
     """
     with torch.enable_grad():
-        return leaf_gradient(model, x.detach().requires_grad_(), model_kwargs or {}, create_graph)
+        leaf = x.detach().requires_grad_()
+        grad, e = leaf_gradient(model, leaf, model_kwargs or {}, create_graph)
+        return grad, sum_scales(e if create_graph else e.detach())
 
 
 def leaf_gradient(
     model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, create_graph: bool
 ) -> tuple[Tensor, Tensor]:
     """``input_gradient`` without its preparations, for loops: ``x`` is a leaf that requires a
-    gradient, and gradients are enabled."""
-    e = energy(model, x, **model_kwargs)
+    gradient, gradients are enabled, and the energies come as the model gave them."""
+    e = _energies(model, x, model_kwargs)
     if not e.requires_grad:
         raise ValueError("model must return an energy that depends on x, with its graph to x")
     (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
-    if e.dim() == 2:
-        e = e.sum(1)
-    return grad, e if create_graph else e.detach()
+    return grad, e
+
+
+def sum_scales(e: Tensor) -> Tensor:
+    """(B, S) as (B,)."""
+    return e.sum(1) if e.dim() == 2 else e
+
+
+def _energies(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Tensor:
+    """What the model returns, checked."""
+    e = model(x, **model_kwargs)
+    if not isinstance(e, Tensor) or not e.is_floating_point():
+        kind = f"a tensor of {e.dtype}" if isinstance(e, Tensor) else type(e).__name__
+        raise TypeError(f"model must return a floating-point tensor of energies, got {kind}")
+    if e.dim() not in (1, 2) or e.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"model must return energies of shape (B,), (B, 1) or (B, S) with B = {x.shape[0]},"
+            f" got {tuple(e.shape)}"
+        )
+    return e
 
 
 @contextmanager

@@ -218,7 +218,7 @@ class ContrastiveDivergence(nn.Module):
         left = n_pos < n and n_neg < n
         if self.on_nonfinite == "raise" or (self.on_nonfinite == "skip" and not left):
             raise NonFiniteError(message)
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=5)  # past nn.Module, to who called the loss
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):

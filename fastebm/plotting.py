@@ -48,6 +48,13 @@ def _curves(axis, curves: dict) -> None:
     axis.tick_params(labelsize=8)
 
 
+def _symlog_if_wide(axis, runs: list) -> None:
+    size = np.abs(np.concatenate(runs)) if runs else np.zeros(1)
+    size = size[np.isfinite(size)]
+    if size.size and size.max() > 30 and size.max() > 20 * np.quantile(size, 0.25):
+        axis.set_yscale("symlog", linthresh=1.0, linscale=0.8)
+
+
 def energy_landscapes(data, exact, models: dict, box: tuple[float, float], depth: float = 12.0):
     """Learned energies beside the data and the exact energy, all on one colour scale.
 
@@ -114,7 +121,7 @@ def samples_over_training(rows: dict, box: tuple[float, float], centres=None, ra
 
 
 def energy_gap(curves: dict):
-    """E(data) - E(chains) against the step, on a symmetric log scale with the zero line.
+    """E(data) - E(chains) against the step with the zero line, on a symmetric log scale when wide.
 
     Args:
         curves: label -> list of (steps, gap), one pair a run. A label without runs keeps its
@@ -124,10 +131,11 @@ def energy_gap(curves: dict):
     axis = figure.subplots()
     axis.axhline(0, color=INK, lw=0.8)
     _curves(axis, curves)
-    axis.set_yscale("symlog", linthresh=1.0, linscale=0.8)
+    _symlog_if_wide(axis, [values for runs in curves.values() for _, values in runs])
     axis.set_xlabel("step")
     axis.set_ylabel("E(data) $-$ E(chains)")
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    if len(curves) > 1:
+        axis.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -141,7 +149,7 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
     runs = [values for pairs in curves.values() for _, values in pairs]
     if terms is None:
         terms = tuple(t for t in TERMS if any(np.any(numbers(v.get(t, [0]))) for v in runs))
-    columns = min(3, len(terms))
+    columns = 2 if len(terms) == 4 else min(3, len(terms))
     lines = math.ceil(len(terms) / columns)
     figure = _figure(3.9 * columns, 2.6 * lines + 0.4)
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -152,9 +160,7 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
             for label, pairs in curves.items()
         }
         _curves(axis, shown)
-        values = [v for pairs in shown.values() for _, v in pairs]
-        if values and np.nanmax(np.abs(np.concatenate(values))) > 50:
-            axis.set_yscale("symlog", linthresh=1.0)
+        _symlog_if_wide(axis, [v for pairs in shown.values() for _, v in pairs])
         title, meaning = TERMS.get(term, (term, ""))
         axis.set_title(title, fontsize=10)
         axis.set_ylabel(meaning, fontsize=8)

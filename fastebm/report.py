@@ -87,14 +87,16 @@ def write(trainer: Trainer, out: Path, console) -> None:
     }
     (out / "evaluation.json").write_text(json.dumps(clean, indent=2) + "\n")
 
-    view = need("rich.table").Table(title=f"{CHAIN_STEPS}-step chains from noise, and the density")
+    console.print(f"\nSamples ({CHAIN_STEPS}-step chains from noise) and density:", highlight=False)
+    view = need("rich.table").Table()
     for name in ("measure", label, "real against real"):
         view.add_column(name, justify="left" if name == "measure" else "right")
     for name, (value, limit) in values.items():
         view.add_row(name, f"{value:.4g}", "" if limit is None else f"{limit:.4g}")
     console.print(view)
     few = max(1, len(records) // 10)
-    view = need("rich.table").Table(title="terms of the loss (totals are not comparable)")
+    console.print("\nTerms of the loss, before their weights:")
+    view = need("rich.table").Table()
     for name in ("term", "first tenth", "last tenth"):
         view.add_column(name, justify="left" if name == "term" else "right")
     for name in plotting.TERMS:

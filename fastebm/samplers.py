@@ -228,8 +228,8 @@ class LangevinDynamics:
 
         With one ``ChainRNG`` for both, ``sample(x, K - 1)`` and then ``last_step(., K - 1)`` has
         the values of ``sample(x, K)``, up to rounding where torch has other formulas for gradients
-        with a graph. The result depends on the parameters through this step's
-        gradient; its starting point is a constant.
+        with a graph. The result depends on the parameters through this step's gradient; its
+        starting point is a constant.
 
         Args:
             x: (B, *event), where the step starts; not modified.

@@ -78,7 +78,7 @@ def test_fifo_keeps_the_last():
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_reservoir_keeps_every_sample_with_the_same_probability(batch):
-    capacity, total, runs = 7, 28, 3000
+    capacity, total, runs = 7, 28, 1000
     count = torch.zeros(total)
     buffer = ReplayBuffer(capacity, (1,), mode="reservoir", seed=0)
     for _ in range(runs):
@@ -114,8 +114,8 @@ def test_uint8_does_not_drift_and_does_not_wrap():
         y, idx = buffer.sample(n)
         buffer.push(y, idx)
     y, idx = buffer.sample(n)
-    # A trip adds at most a step, uniform within the step of q: nothing accumulates.
-    assert (y - x[idx]).abs().max() <= step + 1e-5
+    # Each sample is still in its step: nothing accumulates, over 20 trips of 80,000 samples.
+    assert (y - x[idx]).abs().max() <= step
     error = (y - x[idx]).mean().item()
     assert abs(error) < 4 * step / math.sqrt(6 * n)  # variance of U - U' is step^2 / 6
     ends = torch.tensor([[-5.0], [-1.0], [2.0], [9.0]])

@@ -7,9 +7,10 @@ import pytest
 from fastebm.cli import app
 from fastebm.demo_report import verdicts
 
-GOOD = {"runs": 3, "diverged": 0, "diverged_at": [], "modes": 8, "on_mode": 0.9, "kl": 0.1}
+GOOD = {"runs": 3, "diverged": 0, "diverged_at": [], "modes": 8, "on_mode": 0.9, "kl": 0.1,
+        "mode_changes": 0.01}  # fmt: skip
 DEAD = {"runs": 3, "diverged": 3, "diverged_at": [180, 190, 200], "modes": 0, "on_mode": 0.0,
-        "kl": 2500.0}  # fmt: skip
+        "kl": 2500.0, "mode_changes": 0.5}  # fmt: skip
 LOST = GOOD | {"modes": 0, "on_mode": 0.01, "kl": 1.9}
 
 
@@ -42,7 +43,8 @@ def test_sentences_of_the_expected_result():
     icd, both = GOOD | {"kl": 0.7}, GOOD | {"kl": 0.04}
     text = " ".join(verdicts(table(cd=DEAD, low=LOST, good=GOOD, icd=icd, both=both)))
     for part in ("explodes at this step size: 3 of 3", "well-tuned energy penalty also prevents",
-                 "badly tuned", "ICD prevents it", "best density", "disagree"):  # fmt: skip
+                 "badly tuned", "ICD prevents it", "best density",
+                 "disagree (KL 0.7): only 1.0%"):  # fmt: skip
         assert part in text
 
 
@@ -50,6 +52,7 @@ def test_sentences_of_the_expected_result():
     "change, gone",
     [
         ({"cd": GOOD}, "explodes"),
+        ({"cd": GOOD}, "prevents"),
         ({"cd": DEAD | {"diverged": 2, "diverged_at": [180, 200]}}, "explodes"),
         ({"good": LOST}, "well-tuned"),
         ({"low": GOOD}, "badly tuned"),
@@ -58,6 +61,7 @@ def test_sentences_of_the_expected_result():
         ({"both": GOOD | {"kl": 0.2}}, "best density"),
         ({"both": LOST | {"kl": 0.01}}, "best density"),
         ({"icd": GOOD | {"kl": 0.2}}, "disagree"),
+        ({"icd": GOOD | {"kl": 0.7, "mode_changes": 0.2}}, "change mode"),
     ],
 )
 def test_no_sentence_without_its_numbers(change, gone):

@@ -10,7 +10,7 @@ from fastebm.entropy import nearest_neighbor, nn_log_distance
 
 
 def naive(x, y, skip=None, k=1):
-    d = (x[:, None] - y[None]).flatten(2).norm(dim=2)
+    d = (x[:, None] - y[None])[..., None].flatten(2).norm(dim=2)
     if skip is not None:
         for i, j in enumerate(skip.tolist()):
             if j >= 0:

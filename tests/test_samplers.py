@@ -11,7 +11,6 @@ from fastebm import reference
 from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning, data_scale
 
-
 NOISE_TOL = {"rtol": 1e-5, "atol": 1e-5}  # normals are float32, the oracle's float64
 
 
