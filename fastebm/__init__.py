@@ -2,7 +2,13 @@
 
 import torch  # noqa: F401  (loads libtorch before the extension)
 
-import fastebm._C  # noqa: F401  (registers torch.ops.fastebm)
+try:
+    import fastebm._C  # noqa: F401  (registers torch.ops.fastebm)
+except ModuleNotFoundError:
+    raise ImportError(
+        f"the fastebm in {__path__[0]} is not built: start Python in another directory to use the"
+        " installed one, or install this one with pip install -e ."
+    ) from None
 from fastebm import ops
 from fastebm.buffer import ReplayBuffer
 from fastebm.entropy import nearest_neighbor

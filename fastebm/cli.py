@@ -42,7 +42,7 @@ def one_line_errors() -> Iterator[None]:
     """What the user can put right becomes one line and exit code 2."""
     try:
         yield
-    except (ConfigError, DataError, MissingExtra) as error:
+    except (ConfigError, DataError, MissingExtra, OSError) as error:
         errors.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
@@ -116,6 +116,10 @@ def train(
         if resume is not None:
             _only_resumable(context)
             trainer = training.restore(resume, steps, _device(device))
+            if trainer.iteration >= trainer.config.steps:
+                raise ConfigError(
+                    f"{resume} is at step {trainer.iteration}, the last one: give more --steps"
+                )
             out = out or resume.parent
         elif data is None:
             raise ConfigError("name the DATA to train on, or a checkpoint to --resume")
@@ -131,8 +135,8 @@ def train(
         if tensorboard is None:
             tensorboard = fit.tensorboard_installed()
         console.print(_headline(trainer), highlight=False)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             outcome = fit.fit(
                 trainer,
                 out,
@@ -141,8 +145,6 @@ def train(
                 checkpoint_every=checkpoint_every,
                 console=console,
             )
-        for text in dict.fromkeys(str(w.message) for w in caught):
-            errors.print(f"warning: {text}", style="yellow", markup=False)
         if outcome.status == "diverged":
             errors.print(outcome.message, style="red", markup=False)
             raise typer.Exit(1)
@@ -150,6 +152,10 @@ def train(
         if outcome.status == "interrupted":
             raise typer.Exit(130)
         report.write(trainer, out, console)
+
+
+def _show_warning(message, *_) -> None:
+    errors.print(f"warning: {message}", style="yellow", markup=False)
 
 
 def _only_resumable(context: typer.Context) -> None:
@@ -212,8 +218,7 @@ def sample(
             if out is not None:
                 np.savez_compressed(out, x=x.numpy())
             if png is not None:
-                plotting_figure = report.samples_figure(trainer.dataset, x, f"{steps} steps")
-                plotting_figure.savefig(png)
+                report.samples_figure(trainer.dataset, x, f"{steps} steps").savefig(png)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write: {error}") from None
         console.print(f"{n} samples: {', '.join(str(p) for p in (out, png) if p)}")

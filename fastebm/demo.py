@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def _start_worker(reports) -> None:
     global _reports
     _reports = reports
     torch.set_num_threads(1)
+    # The step is too large on purpose, and what follows from it is counted and shown.
+    warnings.simplefilter("ignore", UserWarning)
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 

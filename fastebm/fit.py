@@ -156,9 +156,8 @@ def fit(
     A diverged run stops and keeps its last good checkpoint.
     """
     c = trainer.config
-    if not trainer.dataset.is_image and math.isclose(c.noise_std**2, 2 * c.step_size):
-        with suppress(ValueError):  # points that coincide have no scale to compare with
-            trainer.sampler.check_step_size(trainer.x)
+    with suppress(ValueError):  # points that coincide have no scale to compare with
+        trainer.sampler.check_step_size(trainer.x)
     settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
     settings["effective_temperature"] = trainer.sampler.effective_temperature
     settings["versions"] = trainer.state_dict()["versions"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from fastebm.energy import energy
 from fastebm.entropy import nn_log_distance
 from fastebm.rng import ChainRNG, as_rng
 from fastebm.samplers import LangevinDynamics, finite_rows
+from fastebm.scale import MIN_POINTS
 
 ON_NONFINITE = ("raise", "warn", "skip")
 
@@ -43,7 +45,8 @@ class ContrastiveDivergence(nn.Module):
     The chains start at the data and take ``k_steps`` steps; sg stops the gradient. Energies (B, S)
     of S scales enter by their mean, and drive the chains by their sum.
 
-    The model is not a submodule, so its parameters are not listed twice; a buffer is.
+    The model is not a submodule, so its parameters are not listed twice; a buffer is. The first
+    batch of 32 samples or more goes through ``sampler.check_step_size``, unless you called it.
 
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S).
@@ -117,6 +120,9 @@ class ContrastiveDivergence(nn.Module):
         rng = as_rng(seed, generator)
         kwargs, n = model_kwargs or {}, len(x)
         x, slots = x.detach(), None
+        if not self.sampler.step_size_checked and n >= MIN_POINTS:
+            with suppress(ValueError):  # no scale: points that coincide, or not finite
+                self.sampler.check_step_size(x)
         start = x
         if self.buffer is not None:
             start, slots = self.buffer.sample(n)

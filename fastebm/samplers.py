@@ -77,6 +77,7 @@ class LangevinDynamics:
             if bound is not None:
                 _number(name, bound, above_zero=True)
         self.options = StepOptions(_box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
+        self.step_size_checked = False  # the losses look at their first batch unless it was
 
     def coefficients(self, k: int) -> Coefficients:
         """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,)."""
@@ -104,6 +105,7 @@ class LangevinDynamics:
         Args:
             data: (N, *event), N >= 32. For v see ``data_scale``.
         """
+        self.step_size_checked = True
         if self.options.noise_first:
             return
         step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))

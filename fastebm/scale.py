@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+MIN_POINTS = 32
 _MAX_POINTS = 2000
 _SHARE = 0.75  # of its initial value, where the slope is read
 _PER_OCTAVE = 4  # points of the log-log curve while the number of pairs doubles
@@ -35,8 +36,8 @@ def data_scale(x: Tensor) -> float:
     Source: Grassberger and Procaccia, Measuring the strangeness of strange attractors, 1983.
     """
     n = x.shape[0] if x.dim() else 0
-    if n < 32:
-        raise ValueError(f"x must hold at least 32 points, got {n}")
+    if n < MIN_POINTS:
+        raise ValueError(f"x must hold at least {MIN_POINTS} points, got {n}")
     rows = torch.linspace(0, n - 1, min(n, _MAX_POINTS), dtype=torch.float64, device=x.device)
     x = x.detach()[rows.round().long()].reshape(len(rows), -1).double().cpu()
     if not x.isfinite().all():

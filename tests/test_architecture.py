@@ -20,7 +20,7 @@ LIBRARY = {
     "samplers": {"ops", "rng", "energy", "chain", "scale"},
     "buffer": {"ops", "rng"},
     "entropy": {"ops"},
-    "losses": {"energy", "samplers", "buffer", "entropy", "rng"},
+    "losses": {"energy", "samplers", "buffer", "entropy", "rng", "scale"},
 }
 APPLICATION = {p.stem for p in (ROOT / "fastebm").glob("*.py")} - LIBRARY.keys() - {"__init__"}
 HEAVY = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}

@@ -77,6 +77,11 @@ def test_resume_goes_on_to_more_steps(run, tmp_path):
     assert [r["step"] for r in fit.read_metrics(out / fit.METRICS)] == [20]
 
 
+def test_a_finished_run_has_nothing_to_resume(run):
+    result = call("train", "--resume", run / "checkpoint.pt")
+    assert result.exit_code == 2 and "give more --steps" in result.stderr
+
+
 def test_info():
     result = call("info")
     assert result.exit_code == 0 and torch.__version__ in result.output
@@ -164,7 +169,8 @@ def test_ctrl_c_of_a_process(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fastebm", "train", "ring", "--steps", "1000000"]
     command += ["--samples", "200", "--no-tensorboard", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, cwd=tmp_path)  # not where the sources are
     try:
         deadline = time.monotonic() + 60
         while not ((out / fit.METRICS).exists() and fit.read_metrics(out / fit.METRICS)):

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fastebm.losses import (
     PersistentContrastiveDivergence,
 )
 from fastebm.rng import ChainRNG
-from fastebm.samplers import LangevinDynamics
+from fastebm.samplers import LangevinDynamics, StepSizeWarning
 
 STEP, SIGMA, K, EPS = 0.1, 0.2, 3, 1e-2
 COMMON = {"energy_pos", "energy_neg", "energy_pos_std", "energy_neg_std", "energy_gap", "loss_cd"}
@@ -496,3 +497,21 @@ def test_errors():
         loss(torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"n must be in 1\.\.12"):
         loss(torch.zeros(13, 2, dtype=torch.float64))
+
+
+def test_the_first_batch_is_checked_for_the_step_size():
+    model = mlp().float()
+    data = 0.01 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+    def warnings_of(sampler, *batches):
+        loss = ContrastiveDivergence(model, sampler, 1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for x in batches:
+                loss(x)
+        return [w.category for w in caught]
+
+    assert warnings_of(LangevinDynamics(model, 0.02), data, data) == [StepSizeWarning]
+    assert warnings_of(LangevinDynamics(model, 0.02), data[:31]) == []
+    assert warnings_of(LangevinDynamics(model, 0.02), torch.zeros(64, 2)) == []
+    assert warnings_of(LangevinDynamics(model, 1e-6), data) == []

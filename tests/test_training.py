@@ -287,6 +287,7 @@ def test_step_size_warning_only_when_too_large(tmp_path):
         fit.fit(Trainer(replace(large, step_size=0.002)), tmp_path, tensorboard=False)
 
 
+@pytest.mark.filterwarnings("ignore::fastebm.StepSizeWarning")
 def test_icd_learns_the_ring_where_cd_explodes():
     common = replace(
         TrainConfig(), data="ring", samples=5000, steps=300, lr=0.01, step_size=0.02, seed=0
