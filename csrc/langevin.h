@@ -51,9 +51,6 @@ using LangevinBackwardLauncher = int(const LangevinBackwardParams&, int64_t begi
 LangevinLauncher langevin_step_cpu, langevin_step_cuda;
 LangevinBackwardLauncher langevin_step_backward_cpu, langevin_step_backward_cuda;
 
-// What a code that a CUDA launcher has just returned means.
-const char* cuda_error_text(int error);
-
 // What the elements of one sample share. C is the compute type.
 template <class C>
 struct RowCoefficients {

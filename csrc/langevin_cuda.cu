@@ -170,6 +170,4 @@ int langevin_step_backward_cuda(const LangevinBackwardParams& p, int64_t, int64_
   return visit_dtype(p.dtype, [&](auto t) { return backward<decltype(t)>(p, stream); });
 }
 
-const char* cuda_error_text(int error) { return error_text(error); }
-
 }  // namespace fastebm

@@ -1,4 +1,4 @@
-// The four floating-point types of a state, and the type each is computed in.
+// The types of stored samples, and the type each is computed in.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -14,7 +14,7 @@
 
 namespace fastebm {
 
-enum class Dtype { kFloat32, kFloat64, kBfloat16, kFloat16 };
+enum class Dtype { kFloat32, kFloat64, kBfloat16, kFloat16, kUint8 };
 
 // Storage only: 16 bits, converted on load and store.
 struct Bfloat16 {
@@ -103,7 +103,7 @@ FASTEBM_HD Float16 narrow<Float16>(float v) {
 #endif
 }
 
-// Returns f(T{}) for the type T that `dtype` names.
+// Returns f(T{}) for the floating-point type T that `dtype` names.
 template <class F>
 int visit_dtype(Dtype dtype, F&& f) {
   switch (dtype) {

@@ -98,6 +98,57 @@ def langevin_step(
     )[0]
 
 
+def nearest_neighbor(
+    x: Tensor,
+    y: Tensor,
+    *,
+    skip: Tensor | None = None,
+    k: int = 1,
+    y_scale: tuple[float, float] = (1.0, 0.0),
+) -> tuple[Tensor, Tensor]:
+    """The nearest references of each query, and the Euclidean distances to them; exact.
+
+    Distances are summed from differences, in float64, and rounded once, so near neighbours keep all
+    their digits; of equally near references the lowest index comes first. Candidates come from
+    faster float32 scores whose error is bounded, so the neighbours are those of an exhaustive
+    search, and the same on every device. Never an (n, m) matrix: a few MB of memory.
+
+    Differentiable any number of times in ``x`` and ``y`` (floating-point), through the winning
+    pairs only: d distance / dx = (x - y) / distance, taken as zero for points that coincide.
+
+    Args:
+        x: (n, *event), the queries: float32, float64, bfloat16 or float16.
+        y: (m, *event), the references, same device. Any floating-point dtype no wider than ``x``
+            (float32 for 16-bit ``x``), or uint8; none is copied to a wider one as a whole.
+        skip: (n,) int64, one reference that each query may not choose, -1 for none.
+        k: how many, 1..16, nearest first.
+        y_scale: (scale, offset): a uint8 q stands for ``q * scale + offset`` in float32.
+
+    Returns:
+        distance, of the dtype of ``x``, and index, int64: both (n,), or (n, k) when k > 1.
+        A pair with a NaN, or an infinity in the same place, is never chosen: a query left with
+        fewer than k references has distance NaN and index -1 for what is missing.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, y holds fewer than k references, or, on
+            a CPU, skip is out of range or leaves fewer than k.
+    """
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    distance, index = _op.nearest_neighbor.default(wide, y, skip, k, *y_scale)
+    if k == 1:
+        distance, index = distance[:, 0], index[:, 0]
+    return distance.to(x.dtype), index
+
+
+def pair_distance(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """Distances (n, k) of the queries ``x`` (n, *event) to the references ``y[index]``, index
+    (n, k), in plain torch; the gradient of coincident points is zero."""
+    difference = x.unsqueeze(-1).flatten(1)[:, None] - y.unsqueeze(-1).flatten(1)[index]
+    square = difference.square().sum(-1)
+    apart = square != 0
+    return torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
+
+
 def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     """A number for the operator, or a contiguous (B,) tensor of the compute type."""
     if not isinstance(value, Tensor):
@@ -137,6 +188,43 @@ def _check_step(x: Tensor, grad: Tensor | None) -> None:
         torch._check(grad.device == x.device, lambda: "grad and x are on different devices")
 
 
+def _check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
+    torch._check(x.dim() > 0 and x.shape[1:] == y.shape[1:], lambda: "x and y differ in *event")
+    torch._check(x.device == y.device, lambda: "x and y are on different devices")
+    torch._check(1 <= k <= 16, lambda: "k must be in 1..16")
+    torch._check(y.shape[0] >= k, lambda: "y holds fewer than k references")
+    if skip is not None:
+        torch._check(skip.shape == x.shape[:1], lambda: "skip must have one value per query")
+
+
+def _keep_winners(ctx, inputs, output) -> None:
+    x, y, _, _, ctx.scale, ctx.offset = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(x, y, *output)
+
+
+def _neighbor_backward(ctx, grad, _):
+    """Plain torch, so that it can be differentiated again."""
+    x, y, distance, index = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 6
+    n, k = index.shape
+    winners = y.unsqueeze(-1).flatten(1).index_select(0, index.clamp(min=0).flatten()).to(x.dtype)
+    if y.dtype == torch.uint8:
+        winners = winners * ctx.scale + ctx.offset
+    difference = x.unsqueeze(-1).flatten(1)[:, None] - winners.view(n, k, -1)
+    apart = distance != 0
+    slope = torch.where(apart, grad / torch.where(apart, distance, 1.0), 0.0)
+    pull = slope[..., None] * difference
+    grad_y = None
+    if ctx.needs_input_grad[1]:
+        found = torch.where(index[..., None] < 0, 0.0, -pull).flatten(0, 1).to(y.dtype)
+        rows = torch.zeros_like(y).unsqueeze(-1).flatten(1)
+        grad_y = rows.index_add(0, index.clamp(min=0).flatten(), found).view_as(y)
+    return pull.sum(1).view_as(x), grad_y, None, None, None, None
+
+
 def register_operators(namespace: str) -> None:
     """Fakes and gradients for one built library; tests use it for the emulated device too."""
     ops = getattr(torch.ops, namespace)
@@ -155,6 +243,15 @@ def register_operators(namespace: str) -> None:
     def _(grad_out, mask, step_size, step_sizes):
         like = torch.empty_like(grad_out, memory_format=torch.contiguous_format)
         return like, torch.empty_like(like)
+
+    @torch.library.register_fake(f"{namespace}::nearest_neighbor")
+    def _(x, y, skip, k, y_scale, y_offset):
+        _check_neighbor(x, y, skip, k)
+        return x.new_empty((x.shape[0], k)), x.new_empty((x.shape[0], k), dtype=torch.int64)
+
+    torch.library.register_autograd(
+        f"{namespace}::nearest_neighbor", _neighbor_backward, setup_context=_keep_winners
+    )
 
     def keep_masks(ctx, inputs, output):
         ctx.step_size = inputs[2]

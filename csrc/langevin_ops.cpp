@@ -1,64 +1,11 @@
-// Operator schemas, checks and registration: the only file that sees torch, and it sees only the
-// stable ABI (torch >= 2.11). Built twice: into _C (namespace fastebm) and, for tests, into _simt
-// (namespace fastebm_simt: the CUDA kernels on the CPU).
-#define USE_CUDA  // declares aoti_torch_get_current_cuda_stream in shim.h
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <limits>
-#include <optional>
-#include <tuple>
-
+// Schemas, checks and registration of the Langevin step's operators.
 #include "langevin.h"
-
-// Lives in libtorch_cuda. Weak, so that this library also loads under a CPU-only torch, where no
-// CUDA tensor can ever ask for a stream.
-#pragma weak aoti_torch_get_current_cuda_stream
+#include "ops.h"
 
 namespace fastebm {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using torch::stable::accelerator::DeviceGuard;
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr int64_t kGrainBlocks = 1024;  // 4096 elements, about 7 us of one core
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// These call the C shim; the dispatcher, asked by name, takes 1-2 us more.
-int32_t device_type(const Tensor& t) {
-  int32_t type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
-  return type;
-}
-
-Tensor empty_strided_on(const Tensor& t, const int64_t* sizes, const int64_t* strides, int64_t dim,
-                        int32_t dtype) {
-  AtenTensorHandle out;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, device_type(t),
-                                                  t.get_device_index(), &out));
-  return Tensor(out);
-}
-
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-Tensor empty_as(const Tensor& t) {  // t is contiguous
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  return empty_strided_on(t, t.sizes().data(), t.strides().data(), t.dim(), dtype);
-}
-
-void* current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  if (t.is_cuda())
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return stream;
-}
-
-const char* name_of(ScalarType t) { return torch::headeronly::toString(t); }
 
 Dtype dtype_of(const char* op, const Tensor& x) {
   switch (x.scalar_type()) {
@@ -74,11 +21,6 @@ Dtype dtype_of(const char* op, const Tensor& x) {
       STD_TORCH_CHECK(false, op, ": x must be float32, float64, bfloat16 or float16, got ",
                       name_of(x.scalar_type()));
   }
-}
-
-void check_same_device(const char* op, const char* what, const Tensor& t, const Tensor& x) {
-  STD_TORCH_CHECK(device_type(t) == device_type(x) && t.get_device_index() == x.get_device_index(),
-                  op, ": ", what, " and x are on different devices");
 }
 
 void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
@@ -110,14 +52,6 @@ void check_per_sample(const char* op, const char* what, const OptionalTensor& t,
 ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-
-int64_t sample_dim(const Tensor& x) {  // elements of one sample, also when there are no samples
-  int64_t dim = 1;
-  for (int64_t i = 1; i < x.dim(); ++i) dim *= x.size(i);
-  return dim;
-}
-
-const void* data_or_null(const OptionalTensor& t) { return t ? t->const_data_ptr() : nullptr; }
 
 // The arguments the two step operators share, checked and turned into what the kernels read.
 LangevinParams langevin_params(const char* op, const Tensor& x, double step_size, double noise_std,
@@ -248,13 +182,7 @@ std::tuple<Tensor, Tensor> langevin_step_backward(const Tensor& grad_out_in, con
 
 }  // namespace
 
-#ifdef FASTEBM_SIMT
-#define FASTEBM_NAMESPACE fastebm_simt
-#else
-#define FASTEBM_NAMESPACE fastebm
-#endif
-
-STABLE_TORCH_LIBRARY(FASTEBM_NAMESPACE, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "langevin_step_(Tensor(a!) x, Tensor? grad, float step_size, float noise_std, "
       "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, "

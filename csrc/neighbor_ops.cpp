@@ -1,0 +1,135 @@
+// Schema, checks and registration of the nearest-neighbour operator.
+#include "neighbor.h"
+#include "ops.h"
+
+namespace fastebm {
+namespace {
+
+const char* const kOp = "nearest_neighbor";
+
+Dtype reference_dtype(const Tensor& y) {
+  switch (y.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::Byte:
+      return Dtype::kUint8;
+    default:
+      STD_TORCH_CHECK(false, kOp, ": y must be floating-point or uint8, got ",
+                      name_of(y.scalar_type()));
+  }
+}
+
+void check_skip(const OptionalTensor& skip, const Tensor& x, int64_t m, int64_t k) {
+  if (!skip) return;
+  check_same_device(kOp, "skip", *skip, x);
+  STD_TORCH_CHECK(skip->scalar_type() == ScalarType::Long, kOp, ": skip must be int64, got ",
+                  name_of(skip->scalar_type()));
+  STD_TORCH_CHECK(skip->dim() == 1 && skip->size(0) == x.size(0) && skip->is_contiguous(), kOp,
+                  ": skip must be contiguous with one value per query, shape (", x.size(0), ",)");
+  if (x.is_cuda())
+    return;  // reading them would wait for the device; one out of range skips nothing
+  const auto* values = static_cast<const int64_t*>(skip->const_data_ptr());
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    STD_TORCH_CHECK(values[i] >= -1 && values[i] < m, kOp, ": skip must be in -1..", m - 1,
+                    ", got ", values[i], " for query ", i);
+    STD_TORCH_CHECK(values[i] < 0 || k < m, kOp, ": k must be at most ", m - 1,
+                    ", m less the reference to skip, got ", k);
+  }
+}
+
+template <bool kCpu>
+std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_in,
+                                            const OptionalTensor& skip, int64_t k, double y_scale,
+                                            double y_offset) {
+  const bool wide = x_in.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(wide || x_in.scalar_type() == ScalarType::Float, kOp,
+                  ": x must be float32 or float64, got ", name_of(x_in.scalar_type()));
+  NeighborParams p{};
+  p.x_dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  p.y_dtype = reference_dtype(y_in);
+  STD_TORCH_CHECK(wide || p.y_dtype != Dtype::kFloat64, kOp,
+                  ": y must not be wider than x, Float, got ", name_of(y_in.scalar_type()));
+  check_same_device(kOp, "y", y_in, x_in);
+  STD_TORCH_CHECK(x_in.dim() > 0 && y_in.dim() > 0 && x_in.dim() == y_in.dim(), kOp,
+                  ": x and y must be (n, *event) and (m, *event)");
+  for (int64_t i = 1; i < x_in.dim(); ++i)
+    STD_TORCH_CHECK(x_in.size(i) == y_in.size(i), kOp,
+                    ": x and y must have samples of one shape, got ", x_in.size(i), " and ",
+                    y_in.size(i), " in dimension ", i);
+  p.n = x_in.size(0);
+  p.m = y_in.size(0);
+  p.dim = sample_dim(x_in);
+  STD_TORCH_CHECK(p.m < int64_t{1} << 31, kOp, ": y may hold at most 2^31 - 1 references");
+  STD_TORCH_CHECK(k >= 1 && k <= kMaxNeighbors, kOp, ": k must be in 1..", kMaxNeighbors, ", got ",
+                  k);
+  STD_TORCH_CHECK(k <= p.m, kOp, ": k must be at most m = ", p.m, ", the references of y, got ", k);
+  check_skip(skip, x_in, p.m, k);
+
+  const Tensor x = dense(x_in), y = dense(y_in);
+  const int64_t sizes[2] = {p.n, k}, strides[2] = {k, 1};
+  Tensor distance = empty_strided_on(
+      x, sizes, strides, 2, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  Tensor index = empty_strided_on(x, sizes, strides, 2, aoti_torch_dtype_int64());
+  if (p.n == 0) return {distance, index};
+  p.k = static_cast<int>(k);
+  p.x = x.const_data_ptr();
+  p.y = y.const_data_ptr();
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  p.skip = static_cast<const int64_t*>(data_or_null(skip));
+  p.distance = distance.mutable_data_ptr();
+  p.index = static_cast<int64_t*>(index.mutable_data_ptr());
+
+  int64_t bytes;
+  int threads = 1;
+  if constexpr (kCpu) {
+    threads = static_cast<int>(torch::stable::get_num_threads());
+    bytes = nearest_neighbor_scratch_cpu(p, threads);
+  } else {
+    bytes = nearest_neighbor_scratch_cuda(p);
+  }
+  const int64_t size[1] = {bytes}, one[1] = {1};
+  Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
+  p.scratch = scratch.mutable_data_ptr();
+  if constexpr (kCpu) {
+    nearest_neighbor_cpu(p, threads, [](int64_t tasks, const auto& body) {
+      torch::stable::parallel_for(0, tasks, 1, body);
+    });
+  } else {
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = nearest_neighbor_cuda(p, current_stream(x));
+    STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
+  }
+  return {distance, index};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
+  m.def(
+      "nearest_neighbor(Tensor x, Tensor y, Tensor? skip, int k, float y_scale, float y_offset) "
+      "-> (Tensor distance, Tensor index)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
+#ifdef FASTEBM_SIMT
+  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<false>)));
+#else
+  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<true>)));
+#endif
+}
+
+#ifdef FASTEBM_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) {
+  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<false>)));
+}
+#endif
+
+}  // namespace fastebm
