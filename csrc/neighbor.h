@@ -49,8 +49,14 @@ FASTEBM_HD float reference_value<uint8_t>(uint8_t v, float scale, float offset) 
   return product + offset;
 }
 
-// The square of the distance of two samples. Element i goes to partial sum i % 32 in order; then
-// for h = 16, 8, 4, 2, 1: part[l] += part[l + h] for l < h, as warp_sum() does. No FMA.
+// Folds the partial sums: for h = 16, 8, 4, 2, 1: part[l] += part[l + h] for l < h, as warp_sum().
+FASTEBM_HD double fold_parts(double* part) {
+  for (int h = kSquareParts / 2; h; h /= 2)
+    for (int l = 0; l < h; ++l) part[l] += part[l + h];
+  return part[0];
+}
+
+// The square of the distance of two samples: element i goes to partial sum i % 32, in order. No FMA.
 template <class X, class Y>
 FASTEBM_HD double exact_square(const X* x, const Y* y, int64_t dim, float scale, float offset) {
   double part[kSquareParts] = {};
@@ -58,9 +64,7 @@ FASTEBM_HD double exact_square(const X* x, const Y* y, int64_t dim, float scale,
     const double difference = static_cast<double>(x[i]) - reference_value(y[i], scale, offset);
     part[i % kSquareParts] += difference * difference;
   }
-  for (int h = kSquareParts / 2; h; h /= 2)
-    for (int l = 0; l < h; ++l) part[l] += part[l + h];
-  return part[0];
+  return fold_parts(part);
 }
 
 // The nearest so far: nearer first, of equally near the lower index first.

@@ -4,6 +4,7 @@
 using Floats = __m256;
 using Ints = __m256i;   // 8 x 32 bits
 using Wides = __m256i;  // 4 x 64 bits
+using Doubles = __m256d;  // kLanes / 2 of them
 constexpr int kLanes = 8;
 
 #define FASTEBM_OP FASTEBM_TARGET inline
@@ -13,16 +14,28 @@ FASTEBM_OP Wides set_wide(uint64_t v) { return _mm256_set1_epi64x(static_cast<in
 FASTEBM_OP Wides load_wide(const uint64_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
+FASTEBM_OP Doubles set(double v) { return _mm256_set1_pd(v); }
 FASTEBM_OP Ints bits_of(Floats v) { return _mm256_castps_si256(v); }
 FASTEBM_OP Floats floats_of(Ints v) { return _mm256_castsi256_ps(v); }
 
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+FASTEBM_OP Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm256_sqrt_ps(a); }
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 FASTEBM_OP Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
+FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm256_mul_pd(a, b); }
+FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm256_sub_pd(a, b); }
+FASTEBM_OP Doubles min(Doubles a, Doubles b) { return _mm256_min_pd(a, b); }
+FASTEBM_OP unsigned not_greater(Floats a, Floats b) {  // true for NaN
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGT_UQ)));
+}
+FASTEBM_OP unsigned not_greater(Doubles a, Doubles b) {
+  return static_cast<unsigned>(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_NGT_UQ)));
+}
 FASTEBM_OP unsigned within(Floats v, Floats lo, Floats hi) {
   return static_cast<unsigned>(_mm256_movemask_ps(
       _mm256_and_ps(_mm256_cmp_ps(v, lo, _CMP_GE_OQ), _mm256_cmp_ps(v, hi, _CMP_LE_OQ))));
@@ -92,6 +105,12 @@ FASTEBM_OP Floats load(const Bfloat16* p) {
 FASTEBM_OP Floats load(const Float16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
+FASTEBM_OP Doubles load(const double* p) { return _mm256_loadu_pd(p); }
+FASTEBM_OP Floats load_bytes(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+FASTEBM_OP void store(double* p, Doubles v) { _mm256_storeu_pd(p, v); }
 FASTEBM_OP void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 FASTEBM_OP void store(Bfloat16* p, Floats v) {
   const __m256i u = _mm256_castps_si256(v);

@@ -4,6 +4,7 @@
 using Floats = __m512;
 using Ints = __m512i;   // 16 x 32 bits
 using Wides = __m512i;  // 8 x 64 bits
+using Doubles = __m512d;  // kLanes / 2 of them
 constexpr int kLanes = 16;
 
 #define FASTEBM_OP FASTEBM_TARGET inline
@@ -11,16 +12,28 @@ FASTEBM_OP Floats set(float v) { return _mm512_set1_ps(v); }
 FASTEBM_OP Ints set_int(int32_t v) { return _mm512_set1_epi32(v); }
 FASTEBM_OP Wides set_wide(uint64_t v) { return _mm512_set1_epi64(static_cast<int64_t>(v)); }
 FASTEBM_OP Wides load_wide(const uint64_t* p) { return _mm512_loadu_si512(p); }
+FASTEBM_OP Doubles set(double v) { return _mm512_set1_pd(v); }
 FASTEBM_OP Ints bits_of(Floats v) { return _mm512_castps_si512(v); }
 FASTEBM_OP Floats floats_of(Ints v) { return _mm512_castsi512_ps(v); }
 
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+FASTEBM_OP Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm512_sqrt_ps(a); }
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 FASTEBM_OP Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
+FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm512_mul_pd(a, b); }
+FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm512_sub_pd(a, b); }
+FASTEBM_OP Doubles min(Doubles a, Doubles b) { return _mm512_min_pd(a, b); }
+FASTEBM_OP unsigned not_greater(Floats a, Floats b) {  // true for NaN
+  return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ);
+}
+FASTEBM_OP unsigned not_greater(Doubles a, Doubles b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_NGT_UQ);
+}
 FASTEBM_OP unsigned within(Floats v, Floats lo, Floats hi) {
   return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(v, lo, _CMP_GE_OQ), v, hi, _CMP_LE_OQ);
 }
@@ -84,6 +97,12 @@ FASTEBM_OP Floats load(const Bfloat16* p) {
 FASTEBM_OP Floats load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+FASTEBM_OP Doubles load(const double* p) { return _mm512_loadu_pd(p); }
+FASTEBM_OP Floats load_bytes(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+FASTEBM_OP void store(double* p, Doubles v) { _mm512_storeu_pd(p, v); }
 FASTEBM_OP void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 FASTEBM_OP void store(Bfloat16* p, Floats v) {
   const __m512i u = bits_of(v);

@@ -1,0 +1,174 @@
+// Larger samples: scores |y'|^2 - 2 x'.y' of centred samples, tile by tile as in a matrix product,
+// with a bound on their error. Pairs that the bound does not rule out are rescored exactly.
+// Included for each instruction set, after neighbor_simd.h.
+
+// `count` elements of a reference, centred; returns the sum of their squares.
+template <class Y>
+FASTEBM_TARGET float pack_reference(const Y* y, const float* center, int count, float scale,
+                                    float offset, float* out) {
+  int i = 0;
+  Floats sum = set(0.0f);
+  if constexpr (!std::is_same_v<Y, double>) {
+    for (; i + kLanes <= count; i += kLanes) {
+      const Floats v = sub(load_reference(y + i, scale, offset), load(center + i));
+      store(out + i, v);
+      sum = fma(v, v, sum);
+    }
+  }
+  alignas(64) float lanes[kLanes];
+  store(lanes, sum);
+  float total = 0;
+  for (int l = 0; l < kLanes; ++l) total += lanes[l];
+  for (; i < count; ++i) {
+    out[i] = static_cast<float>(reference_value(y[i], scale, offset) - center[i]);
+    total += out[i] * out[i];
+  }
+  return total;
+}
+
+// c[r][q] (+)= sum over k < depth of y[r][k] x[k][q], for kRows references and two vectors of
+// queries: 2 kRows accumulators in registers, two loads and kRows broadcasts a k.
+FASTEBM_TARGET inline void multiply(const float* y, const float* x, int depth, bool first,
+                                    float* c) {
+  Floats acc[kRows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = set(0.0f);
+  for (int k = 0; k < depth; ++k) {
+    const Floats x0 = load(x + k * kPanel), x1 = load(x + k * kPanel + kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Floats v = set(y[r * kPitch + k]);
+      acc[r][0] = fma(v, x0, acc[r][0]);
+      acc[r][1] = fma(v, x1, acc[r][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    float* at = c + r * kPanel;
+    store(at, first ? acc[r][0] : add(load(at), acc[r][0]));
+    store(at + kLanes, first ? acc[r][1] : add(load(at + kLanes), acc[r][1]));
+  }
+}
+
+// Products of one tile of references with every panel of queries, over `depth` elements.
+FASTEBM_TARGET inline void multiply_tile(const float* y, const float* x, int panels, int rows,
+                                         int depth, bool first, float* c) {
+  static_assert(kTileRows % kRows == 0 && kPanel % (2 * kLanes) == 0, "whole micro-tiles");
+  for (int panel = 0; panel < panels; ++panel)
+    for (int r = 0; r < rows; r += kRows)
+      for (int q = 0; q < kPanel; q += 2 * kLanes)
+        multiply(y + r * kPitch, x + panel * kDepth * kPanel + q, depth, first,
+                 c + (panel * kTileRows + r) * kPanel + q);
+}
+
+// Calls take(query, reference of the tile, lower, upper) for each pair whose lower bound of the
+// score is not above the query's threshold, which take() may lower; also where it is NaN.
+template <class Take>
+FASTEBM_TARGET void candidates_of_tile(const float* c, int panels, int rows, const TileRow* row,
+                                       const float* slopes, const float* thresholds, Take&& take) {
+  for (int q = 0; q < panels * kPanel; q += kLanes) {
+    const float* at = c + q / kPanel * kTileRows * kPanel + q % kPanel;
+    const Floats slope = load(slopes + q);
+    Floats threshold = load(thresholds + q);
+    for (int r = 0; r < rows; ++r) {
+      const Floats score = fma(set(-2.0f), load(at + r * kPanel), set(row[r].square));
+      const Floats error = fma(slope, set(row[r].norm), set(row[r].error));
+      const Floats lower = sub(score, error);
+      unsigned hits = not_greater(lower, threshold);
+      if (__builtin_expect(hits == 0, 1)) continue;
+      alignas(64) float lowers[kLanes], uppers[kLanes];
+      store(lowers, lower);
+      store(uppers, add(score, error));
+      for (; hits; hits &= hits - 1) {
+        const int l = __builtin_ctz(hits);
+        take(q + l, r, lowers[l], uppers[l]);
+      }
+      threshold = load(thresholds + q);
+    }
+  }
+}
+
+// References [begin, end) against the queries of a block; neighbours go to the slice's lists.
+template <class X, class Y>
+FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block,
+                                 const TileSlice& slice, int64_t begin, int64_t end) {
+  const X* x = static_cast<const X*>(p.x) + block.first * p.dim;
+  const Y* y = static_cast<const Y*>(p.y);
+  const auto rescore = [&](int q, int64_t j) {
+    add_neighbor(slice.lists + q * p.k, p.k,
+                 {square_of(x + q * p.dim, y + j * p.dim, p.dim, p.y_scale, p.y_offset), j});
+  };
+  const auto skips = [&](int q, int64_t j) { return p.skip && p.skip[block.first + q] == j; };
+  for (int q = 0; q < block.queries; ++q) clear_neighbors(slice.lists + q * p.k, p.k);
+  if (block.queries <= kFewQueries) {  // a panel would be mostly empty
+    for (int64_t j = begin; j < end; ++j)
+      for (int q = 0; q < block.queries; ++q)
+        if (!skips(q, j)) rescore(q, j);
+    return;
+  }
+  slice.start(block);
+  for (int64_t first = begin; first < end; first += kTileRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kTileRows, end - first));
+    double squares[kTileRows] = {};
+    for (int64_t k = 0; k < p.dim; k += kDepth) {
+      const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.dim - k));
+      for (int r = 0; r < rows; ++r) {
+        const Y* row = y + (first + r) * p.dim + k;
+        squares[r] += pack_reference(row, block.center + k, depth, p.y_scale, p.y_offset,
+                                     slice.y + r * kPitch);
+        for (int ahead = 0; ahead < kDepth; ahead += 64 / static_cast<int>(sizeof(Y)))
+          __builtin_prefetch(row + kDepth + ahead, 0, 2);  // of the next depth: rows are far apart
+      }
+      const float* packed = block.x + k * block.panels * kPanel;
+      if (!block.whole) {
+        pack_queries<X>(p, block, k, 0, block.panels, slice.x);
+        packed = slice.x;
+      }
+      multiply_tile(slice.y, packed, block.panels, rows, depth, k == 0, slice.scores);
+    }
+    TileRow row[kTileRows];
+    for (int r = 0; r < rows; ++r) row[r] = tile_row(squares[r], p.dim);
+    candidates_of_tile(slice.scores, block.panels, rows, row, block.slopes, slice.thresholds,
+                       [&](int q, int r, float lower, float upper) {
+                         if (q < block.queries && !skips(q, first + r))
+                           slice.take(q, static_cast<int32_t>(first + r), lower, upper, rescore);
+                       });
+  }
+  for (int q = 0; q < block.queries; ++q) slice.finish(q, rescore);
+}
+
+template <class X, class Y>
+void tile_search(const NeighborParams& p, const TileScratch& scratch,
+                 const ParallelFor& parallel_for) {
+  const int64_t tiles = (p.m + kTileRows - 1) / kTileRows;
+  const int64_t slices = static_cast<int64_t>(scratch.slices.size());
+  for (int64_t q0 = 0; q0 < p.n; q0 += kBlockQueries) {
+    TileBlock block = scratch.block;
+    block.first = q0;
+    block.queries = static_cast<int>(std::min<int64_t>(kBlockQueries, p.n - q0));
+    block.panels = (block.queries + kPanel - 1) / kPanel;
+    if (block.queries > kFewQueries) {
+      center_queries<X>(p, block);
+      parallel_for(block.panels, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          query_slopes<X>(p, block, static_cast<int>(panel));
+          for (int64_t k = 0; block.whole && k < p.dim; k += kDepth)
+            pack_queries<X>(p, block, k, static_cast<int>(panel), static_cast<int>(panel) + 1,
+                            block.x + k * block.panels * kPanel);
+        }
+      });
+    }
+    parallel_for(slices, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s)
+        search_slice<X, Y>(p, block, scratch.slices[s], s * tiles / slices * kTileRows,
+                           std::min((s + 1) * tiles / slices * kTileRows, p.m));
+    });
+    for (int q = 0; q < block.queries; ++q) {
+      Neighbor* list = scratch.slices[0].lists + q * p.k;
+      for (int64_t s = 1; s < slices; ++s)
+        for (int c = 0; c < p.k; ++c)
+          add_neighbor(list, p.k, scratch.slices[s].lists[q * p.k + c]);
+      store_neighbors<X>(p, q0 + q, list);
+    }
+  }
+}
