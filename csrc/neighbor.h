@@ -28,6 +28,20 @@ struct NeighborParams {
   void* scratch;            // as many bytes as the path asks for, 64-byte aligned
 };
 
+// The gradient: grad_x_i = sum over c of grad_ic / distance_ic (x_i - winner_ic), a term being zero
+// where its distance is. The winners are kept apart from y, which may have changed since.
+struct NeighborBackwardParams {
+  Dtype x_dtype, y_dtype;
+  int64_t n, dim;
+  int k;
+  const void* grad;      // (n, k) of x_dtype: the loss's derivative in the distance
+  const void* distance;  // (n, k) of x_dtype
+  const void* x;         // (n, dim)
+  const void* winners;   // (n, k, dim) of y_dtype
+  float y_scale, y_offset;
+  void* grad_x;  // (n, dim)
+};
+
 // Calls body(begin, end) for ranges that make up [0, n), on any threads, and waits.
 using ParallelFor =
     std::function<void(int64_t n, const std::function<void(int64_t begin, int64_t end)>& body)>;
@@ -37,6 +51,10 @@ int nearest_neighbor_cpu(const NeighborParams&, int threads, const ParallelFor&)
 // Queues the work on `stream` (a cudaStream_t); returns 0 or a cudaError_t.
 int64_t nearest_neighbor_scratch_cuda(const NeighborParams&);
 int nearest_neighbor_cuda(const NeighborParams&, void* stream);
+
+// The CPU launcher works on queries [begin, end), the CUDA one on all.
+int nearest_neighbor_backward_cpu(const NeighborBackwardParams&, int64_t begin, int64_t end, void*);
+int nearest_neighbor_backward_cuda(const NeighborBackwardParams&, int64_t, int64_t, void* stream);
 
 // The value that an element of y stands for: float32, or float64 if it is one.
 template <class Y>
@@ -56,7 +74,8 @@ FASTEBM_HD double fold_parts(double* part) {
   return part[0];
 }
 
-// The square of the distance of two samples: element i goes to partial sum i % 32, in order. No FMA.
+// The square of the distance of two samples: element i goes to partial sum i % 32, in order. No
+// FMA.
 template <class X, class Y>
 FASTEBM_HD double exact_square(const X* x, const Y* y, int64_t dim, float scale, float offset) {
   double part[kSquareParts] = {};
@@ -98,6 +117,20 @@ FASTEBM_HD void store_neighbors(const NeighborParams& p, int64_t i, const Neighb
         found ? static_cast<X>(sqrt(list[c].square)) : static_cast<X>(NAN);
     p.index[i * p.k + c] = found ? list[c].index : -1;
   }
+}
+
+// One element of query i's gradient.
+template <class X, class Y>
+FASTEBM_HD X neighbor_gradient(const NeighborBackwardParams& p, int64_t i, int64_t element) {
+  const X x = static_cast<const X*>(p.x)[i * p.dim + element];
+  X sum = 0;
+  for (int64_t c = i * p.k; c < (i + 1) * p.k; ++c) {
+    const X distance = static_cast<const X*>(p.distance)[c];
+    const X slope = distance == 0 ? X(0) : static_cast<const X*>(p.grad)[c] / distance;
+    const Y winner = static_cast<const Y*>(p.winners)[c * p.dim + element];
+    sum += slope * (x - static_cast<X>(reference_value(winner, p.y_scale, p.y_offset)));
+  }
+  return sum;
 }
 
 // Returns f(T{}) for the type T of the references.

@@ -17,8 +17,8 @@ namespace fastebm {
 namespace {
 
 // Direct: at most kSmallDim elements, blocks of transposed references, kQueries queries at a time.
-constexpr int kSmallDim = 16, kQueries = 4, kChunk = 16;
-constexpr int64_t kDirectReferences = 16384, kDirectQueries = 4096;
+constexpr int kSmallDim = 12, kQueries = 4, kChunk = 4;
+constexpr int64_t kDirectReferences = 8192, kDirectQueries = 4096;
 // Tiles: kTileRows references x kPanel queries, kDepth elements at a time. The pitch keeps the rows
 // of a tile off one another's cache sets.
 constexpr int kTileRows = 96, kPanel = 32, kDepth = 128, kPitch = kDepth + 16;
@@ -42,7 +42,8 @@ struct SmallestK {
   }
 };
 
-// ---- direct ---------------------------------------------------------------------------------------
+// ---- direct
+// ---------------------------------------------------------------------------------------
 
 template <class F>
 void visit_small_dim(int dim, F&& f) {
@@ -61,8 +62,8 @@ C direct_threshold(C kth_score, double kth_square, int64_t dim) {
   const double unit = std::is_same_v<C, double> ? 0x1p-53 : kUnit;
   const double tiny = static_cast<double>(dim) * (std::is_same_v<C, double> ? 0x1p-1020 : 0x1p-124);
   const double gamma = static_cast<double>(dim + 4) * unit;
-  const double bound = std::min(static_cast<double>(kth_score) * (1 + 2 * gamma),
-                                kth_square * (1 + gamma)) + tiny;
+  const double bound =
+      std::min(static_cast<double>(kth_score) * (1 + 2 * gamma), kth_square * (1 + gamma)) + tiny;
   return static_cast<C>(bound * (1 + 4 * unit));  // not rounded down
 }
 
@@ -101,10 +102,11 @@ struct DirectScratch {
   Neighbor* lists;  // (queries of a block, k)
 };
 
-// ---- tiles ----------------------------------------------------------------------------------------
+// ---- tiles
+// ----------------------------------------------------------------------------------------
 
-// A score is s = |y'|^2 - 2 x'.y', computed; t the same with the exact centred samples. Each product
-// is a sum of dim / kDepth sums of kDepth fused products, so with u = 2^-24
+// A score is s = |y'|^2 - 2 x'.y', computed; t the same with the exact centred samples. Each
+// product is a sum of dim / kDepth sums of kDepth fused products, so with u = 2^-24
 //   |s - t| <= 2 kappa |x'| |y'| + c |y'|^2,  kappa = (kDepth + dim / kDepth + 16) u, c = 64 u;
 // the 16, and 64 for the 48 roundings of |y'|^2, leave room for those of x', y', s and the bound
 // itself. Underflow is covered by `tiny`, and by adding kFloor to both norms.
@@ -177,9 +179,10 @@ struct TileSlice {
   void prune(int q) const {
     Candidate* own = candidates + q * kCandidates;
     const float threshold = thresholds[q];
-    counts[q] = static_cast<int>(std::remove_if(own, own + counts[q], [=](const Candidate& c) {
-                                   return c.lower > threshold;
-                                 }) - own);
+    counts[q] =
+        static_cast<int>(std::remove_if(own, own + counts[q],
+                                        [=](const Candidate& c) { return c.lower > threshold; }) -
+                         own);
   }
 
   template <class Rescore>
@@ -246,7 +249,8 @@ void pack_queries(const NeighborParams& p, const TileBlock& block, int64_t k, in
   }
 }
 
-// ---- scratch --------------------------------------------------------------------------------------
+// ---- scratch
+// --------------------------------------------------------------------------------------
 
 // Hands out parts of the scratch, or only counts them where it begins at null.
 class Carver {
@@ -304,7 +308,8 @@ TileScratch tile_scratch(const NeighborParams& p, int threads, Carver& carver) {
   return s;
 }
 
-// ---- one body for each instruction set ------------------------------------------------------------
+// ---- one body for each instruction set
+// ------------------------------------------------------------
 
 // clang-format off
 namespace plain {
@@ -339,8 +344,8 @@ constexpr int kRows = 12;
 // clang-format on
 
 // Calls f(X{}, Y{}) for the types of the queries and references.
-template <class F>
-int visit_types(const NeighborParams& p, F&& f) {
+template <class Params, class F>
+int visit_types(const Params& p, F&& f) {
   return visit_reference(p.y_dtype, [&](auto y) {
     if (p.x_dtype == Dtype::kFloat64) return f(double{}, y);
     if constexpr (!std::is_same_v<decltype(y), double>) return f(float{}, y);
@@ -382,6 +387,18 @@ int nearest_neighbor_cpu(const NeighborParams& p, int threads, const ParallelFor
       return search(avx2::direct_search<X, Y>, avx2::tile_search<X, Y>);
 #endif
     return search(plain::direct_search<X, Y>, plain::tile_search<X, Y>);
+  });
+}
+
+int nearest_neighbor_backward_cpu(const NeighborBackwardParams& p, int64_t begin, int64_t end,
+                                  void*) {
+  return visit_types(p, [&](auto x_type, auto y_type) {
+    using X = decltype(x_type);
+    using Y = decltype(y_type);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t e = 0; e < p.dim; ++e)
+        static_cast<X*>(p.grad_x)[i * p.dim + e] = neighbor_gradient<X, Y>(p, i, e);
+    return 0;
   });
 }
 

@@ -22,6 +22,14 @@ __global__ void exhaustive_kernel(NeighborParams p) {
   store_neighbors<X>(p, i, list);
 }
 
+// The gradient: a CUDA block takes one query, a thread every 256th element.
+template <class X, class Y>
+__global__ void __launch_bounds__(256) gradient_kernel(NeighborBackwardParams p) {
+  const int64_t i = blockIdx.x;
+  for (int64_t e = threadIdx.x; e < p.dim; e += 256)
+    static_cast<X*>(p.grad_x)[i * p.dim + e] = neighbor_gradient<X, Y>(p, i, e);
+}
+
 }  // namespace
 
 int64_t nearest_neighbor_scratch_cuda(const NeighborParams&) { return 64; }
@@ -33,6 +41,17 @@ int nearest_neighbor_cuda(const NeighborParams& p, void* stream) {
     if (p.x_dtype == Dtype::kFloat64)
       return launch(exhaustive_kernel<double, Y>, grid, block, 0, stream, p);
     return launch(exhaustive_kernel<float, Y>, grid, block, 0, stream, p);
+  });
+}
+
+int nearest_neighbor_backward_cuda(const NeighborBackwardParams& p, int64_t, int64_t,
+                                   void* stream) {
+  return visit_reference(p.y_dtype, [&](auto y_type) {
+    using Y = decltype(y_type);
+    const dim3 grid(static_cast<unsigned>(p.n)), block(256);
+    if (p.x_dtype == Dtype::kFloat64)
+      return launch(gradient_kernel<double, Y>, grid, block, 0, stream, p);
+    return launch(gradient_kernel<float, Y>, grid, block, 0, stream, p);
   });
 }
 

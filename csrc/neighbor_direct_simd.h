@@ -69,9 +69,9 @@ FASTEBM_TARGET void transpose_references(const NeighborParams& p, int64_t first,
   const Y* y = static_cast<const Y*>(p.y) + first * p.dim;
   for (int64_t j = begin; j < end; ++j)
     for (int64_t i = 0; i < p.dim; ++i)
-      out[i * pitch + j] = j < count ? static_cast<C>(reference_value(y[j * p.dim + i], p.y_scale,
-                                                                      p.y_offset))
-                                     : static_cast<C>(HUGE_VAL);
+      out[i * pitch + j] =
+          j < count ? static_cast<C>(reference_value(y[j * p.dim + i], p.y_scale, p.y_offset))
+                    : static_cast<C>(HUGE_VAL);
 }
 
 // The queries [query, query + count) of a group against the transposed block of references.
@@ -129,7 +129,6 @@ void direct_search(const NeighborParams& p, const DirectScratch<X>& scratch,
                              first, references, scratch.y, scratch.pitch, scratch.lists + q * p.k);
       });
     }
-    for (int64_t q = 0; q < queries; ++q)
-      store_neighbors<X>(p, q0 + q, scratch.lists + q * p.k);
+    for (int64_t q = 0; q < queries; ++q) store_neighbors<X>(p, q0 + q, scratch.lists + q * p.k);
   }
 }

@@ -6,6 +6,7 @@ namespace fastebm {
 namespace {
 
 const char* const kOp = "nearest_neighbor";
+constexpr int64_t kGrainElements = 16384;
 
 Dtype reference_dtype(const Tensor& y) {
   switch (y.scalar_type()) {
@@ -72,10 +73,10 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
   check_skip(skip, x_in, p.m, k);
 
   const Tensor x = dense(x_in), y = dense(y_in);
-  const int64_t sizes[2] = {p.n, k}, strides[2] = {k, 1};
+  const int64_t sizes[2] = {p.n, k}, strides[2] = {k, 1}, dims = k == 1 ? 1 : 2;
   Tensor distance = empty_strided_on(
-      x, sizes, strides, 2, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
-  Tensor index = empty_strided_on(x, sizes, strides, 2, aoti_torch_dtype_int64());
+      x, sizes, strides, dims, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  Tensor index = empty_strided_on(x, sizes, strides, dims, aoti_torch_dtype_int64());
   if (p.n == 0) return {distance, index};
   p.k = static_cast<int>(k);
   p.x = x.const_data_ptr();
@@ -110,26 +111,74 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
   return {distance, index};
 }
 
+template <bool kCpu>
+Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& winners,
+                                 const Tensor& distance, double y_scale, double y_offset) {
+  const Tensor grad = dense(grad_in), x = dense(x_in);
+  NeighborBackwardParams p{};
+  p.x_dtype = reference_dtype(x);
+  p.y_dtype = reference_dtype(winners);
+  p.n = x.size(0);
+  p.dim = sample_dim(x);
+  p.k = distance.dim() == 1 ? 1 : static_cast<int>(distance.size(1));
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.sizes().equals(distance.sizes()) &&
+                      distance.is_contiguous() && winners.is_contiguous() &&
+                      winners.numel() == p.n * p.k * p.dim,
+                  kOp, "_backward: not the tensors that ", kOp, " kept");
+  p.grad = grad.const_data_ptr();
+  p.distance = distance.const_data_ptr();
+  p.x = x.const_data_ptr();
+  p.winners = winners.const_data_ptr();
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  Tensor grad_x = empty_as(x);
+  p.grad_x = grad_x.mutable_data_ptr();
+  if (x.numel() == 0) return grad_x;
+  if constexpr (kCpu) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / p.dim);
+    torch::stable::parallel_for(0, p.n, grain, [&](int64_t begin, int64_t end) {
+      nearest_neighbor_backward_cpu(p, begin, end, nullptr);
+    });
+  } else {
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = nearest_neighbor_backward_cuda(p, 0, p.n, current_stream(x));
+    STD_TORCH_CHECK(error == 0, kOp, "_backward: CUDA error ", error, ", ", cuda_error_text(error));
+  }
+  return grad_x;
+}
+
 }  // namespace
 
+// nearest_neighbor_search is nearest_neighbor without a gradient, whose registration costs 5 us a
+// call even where none is wanted.
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "nearest_neighbor(Tensor x, Tensor y, Tensor? skip, int k, float y_scale, float y_offset) "
       "-> (Tensor distance, Tensor index)");
+  m.def(
+      "nearest_neighbor_search(Tensor x, Tensor y, Tensor? skip, int k, float y_scale, "
+      "float y_offset) -> (Tensor distance, Tensor index)");
+  m.def(
+      "nearest_neighbor_backward(Tensor grad, Tensor x, Tensor winners, Tensor distance, "
+      "float y_scale, float y_offset) -> Tensor");
 }
+
+#define FASTEBM_IMPL(is_cpu)                                                 \
+  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<is_cpu>)));        \
+  m.impl("nearest_neighbor_search", TORCH_BOX((&nearest_neighbor<is_cpu>))); \
+  m.impl("nearest_neighbor_backward", TORCH_BOX((&nearest_neighbor_backward<is_cpu>)))
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
 #ifdef FASTEBM_SIMT
-  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<false>)));
+  FASTEBM_IMPL(false);
 #else
-  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<true>)));
+  FASTEBM_IMPL(true);
 #endif
 }
 
 #ifdef FASTEBM_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) {
-  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<false>)));
-}
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) { FASTEBM_IMPL(false); }
 #endif
 
 }  // namespace fastebm

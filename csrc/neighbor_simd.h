@@ -1,6 +1,6 @@
 // What both ways to search share, written in the lanes of simd_*.h. Included inside a namespace of
-// its own for each instruction set. Scores only choose candidates, so their rounding may differ from
-// one instruction set to another; the results do not.
+// its own for each instruction set. Scores only choose candidates, so their rounding may differ
+// from one instruction set to another; the results do not.
 
 // The square of exact_square(), in the same order: lane l of acc[v] is part 8 v + l.
 template <class X, class Y>

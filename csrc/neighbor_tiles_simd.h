@@ -166,8 +166,7 @@ void tile_search(const NeighborParams& p, const TileScratch& scratch,
     for (int q = 0; q < block.queries; ++q) {
       Neighbor* list = scratch.slices[0].lists + q * p.k;
       for (int64_t s = 1; s < slices; ++s)
-        for (int c = 0; c < p.k; ++c)
-          add_neighbor(list, p.k, scratch.slices[s].lists[q * p.k + c]);
+        for (int c = 0; c < p.k; ++c) add_neighbor(list, p.k, scratch.slices[s].lists[q * p.k + c]);
       store_neighbors<X>(p, q0 + q, list);
     }
   }

@@ -2,8 +2,8 @@
 // Included inside a namespace of its own, where FASTEBM_TARGET names the instruction set.
 
 using Floats = __m256;
-using Ints = __m256i;   // 8 x 32 bits
-using Wides = __m256i;  // 4 x 64 bits
+using Ints = __m256i;     // 8 x 32 bits
+using Wides = __m256i;    // 4 x 64 bits
 using Doubles = __m256d;  // kLanes / 2 of them
 constexpr int kLanes = 8;
 

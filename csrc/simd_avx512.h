@@ -2,8 +2,8 @@
 // own, where FASTEBM_TARGET names the instruction set.
 
 using Floats = __m512;
-using Ints = __m512i;   // 16 x 32 bits
-using Wides = __m512i;  // 8 x 64 bits
+using Ints = __m512i;     // 16 x 32 bits
+using Wides = __m512i;    // 8 x 64 bits
 using Doubles = __m512d;  // kLanes / 2 of them
 constexpr int kLanes = 16;
 

@@ -1,5 +1,5 @@
-// Four lanes, in the vectors of the compiler: for any CPU. What neighbor_simd.h uses of simd_avx2.h.
-// Included inside a namespace of its own, where FASTEBM_TARGET is empty.
+// Four lanes, in the vectors of the compiler: for any CPU. What neighbor_simd.h uses of
+// simd_avx2.h. Included inside a namespace of its own, where FASTEBM_TARGET is empty.
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));

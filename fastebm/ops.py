@@ -134,19 +134,10 @@ def nearest_neighbor(
             a CPU, skip is out of range or leaves fewer than k.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    distance, index = _op.nearest_neighbor.default(wide, y, skip, k, *y_scale)
-    if k == 1:
-        distance, index = distance[:, 0], index[:, 0]
+    wanted = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    search = _op.nearest_neighbor if wanted else _op.nearest_neighbor_search
+    distance, index = search.default(wide, y, skip, k, *y_scale)
     return distance.to(x.dtype), index
-
-
-def pair_distance(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-    """Distances (n, k) of the queries ``x`` (n, *event) to the references ``y[index]``, index
-    (n, k), in plain torch; the gradient of coincident points is zero."""
-    difference = x.unsqueeze(-1).flatten(1)[:, None] - y.unsqueeze(-1).flatten(1)[index]
-    square = difference.square().sum(-1)
-    apart = square != 0
-    return torch.where(apart, torch.where(apart, square, 1.0).sqrt(), 0.0)
 
 
 def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
@@ -198,31 +189,36 @@ def _check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
 
 
 def _keep_winners(ctx, inputs, output) -> None:
-    x, y, _, _, ctx.scale, ctx.offset = inputs
+    """The winning references, not y: a replay buffer changes before the backward pass comes."""
+    x, y, _, _, *ctx.y_scale = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(x, y, *output)
+    winners = y if ctx.needs_input_grad[1] else _winners(y, output[1])
+    ctx.save_for_backward(x, winners, *output)
 
 
-def _neighbor_backward(ctx, grad, _):
-    """Plain torch, so that it can be differentiated again."""
+def _winners(y: Tensor, index: Tensor) -> Tensor:
+    """(n, k, D), the first reference where there is none."""
+    rows = y.unsqueeze(-1).flatten(1).index_select(0, index.clamp(min=0).view(-1))
+    return rows.view(index.shape[0], -1, rows.shape[1])
+
+
+def _neighbor_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients in x and, if asked for, y: plain torch, so that they can be differentiated."""
     x, y, distance, index = ctx.saved_tensors
-    if grad is None:
-        return (None,) * 6
-    n, k = index.shape
-    winners = y.unsqueeze(-1).flatten(1).index_select(0, index.clamp(min=0).flatten()).to(x.dtype)
+    winners = _winners(y, index) if ctx.needs_input_grad[1] else y
+    winners = winners.to(x.dtype)
     if y.dtype == torch.uint8:
-        winners = winners * ctx.scale + ctx.offset
-    difference = x.unsqueeze(-1).flatten(1)[:, None] - winners.view(n, k, -1)
+        winners = winners * ctx.y_scale[0] + ctx.y_scale[1]
     apart = distance != 0
     slope = torch.where(apart, grad / torch.where(apart, distance, 1.0), 0.0)
-    pull = slope[..., None] * difference
-    grad_y = None
-    if ctx.needs_input_grad[1]:
-        found = torch.where(index[..., None] < 0, 0.0, -pull).flatten(0, 1).to(y.dtype)
-        rows = torch.zeros_like(y).unsqueeze(-1).flatten(1)
-        grad_y = rows.index_add(0, index.clamp(min=0).flatten(), found).view_as(y)
-    return pull.sum(1).view_as(x), grad_y, None, None, None, None
+    pull = slope.view(*winners.shape[:2], 1) * (x.unsqueeze(-1).flatten(1)[:, None] - winners)
+    if not ctx.needs_input_grad[1]:
+        return pull.sum(1).view_as(x), None
+    rows = index.flatten()
+    found = torch.where(rows[:, None] < 0, 0.0, -pull.flatten(0, 1)).to(y.dtype)
+    grad_y = torch.zeros_like(y).unsqueeze(-1).flatten(1).index_add(0, rows.clamp(min=0), found)
+    return pull.sum(1).view_as(x), grad_y.view_as(y)
 
 
 def register_operators(namespace: str) -> None:
@@ -245,12 +241,27 @@ def register_operators(namespace: str) -> None:
         return like, torch.empty_like(like)
 
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
+    @torch.library.register_fake(f"{namespace}::nearest_neighbor_search")
     def _(x, y, skip, k, y_scale, y_offset):
         _check_neighbor(x, y, skip, k)
-        return x.new_empty((x.shape[0], k)), x.new_empty((x.shape[0], k), dtype=torch.int64)
+        shape = (x.shape[0],) if k == 1 else (x.shape[0], k)
+        return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
+
+    @torch.library.register_fake(f"{namespace}::nearest_neighbor_backward")
+    def _(grad, x, winners, distance, y_scale, y_offset):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    def neighbor_backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 6
+        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+            return (*_neighbor_gradients(ctx, grad), None, None, None, None)
+        x, winners, distance, _ = ctx.saved_tensors
+        grad_x = ops.nearest_neighbor_backward.default(grad, x, winners, distance, *ctx.y_scale)
+        return grad_x, None, None, None, None, None
 
     torch.library.register_autograd(
-        f"{namespace}::nearest_neighbor", _neighbor_backward, setup_context=_keep_winners
+        f"{namespace}::nearest_neighbor", neighbor_backward, setup_context=_keep_winners
     )
 
     def keep_masks(ctx, inputs, output):

@@ -224,6 +224,32 @@ def test_gradient_with_uint8_references_and_a_nan_query(device):
     torch.testing.assert_close(x.grad[[0, 2]], expected.detach()[[0, 2]])
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_both_ways_to_the_gradient_agree(device, k):
+    """The kernel of a plain backward pass, and the torch form of one with a graph."""
+    x = torch.randn(7, 2, 5, device=device, requires_grad=True)
+    y = torch.randn(30, 2, 5, device=device)
+    distance, _ = ops.nearest_neighbor(x, y, k=k)
+    weights = torch.randn_like(distance)
+    plain, graphed = (
+        torch.autograd.grad(distance, x, weights, retain_graph=True, create_graph=g)[0]
+        for g in (False, True)
+    )
+    torch.testing.assert_close(plain, graphed)
+    assert not plain.requires_grad and graphed.requires_grad
+
+
+def test_references_may_change_before_the_backward_pass(device):
+    """As a replay buffer's do when the new chains come in."""
+    x = torch.randn(4, 3, device=device, requires_grad=True)
+    y = torch.randn(9, 3, device=device)
+    distance, index = ops.nearest_neighbor(x, y)
+    expected = (x.detach() - y[index]) / distance.detach()[:, None]
+    y.zero_()
+    distance.sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
 def test_non_contiguous_and_empty(device):
     x, y = torch.randn(6, 20, device=device).t(), torch.randn(6, 60, device=device)[:, ::2].t()
     distance, index = ops.nearest_neighbor(x, y)
