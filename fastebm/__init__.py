@@ -11,7 +11,7 @@ except ModuleNotFoundError:
     ) from None
 from fastebm import ops
 from fastebm.buffer import ReplayBuffer
-from fastebm.entropy import nearest_neighbor
+from fastebm.entropy import knn_cross_entropy, knn_entropy, nearest_neighbor
 from fastebm.info import build_info
 from fastebm.losses import (
     ContrastiveDivergence,
@@ -34,6 +34,8 @@ __all__ = [
     "ReplayBuffer",
     "StepSizeWarning",
     "build_info",
+    "knn_cross_entropy",
+    "knn_entropy",
     "nearest_neighbor",
     "ops",
 ]

@@ -1,11 +1,15 @@
-"""Nearest neighbours against a naive search, their gradients, and the entropy estimate."""
+"""Nearest neighbours against a naive search, their gradients, and the entropy estimates."""
 
 import math
 
+import infomeasure
+import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
+from scipy.special import digamma, gammaln
 
-from fastebm import entropy
+from fastebm import entropy, knn_cross_entropy, knn_entropy
 from fastebm.entropy import nearest_neighbor, nn_log_distance
 
 
@@ -125,16 +129,178 @@ def test_log_distance_is_bounded_and_differentiable():
         nn_log_distance(x, x, eps=0.0)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
-def test_entropy_of_a_gaussian(dim):
-    # Kozachenko-Leonenko: H = D mean log d + log V_D + log(n - 1) + gamma. The spread of log d
-    # at a random point gives the deviation (pi^2 / 6 plus that of log p, D / 2) / n, about.
-    n, std = 4000, 0.5
-    g = torch.Generator().manual_seed(dim)
-    x = std * torch.randn(n, dim, generator=g, dtype=torch.float64)
-    volume = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    estimate = dim * nn_log_distance(x, x, torch.arange(n), eps=1e-9).item()
-    estimate += volume + math.log(n - 1) + 0.5772156649015329
-    exact = dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(std))
-    bias = {1: 0.0, 2: 0.0, 5: 0.05}[dim]  # of the tails, falls like n^(-2 / D)
-    assert abs(estimate - exact) < 4 * math.sqrt((math.pi**2 / 6 + dim / 2) / n) + bias
+def by_tree(x, y, k=1, own=False):
+    """The estimate from SciPy's k-d tree; own: y is x, and no point is its own neighbour."""
+    x, y = x.numpy(), y.numpy()
+    (m, dim), nth = y.shape, k + own
+    rho = cKDTree(y).query(x, [nth])[0][:, 0]
+    volume = dim / 2 * math.log(math.pi) - gammaln(dim / 2 + 1)
+    return digamma(m - own + 1) - digamma(k) + volume + dim * np.log(rho).mean()
+
+
+@pytest.mark.parametrize("dim", [1, 3, 7])
+@pytest.mark.parametrize("k", [1, 4])
+def test_estimates_against_a_tree_and_infomeasure(dim, k):
+    x, y = torch.randn(200, dim).double(), 1 + 2 * torch.randn(300, dim).double()
+    own = knn_entropy(x, k).item()
+    assert own == pytest.approx(by_tree(x, x, k, own=True), rel=1e-12)
+    other = infomeasure.entropy(
+        x.numpy(), approach="kl", k=k, minkowski_p=2, noise_level=0, base="e"
+    )
+    assert own == pytest.approx(other, rel=1e-12)
+    # Its cross-entropy divides by m instead of n, and is no oracle.
+    assert knn_cross_entropy(x, y, k).item() == pytest.approx(by_tree(x, y, k), rel=1e-12)
+
+
+def test_volume_of_the_ball_in_the_dimension_of_images():
+    x = torch.randn(5, 3, 32, 32, dtype=torch.float64)  # gamma(1537) is infinite
+    expected = by_tree(x.flatten(1), x.flatten(1), own=True)
+    assert knn_entropy(x).item() == pytest.approx(expected, rel=1e-12)
+    assert knn_entropy(x.float()).item() == pytest.approx(expected, rel=1e-6)
+
+
+def uniform(g, *shape):
+    return torch.rand(*shape, generator=g, dtype=torch.float64)
+
+
+def normal(g, n, dim, std=0.5):
+    return std * torch.randn(n, dim, generator=g, dtype=torch.float64)
+
+
+def annulus(g, n, dim):
+    """Uniform between the circles of radius 1 and 2."""
+    radius, turn = (1 + 3 * uniform(g, n)).sqrt(), 2 * math.pi * uniform(g, n)
+    return torch.stack([radius * turn.cos(), radius * turn.sin()], dim=1)
+
+
+# Law, dimension, entropy, variance of log p, bound of the bias. At an edge at most half of a ball
+# is outside, so the bias is below log 2 times the share of points nearer to the edge than to their
+# neighbour; the normal law in 5-D has the bias of its tails.
+LAWS = {
+    "normal 1": (normal, 1, 0.5 * math.log(2 * math.pi * math.e / 4), 0.5, 0.0),
+    "normal 2": (normal, 2, math.log(2 * math.pi * math.e / 4), 1.0, 0.0),
+    "normal 5": (normal, 5, 2.5 * math.log(2 * math.pi * math.e / 4), 2.5, 0.05),
+    "box": (lambda *shape: 3 * uniform(*shape), 2, 2 * math.log(3), 0.0, 0.022),
+    "exponential": (lambda *shape: -(1 - uniform(*shape)).log(), 2, 2.0, 2.0, 0.022),
+    "annulus": (annulus, 2, math.log(3 * math.pi), 0.0, 0.034),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_entropy_of_known_laws(name):
+    law, dim, exact, var_log_p, bias = LAWS[name]
+    n, g = 4000, torch.Generator().manual_seed(dim)
+    # Each term varies as log p and as log Exp(1), by pi^2 / 6; the latter counts twice, as
+    # mutual neighbours share their distance.
+    sigma = math.sqrt((var_log_p + math.pi**2 / 3) / n)
+    x = law(g, n, dim)
+    assert abs(knn_entropy(x).item() - exact) < 4 * sigma + bias
+    assert abs(knn_cross_entropy(x, law(g, n, dim)).item() - exact) < 4 * sigma + bias
+
+
+def test_cross_entropy_of_two_normals():
+    # p = N(0, I / 4), q = N((0.5, 0), I). The terms vary as log q(x), by 0.15625, and by pi^2 / 6;
+    # what they share through y goes with E p/q = 2.65.
+    n, g = 4000, torch.Generator().manual_seed(1)
+    x, y = normal(g, n, 2), normal(g, n, 2, std=1.0) + torch.tensor([0.5, 0.0])
+    exact = math.log(2 * math.pi) + 0.25 + 0.125
+    sigma = math.sqrt((0.15625 + math.pi**2 / 6 + 2.65 * math.pi**2 / 3) / n)
+    assert abs(knn_cross_entropy(x, y).item() - exact) < 4 * sigma
+    assert knn_cross_entropy(x, y) > knn_entropy(x) + 0.5  # KL(p || q) is 0.76
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_what_changes_the_entropy_and_what_does_not(k):
+    x = torch.randn(100, 4, dtype=torch.float64)
+    h = knn_entropy(x, k).item()
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))
+    near = {"rel": 0, "abs": 1e-12}
+    assert knn_entropy(2.5 * x, k).item() == pytest.approx(h + 4 * math.log(2.5), **near)
+    assert knn_entropy(x @ rotation, k).item() == pytest.approx(h, **near)
+    assert knn_entropy(x + 3, k).item() == pytest.approx(h, **near)
+    assert knn_entropy(x[torch.randperm(100)], k).item() == pytest.approx(h, **near)
+    assert knn_entropy(x.unflatten(1, (2, 2)), k).item() == pytest.approx(h, **near)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_skipped_reference_is_not_there(k):
+    x, y = torch.randn(6, 2).double(), torch.randn(8, 2).double()
+    skip = torch.tensor([-1, 0, 7, 3, -1, 5])
+    alone = [
+        knn_cross_entropy(x[i : i + 1], torch.cat([y[:j], y[j + 1 :]]) if j >= 0 else y, k)
+        for i, j in enumerate(skip.tolist())
+    ]
+    value = knn_cross_entropy(x, y, k, skip)
+    torch.testing.assert_close(value, torch.stack(alone).mean(), rtol=1e-12, atol=0)
+
+
+def test_entropy_gradients():
+    x, y = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (5, 7))
+    skip = torch.tensor([0, -1, 2, -1, 4])
+    for k in (1, 2):
+        assert torch.autograd.gradcheck(lambda x, k=k: knn_entropy(x, k), x)
+        assert torch.autograd.gradgradcheck(lambda x, k=k: knn_entropy(x, k), x)
+        assert torch.autograd.gradcheck(lambda *v, k=k: knn_cross_entropy(*v, k, skip), (x, y))
+
+
+def test_samples_that_coincide():
+    x = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 3.0]], requires_grad=True)
+    h = knn_entropy(x)
+    assert h == -math.inf
+    (grad,) = torch.autograd.grad(h, x)
+    # Of the distances only the third's has a gradient: D / n (c - a) / |c - a|^2, a the first.
+    pull = torch.tensor([-1.0, 2.0]) / 5 * 2 / 3
+    torch.testing.assert_close(grad, torch.stack([-pull, torch.zeros(2), pull]))
+    assert knn_entropy(x, k=2).isfinite()  # two at one point have another second neighbour
+    assert knn_cross_entropy(torch.ones(1, 2), torch.ones(2, 2)) == -math.inf
+
+
+def test_a_nan_sample_is_not_hidden():
+    x = torch.randn(5, 2)
+    x[3, 0] = math.nan
+    assert knn_cross_entropy(x, torch.randn(4, 2)).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_entropy_dtypes(dtype):
+    x = torch.randn(50, 2).to(dtype)
+    h = knn_entropy(x)
+    assert h.dim() == 0
+    assert h.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    # Twice the relative error of a distance, times D; a bfloat16 distance has 8 bits.
+    rel = 2**-8 if dtype == torch.bfloat16 else torch.finfo(dtype).eps
+    assert h.item() == pytest.approx(knn_entropy(x.double()).item(), rel=0, abs=4 * rel)
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: knn_entropy(torch.randn(3, 2), k=3), "1..n-1.* n = 3 .*got 3"),
+        (lambda: knn_entropy(torch.randn(3, 2), k=0), "got 0"),
+        (lambda: knn_entropy(torch.randn(3, 2), k=1.0), "got 1.0"),
+        (lambda: knn_entropy(torch.randn(1, 2)), "n = 1 "),
+        (lambda: knn_entropy(torch.tensor(1.0)), "n = 0 "),
+        (lambda: knn_entropy(torch.randn(4, 0)), "dimension >= 1"),
+        (lambda: knn_entropy(torch.randn(4, 2), backend="kd"), "backend.*'kd'"),
+        (lambda: knn_cross_entropy(torch.randn(0, 2), torch.randn(2, 2)), "n >= 1"),
+    ],
+)
+def test_entropy_errors(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: knn_entropy(torch.arange(4)),
+        lambda: knn_cross_entropy(torch.zeros(2, 2).long(), torch.ones(3, 2).long()),
+        lambda: knn_cross_entropy(torch.randn(3, 2), torch.randn(2, 2), 3),
+        lambda: knn_cross_entropy(torch.randn(3, 2), torch.randn(2, 2), 0),
+        lambda: knn_cross_entropy(torch.randn(3, 2), torch.randn(2, 3)),
+        lambda: knn_cross_entropy(torch.randn(3, 2), torch.randn(0, 2)),
+    ],
+)
+def test_errors_of_the_search_come_through(call):
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        call()
