@@ -11,7 +11,7 @@ except ModuleNotFoundError:
     ) from None
 from fastebm import ops
 from fastebm.buffer import ReplayBuffer
-from fastebm.entropy import knn_cross_entropy, knn_entropy, nearest_neighbor
+from fastebm.entropy import knn_cross_entropy, knn_entropy
 from fastebm.info import build_info
 from fastebm.losses import (
     ContrastiveDivergence,
@@ -20,6 +20,7 @@ from fastebm.losses import (
     NonFiniteError,
     PersistentContrastiveDivergence,
 )
+from fastebm.neighbor import nearest_neighbor
 from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,6 +15,15 @@ MODES = ("slot", "fifo", "reservoir")
 DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
 _FILL = 1 << 24  # elements of the buffer filled at once
 Init = str | Callable[[int], Tensor]
+
+
+class References(NamedTuple):
+    """Stored samples for ``nearest_neighbor``: y (m, *event) of the storage's dtype; own (b,)
+    int64, which of them each slot that was asked for is, or -1; and y_scale, for uint8."""
+
+    y: Tensor
+    own: Tensor
+    y_scale: tuple[float, float]
 
 
 class ReplayBuffer(nn.Module):
@@ -148,21 +158,28 @@ class ReplayBuffer(nn.Module):
         return self._load(self.data[: len(self)], dither=False)
 
     @torch.no_grad()
-    def references(self, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """``n`` distinct stored samples as they are (None, or fewer stored: all of them).
+    def references(self, slots: Tensor, n: int | None = None) -> References:
+        """``n`` distinct stored samples as they are (None, or fewer stored: all of them, as a view
+        of the storage, which the next ``push`` changes).
 
-        Returns:
-            y (m, *event) float32, and position (capacity,) int64: where in y each slot is, or -1.
+        Args:
+            slots: (b,) int64, as ``sample`` returned them.
         """
         size, g = len(self), self._local_generator()
         if n is None or n >= size:
-            slots, y = torch.arange(size, device=g.device), self.all()
-        else:
-            slots = torch.randperm(size, generator=g, device=g.device)[:n]
-            y = self._load(self.data[slots], dither=False)
+            return References(self.data[:size], slots, self._y_scale)
+        chosen = torch.randperm(size, generator=g, device=g.device)[:n]
         position = torch.full((self.capacity,), -1, device=g.device)
-        position[slots] = torch.arange(len(slots), device=g.device)
-        return y, position
+        position[chosen] = torch.arange(n, device=g.device)
+        own = torch.where(slots < 0, -1, position[slots.clamp(min=0)])
+        return References(self.data[chosen], own, self._y_scale)
+
+    @property
+    def _y_scale(self) -> tuple[float, float]:
+        """(scale, offset) of a uint8 sample at the middle of its step, as ``nearest_neighbor``."""
+        lo, hi = self.value_range
+        scale = (hi - lo) / 256
+        return scale, lo + scale / 2
 
     def _push_reservoir(self, q: Tensor) -> None:
         """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""

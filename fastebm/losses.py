@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from fastebm.buffer import ReplayBuffer
+from fastebm.buffer import References, ReplayBuffer
 from fastebm.energy import energy
 from fastebm.entropy import nn_log_distance
 from fastebm.rng import ChainRNG, as_rng
@@ -155,7 +155,7 @@ class ContrastiveDivergence(nn.Module):
             if self._through_last_step:
                 own = references
                 if own is not None and neg is not None:
-                    own = references[0], references[1][neg]
+                    own = references._replace(own=references.own[neg])
                 loss = loss + self._last_step_terms(e_neg, leaf, x_kl, own, metrics)
             finite_pos = finite_rows(e_pos)
             return loss, x_neg, metrics, finite_pos, finite_rows(x_neg) & finite_rows(e_neg)
@@ -176,7 +176,7 @@ class ContrastiveDivergence(nn.Module):
 
     _through_last_step = False  # whether the loss depends on the parameters through the last step
 
-    def _references(self, x: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    def _references(self, x: Tensor, slots: Tensor | None) -> References | None:
         return None
 
     def _last_step_terms(
@@ -184,7 +184,7 @@ class ContrastiveDivergence(nn.Module):
         e_neg: Tensor,
         leaf: Tensor,
         x_kl: Tensor,
-        references: tuple[Tensor, Tensor] | None,
+        references: References | None,
         metrics: dict[str, Tensor | float],
     ) -> Tensor:
         raise NotImplementedError
@@ -312,12 +312,12 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     _through_last_step = True
 
-    def _references(self, x: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """References from the buffer, and for each chain which of them is its own slot (or -1)."""
+    def _references(self, x: Tensor, slots: Tensor | None) -> References | None:
+        """Stored samples, and for each chain which of them is its own slot (or -1)."""
         if self.buffer is None or not self.entropy_weight:
             return None
-        y, position = self.buffer.references(self.n_entropy_refs)
-        return y.to(x), torch.where(slots < 0, -1, position[slots.clamp(min=0)]).to(x.device)
+        y, own, y_scale = self.buffer.references(slots, self.n_entropy_refs)
+        return References(y.to(x.device), own.to(x.device), y_scale)
 
     def _last_step_terms(self, e_neg, leaf, x_kl, references, metrics):
         # The negative phase and the KL term are energies of the same points, so one forward serves
@@ -330,10 +330,11 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         entropy = torch.zeros_like(kl)
         if self.entropy_weight:
             if self.buffer is None:
-                references = x_neg, torch.arange(len(x_neg), device=x_neg.device)
-            y, own = references
+                own = torch.arange(len(x_neg), device=x_neg.device)
+                references = References(x_neg, own, (1.0, 0.0))
+            y, own, y_scale = references
             if len(y) > 1:
-                entropy = nn_log_distance(x_kl, y, own, self.entropy_eps)
+                entropy = nn_log_distance(x_kl, y, own, self.entropy_eps, y_scale=y_scale)
         metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
         return self.kl_weight * kl - self.entropy_weight * entropy
 

@@ -179,13 +179,21 @@ def _check_step(x: Tensor, grad: Tensor | None) -> None:
         torch._check(grad.device == x.device, lambda: "grad and x are on different devices")
 
 
-def _check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
-    torch._check(x.dim() > 0 and x.shape[1:] == y.shape[1:], lambda: "x and y differ in *event")
-    torch._check(x.device == y.device, lambda: "x and y are on different devices")
-    torch._check(1 <= k <= 16, lambda: "k must be in 1..16")
-    torch._check(y.shape[0] >= k, lambda: "y holds fewer than k references")
+def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
+    """What the nearest-neighbour operator asks of its arguments, but for its own range of k."""
+    torch._check(x.is_floating_point(), lambda: f"x must be floating-point, got {x.dtype}")
+    torch._check(
+        x.dim() > 0 and x.dim() == y.dim() and x.shape[1:] == y.shape[1:],
+        lambda: f"x and y must be (n, *event) and (m, *event), got {x.shape} and {y.shape}",
+    )
+    torch._check(x.device == y.device, lambda: "y and x are on different devices")
+    torch._check(k >= 1, lambda: f"k must be >= 1, got {k}")
+    torch._check(k <= y.shape[0], lambda: f"k must be at most m = {y.shape[0]}, got {k}")
     if skip is not None:
-        torch._check(skip.shape == x.shape[:1], lambda: "skip must have one value per query")
+        torch._check(skip.dtype == torch.int64, lambda: f"skip must be int64, got {skip.dtype}")
+        torch._check(
+            skip.shape == x.shape[:1], lambda: f"skip must have shape {tuple(x.shape[:1])}"
+        )
 
 
 def _keep_winners(ctx, inputs, output) -> None:
@@ -243,7 +251,7 @@ def register_operators(namespace: str) -> None:
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
     @torch.library.register_fake(f"{namespace}::nearest_neighbor_search")
     def _(x, y, skip, k, y_scale, y_offset):
-        _check_neighbor(x, y, skip, k)
+        check_neighbor(x, y, skip, k)
         shape = (x.shape[0],) if k == 1 else (x.shape[0], k)
         return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
 

@@ -137,17 +137,29 @@ def test_storage_and_sample_types():
 
 def test_references_are_stored_samples_and_know_their_slots():
     buffer = ReplayBuffer(9, (1,), init=lambda n: numbered(0, n), seed=0)
-    y, position = buffer.references(4)
+    slots = torch.arange(9)
+    y, own, _ = buffer.references(slots, 4)
     assert y.shape == (4, 1) and y.unique().numel() == 4
-    assert (position >= 0).sum() == 4
-    for slot, at in enumerate(position.tolist()):
+    assert (own >= 0).sum() == 4
+    for slot, at in enumerate(own.tolist()):
         assert at == -1 or y[at, 0] == slot
-    y, position = buffer.references()
-    assert torch.equal(y, buffer.all()) and torch.equal(position, torch.arange(9))
+    y, own, _ = buffer.references(slots)
+    assert torch.equal(y, buffer.all()) and own is slots
+    assert y.data_ptr() == buffer.data.data_ptr()  # the whole buffer is not copied
     fifo = ReplayBuffer(9, (1,), mode="fifo", seed=0)
     fifo.push(numbered(0, 2))
-    y, position = fifo.references(5)
-    assert y[:, 0].tolist() == [0, 1] and position.tolist() == [0, 1] + [-1] * 7
+    y, own, _ = fifo.references(torch.tensor([1, -1, 0]), 5)
+    assert y[:, 0].tolist() == [0, 1] and own.tolist() == [1, -1, 0]
+    fifo.push(numbered(2, 5))
+    own = fifo.references(torch.tensor([-1, 3]), 3).own
+    assert own[0] == -1
+
+
+def test_uint8_references_come_with_their_scale():
+    buffer = ReplayBuffer(50, (3,), dtype=torch.uint8, value_range=(-2, 6), seed=0)
+    y, _, (scale, offset) = buffer.references(torch.arange(5))
+    assert y.dtype == torch.uint8
+    torch.testing.assert_close(y * scale + offset, buffer.all())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -158,7 +170,7 @@ def test_resume_is_bitwise(mode, dtype):
         for _ in range(n):
             x, idx = buffer.sample(5)
             buffer.push((x * 0.9).clamp(0, 1), idx)
-            out += [x, idx, buffer.all(), buffer.references(3)[0]]
+            out += [x, idx, buffer.all(), buffer.references(idx, 3).y]
         return out
 
     whole = ReplayBuffer(8, (2,), 0.3, mode, dtype=dtype, seed=1)

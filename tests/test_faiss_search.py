@@ -6,8 +6,7 @@ import sys
 import pytest
 import torch
 
-from fastebm import faiss_search, knn_cross_entropy, knn_entropy
-from fastebm.entropy import nearest_neighbor
+from fastebm import faiss_search, knn_cross_entropy, knn_entropy, nearest_neighbor
 
 
 @pytest.fixture

@@ -158,8 +158,8 @@ def test_icd_takes_references_before_the_push_and_not_its_own_slot(mode, n_refs)
     )
     for seed in range(3):
         start, idx = theirs.sample(9)
-        refs, position = theirs.references(n_refs)
-        skip = [-1 if i < 0 else position[i].item() for i in idx.tolist()]
+        refs, own, _ = theirs.references(idx, n_refs)
+        refs, skip = refs.clone(), own.tolist()
         expected = naive(
             *(model, sampler, x, start.double(), seed, K, 1.0, 0.3, 0.0, refs.double(), skip)
         )
@@ -417,8 +417,8 @@ def test_nonfinite_samples_are_skipped_as_if_they_had_not_been(which):
     # The same by hand: the chains on the good model, then only the good rows.
     refs, skip = None, None
     if which == 2:
-        stored, position = buffers[1].references()
-        refs, skip = stored.double(), position[idx].tolist()
+        stored, own, _ = buffers[1].references(idx)
+        refs, skip = stored.double(), own.tolist()
     good_sampler = langevin(good, clamp=None)
     rows = keep_neg.nonzero()[:, 0]
     weights = (1.0, 0.3, 0.1) if which == 2 else (0.0, 0.0, 0.0)

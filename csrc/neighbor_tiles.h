@@ -1,0 +1,190 @@
+// Search by tiles, for larger samples: kTileRows references x kPanel queries, kDepth elements at a
+// time. Here is what does not depend on the instruction set: the bound on scores, the lists of
+// candidates, the packing of queries; the rest is in neighbor_tiles_simd.h.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "neighbor_search.h"
+
+namespace fastebm {
+
+// The pitch keeps the rows of a tile off one another's cache sets.
+constexpr int kTileRows = 96, kPanel = 32, kDepth = 128, kPitch = kDepth + 16;
+constexpr int kBlockQueries = 128, kFewQueries = 3, kCandidates = 32;
+constexpr int64_t kWholeBytes = 4 << 20;  // packed queries are kept up to this size
+
+// A score is s = |y'|^2 - 2 x'.y', computed; t the same with the exact centred samples. Each
+// product is a sum of dim / kDepth sums of kDepth fused products, so with u = 2^-24
+//   |s - t| <= 2 kappa |x'| |y'| + c |y'|^2,  kappa = (kDepth + dim / kDepth + 16) u, c = 64 u;
+// the 16, and 64 for the 48 roundings of |y'|^2, leave room for those of x', y', s and the bound
+// itself. Underflow is covered by `tiny`, and by adding kFloor to both norms.
+struct TileRow {
+  float square, norm, error;
+};
+
+inline double norm_floor(int64_t dim) { return static_cast<double>(dim) * 0x1p-100; }
+
+inline TileRow tile_row(double square, int64_t dim) {
+  const double tiny = static_cast<double>(dim) * 0x1p-120;
+  return {static_cast<float>(square),
+          static_cast<float>(std::sqrt(square) * 1.0001 + norm_floor(dim)),
+          static_cast<float>(64 * kUnit * square + tiny)};
+}
+
+inline float query_slope(double square, int64_t dim) {
+  const double kappa = (kDepth + static_cast<double>(dim) / kDepth + 16) * kUnit;
+  return static_cast<float>(2 * kappa * (std::sqrt(square) * 1.0001 + norm_floor(dim)));
+}
+
+// A block of queries, packed for the products: (depth / kDepth, panels, kDepth, kPanel).
+struct TileBlock {
+  int64_t first;
+  int queries, panels;
+  bool whole;     // x holds all depths; otherwise each slice packs one at a time
+  float* x;       // centred
+  float* center;  // (3, dim): the centre first
+  float* slopes;  // (kBlockQueries,): times |y'| the first part of the bound
+};
+
+struct Candidate {
+  float lower;
+  int32_t index;
+};
+
+// One thread's share of the references. For each query: the k smallest upper bounds of scores, of
+// which the largest is the threshold; what the threshold does not rule out; and exact neighbours.
+// Of true neighbours none is lost: k references have scores of at most the threshold plus their
+// bounds, so one whose lower bound is above it has k nearer ones.
+struct TileSlice {
+  float* y;       // (kTileRows, kPitch)
+  float* x;       // one depth of the block's queries, unless the block is whole
+  float* scores;  // (panels, kTileRows, kPanel)
+  float* thresholds;
+  float* uppers;  // (kBlockQueries, k)
+  int* counts;
+  Candidate* candidates;  // (kBlockQueries, kCandidates)
+  Neighbor* lists;        // (kBlockQueries, k)
+  int k;
+
+  void start(const TileBlock& block) const {
+    std::fill_n(uppers, block.queries * k, HUGE_VALF);
+    std::fill_n(counts, block.queries, 0);
+    std::fill_n(thresholds, block.queries, HUGE_VALF);
+    std::fill(thresholds + block.queries, thresholds + block.panels * kPanel, -HUGE_VALF);
+  }
+
+  template <class Rescore>
+  void take(int q, int32_t j, float lower, float upper, const Rescore& rescore) const {
+    SmallestK<float>::insert(uppers + q * k, k, upper);
+    thresholds[q] = uppers[q * k + k - 1];
+    candidates[q * kCandidates + counts[q]++] = {lower, j};
+    if (counts[q] == kCandidates) {
+      prune(q);
+      if (counts[q] > kCandidates / 2) finish(q, rescore);
+    }
+  }
+
+  void prune(int q) const {
+    Candidate* own = candidates + q * kCandidates;
+    const float threshold = thresholds[q];
+    counts[q] =
+        static_cast<int>(std::remove_if(own, own + counts[q],
+                                        [=](const Candidate& c) { return c.lower > threshold; }) -
+                         own);
+  }
+
+  template <class Rescore>
+  void finish(int q, const Rescore& rescore) const {
+    prune(q);
+    for (int c = 0; c < counts[q]; ++c) rescore(q, candidates[q * kCandidates + c].index);
+    counts[q] = 0;
+  }
+};
+
+// The componentwise median of the means of three groups: one far-off query does not move it.
+template <class X>
+void center_queries(const NeighborParams& p, const TileBlock& block) {
+  float* sums = block.center;
+  std::fill_n(sums, 3 * p.dim, 0.0f);
+  for (int q = 0; q < block.queries; ++q) {
+    const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim;
+    float* sum = sums + 3 * q / block.queries * p.dim;
+    for (int64_t i = 0; i < p.dim; ++i) sum[i] += static_cast<float>(x[i]);
+  }
+  const float scale = 3.0f / static_cast<float>(block.queries);
+  for (int64_t i = 0; i < p.dim; ++i) {
+    const float a = sums[i], b = sums[p.dim + i], c = sums[2 * p.dim + i];
+    const float median = scale * std::max(std::min(a, b), std::min(std::max(a, b), c));
+    sums[i] = std::isfinite(median) ? median : 0.0f;
+  }
+}
+
+template <class X>
+float centred(X x, float center) {
+  return static_cast<float>(x - static_cast<X>(center));
+}
+
+template <class X>
+void query_slopes(const NeighborParams& p, const TileBlock& block, int panel) {
+  for (int q = panel * kPanel; q < (panel + 1) * kPanel; ++q) {
+    double square = 0;
+    if (q < block.queries) {
+      const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim;
+      double parts[8] = {};
+      int64_t i = 0;
+      for (; i + 8 <= p.dim; i += 8)
+        for (int l = 0; l < 8; ++l) {
+          const double v = centred(x[i + l], block.center[i + l]);
+          parts[l] += v * v;
+        }
+      for (; i < p.dim; ++i) square += std::pow(double{centred(x[i], block.center[i])}, 2);
+      for (const double part : parts) square += part;
+    }
+    block.slopes[q] = query_slope(square, p.dim);
+  }
+}
+
+// Elements [k, k + kDepth) of the queries of some panels, to out (panels, kDepth, kPanel).
+template <class X>
+void pack_queries(const NeighborParams& p, const TileBlock& block, int64_t k, int panel_begin,
+                  int panel_end, float* out) {
+  const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.dim - k));
+  for (int q = panel_begin * kPanel; q < panel_end * kPanel; ++q) {
+    float* to = out + q / kPanel * kDepth * kPanel + q % kPanel;
+    const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim + k;
+    for (int i = 0; i < depth; ++i)
+      to[i * kPanel] = q < block.queries ? centred(x[i], block.center[k + i]) : 0.0f;
+  }
+}
+
+struct TileScratch {
+  TileBlock block;
+  std::vector<TileSlice> slices;
+};
+
+inline TileScratch tile_scratch(const NeighborParams& p, int threads, Carver& carver) {
+  TileScratch s;
+  const int64_t queries = (std::min<int64_t>(kBlockQueries, p.n) + kPanel - 1) / kPanel * kPanel;
+  const int64_t depths = (p.dim + kDepth - 1) / kDepth;
+  s.block.whole = queries * depths * kDepth * 4 <= kWholeBytes;
+  s.block.x = carver.take<float>(s.block.whole ? queries * depths * kDepth : 0);
+  s.block.center = carver.take<float>(3 * p.dim);
+  s.block.slopes = carver.take<float>(queries);
+  s.slices.resize(std::min<int64_t>(threads, (p.m + kTileRows - 1) / kTileRows));
+  for (TileSlice& slice : s.slices) {
+    slice.y = carver.take<float>(kTileRows * kPitch);
+    slice.x = carver.take<float>(s.block.whole ? 0 : queries * kDepth);
+    slice.scores = carver.take<float>(queries * kTileRows);
+    slice.thresholds = carver.take<float>(queries);
+    slice.uppers = carver.take<float>(queries * p.k);
+    slice.counts = carver.take<int>(queries);
+    slice.candidates = carver.take<Candidate>(queries * kCandidates);
+    slice.lists = carver.take<Neighbor>(queries * p.k);
+    slice.k = p.k;
+  }
+  return s;
+}
+
+}  // namespace fastebm
