@@ -24,9 +24,14 @@ test: torch
 	FASTEBM_SIMT=ON $(BIN)/pip install -q --disable-pip-version-check ".[test]"
 	FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q
 
+# What a build without isolation needs.
+tools: torch
+	$(BIN)/pip install -q --disable-pip-version-check \
+	  "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+.PHONY: tools
+
 # Editable, rebuilt when imported, with the emulated kernels.
-dev: torch
-	$(BIN)/pip install -q --disable-pip-version-check "scikit-build-core>=0.10" "pybind11>=2.13" ninja
+dev: tools
 	FASTEBM_SIMT=ON $(BIN)/pip install --disable-pip-version-check --no-build-isolation -e ".[dev]" \
 	  -Ceditable.rebuild=true -Cbuild-dir=build/dev
 
@@ -56,7 +61,8 @@ kernels:
 	done; done
 
 # The emulated kernels under the address and undefined-behaviour sanitisers.
-asan: torch
+asan: tools
+	$(BIN)/pip install -q --disable-pip-version-check pytest
 	FASTEBM_SIMT=ON FASTEBM_SANITIZE=ON FASTEBM_CUDA=OFF $(BIN)/pip install -q \
 	  --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
 	  --target build/asan-site -Cbuild-dir=build/asan .
@@ -74,7 +80,7 @@ gpu:
 	bench/gpu.sh runs/gpu
 
 # A wheel, and the proof that it uses no C++ symbol of torch but the stable ones.
-wheel:
+wheel: tools
 	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	rm -rf build/wheel && mkdir -p build/wheel && cd build/wheel && unzip -q ../../dist/fastebm-*.whl
 	! nm -D --undefined-only -C build/wheel/fastebm/_C*.so | grep -E "at::|c10::"

@@ -123,6 +123,10 @@ void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, doub
       langevin_params("langevin_step_", x, step_size, noise_std, step_sizes, noise_stds, rng, t,
                       sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
   if (grad) check_twin("langevin_step_", "grad", *grad, x);
+  for (int64_t i = 0; i < x.dim(); ++i)
+    STD_TORCH_CHECK(x.stride(i) != 0 || x.size(i) < 2,
+                    "langevin_step_: elements of x must not share memory, as x is written to; it "
+                    "is an expanded tensor, clone it");
   const Tensor g = grad ? dense(*grad) : x;
   Tensor out = dense(x);
   p.x = p.out = out.mutable_data_ptr();

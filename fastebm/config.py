@@ -81,7 +81,8 @@ class TrainConfig:
         for name in ("kl_weight", "entropy_weight"):
             expect(math.isfinite(getattr(self, name)), name, "a finite number")
         if self.loss == "pcd" or (self.loss == "icd" and self.buffer_size != 0):
-            expect(self.buffer_size >= self.batch_size, "buffer_size", f">= {self.batch_size}")
+            enough = self.buffer_size >= self.batch_size
+            expect(enough, "buffer_size", f">= batch_size={self.batch_size}")
         expect(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,19 @@ def first_line(error: Exception) -> str:
     """The start of an error's text, or its type when it has none."""
     lines = str(error).splitlines()
     return lines[0][:120] if lines and lines[0] else type(error).__name__
+
+
+def load_tensors(path: Path):
+    """`torch.load` of tensors, numbers, text and their containers, to the CPU; runs no code.
+
+    Raises:
+        ValueError: the file holds something else. Torch's own text is about its switches.
+        Exception: torch's, for a damaged file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError("not a file of torch.save, or one that holds more than tensors") from None
 
 
 def need(module: str):
@@ -180,7 +194,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
         raise DataError(f"{path}: no such file")
     try:
         if path.suffix == ".pt":
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
         else:
             content = np.load(path, allow_pickle=False)
             content = dict(content) if path.suffix == ".npz" else content

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastebm.buffer import ReplayBuffer
 from fastebm.config import ConfigError, TrainConfig, versions
-from fastebm.data import Dataset, first_line, load
+from fastebm.data import Dataset, first_line, load, load_tensors
 from fastebm.evaluation import total_energy
 from fastebm.losses import (
     ContrastiveDivergence,
@@ -221,7 +221,7 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         missing = {"config", "model", "optimizer", "iteration"} - set(state)
     except Exception as error:  # torch.load raises whatever its unpickler met
         raise ConfigError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None

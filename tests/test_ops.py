@@ -231,6 +231,9 @@ def test_non_contiguous(device):
             before = x.data_ptr()
             ops.langevin_step_(x, g, 0.1, 0.2, rng(device))
             assert torch.equal(x, expected) and x.data_ptr() == before
+        else:
+            with pytest.raises(RuntimeError, match="elements of x must not share memory"):
+                ops.langevin_step_(x, g, 0.1, 0.2, rng(device))
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), (0, 3, 2)])

@@ -116,7 +116,7 @@ def test_bad_checkpoints(tmp_path):
     Trainer(SMALL).save(tmp_path / "good.pt")
     for name, wanted in [
         ("absent.pt", "no such file"),
-        ("text.pt", "cannot be read"),
+        ("text.pt", "cannot be read .*not a file of torch.save"),
         ("list.pt", "not a fastebm checkpoint"),
         ("part.pt", "not a fastebm checkpoint"),
     ]:
@@ -157,7 +157,9 @@ def test_bad_configurations_name_the_value(name, value):
     assert "\n" not in str(error.value)
 
 
-def test_batch_larger_than_the_data():
+def test_batch_larger_than_the_buffer_or_the_data():
+    with pytest.raises(ConfigError, match="buffer_size must be >= batch_size=50, got 49"):
+        replace(SMALL, batch_size=50, buffer_size=49)
     with pytest.raises(ConfigError, match="batch_size=50, but there are 40"):
         Trainer(replace(SMALL, samples=40, batch_size=50))
 
