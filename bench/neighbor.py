@@ -9,8 +9,9 @@ Data: normal for d <= 64, else smooth images in [0, 1]; the same rows plus noise
                     pykeops; argmin in vectorised parts, which is several times as fast as torch's
   faiss             knn and IndexFlatL2, with their own distances; + pairs for the backward pass
 An index is wrong where its exact distance, rounded to float32, is above the smallest (so ties are
-not). Memory is what one call adds at its worst. With --quick nothing is compiled first. Last comes
-the share of the entropy term in a step of ICD training (bench/neighbor_icd.py).
+not). Memory is what one call adds at its worst. Two yardsticks are no rivals: the matrix product
+alone, and the gradient of n pairs that are known. With --quick nothing is compiled first. Last
+comes the share of the entropy term in a step of ICD training (bench/neighbor_icd.py).
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from functools import partial
 import neighbor_icd
 import timing
 import torch
-from neighbor_rivals import BROADCAST, CDIST, SMALL_DIM, exact_nearest, rivals
+from neighbor_rivals import BROADCAST, CDIST, SMALL_DIM, exact_nearest, rivals, then_pairs
 from torch import Tensor
 
 from fastebm import ops
 
-OURS, MATMUL = "fastebm", "torch.mm alone"
+OURS = "fastebm"
+MATMUL, PAIRS = "torch.mm alone", "pairs alone, no search"
+YARDSTICKS = {MATMUL, PAIRS}
 FORWARD, BOTH = "forward", "forward + backward"
 CASES = [
     *((128, 1000, 2), (1024, 10000, 2), (4096, 100000, 2), (128, 1000, 64)),
@@ -124,11 +127,15 @@ def measure(case, device: torch.device, threads: int, seconds: float, compiled: 
             name: timing.peak_extra_memory(call, device)
             for name, call in as_calls({k: found[k] for k in [*calls, *slow]}, x, y, mode).items()
         }
-        if d > SMALL_DIM and mode == FORWARD:
+        if mode == BOTH:
+            index = torch.arange(n, device=device) % m
+            known = {PAIRS: then_pairs(lambda x, y, index=index: index)}
+            calls |= as_calls(known, x, y, mode)
+        elif d > SMALL_DIM:
             calls[MATMUL] = partial(torch.mm, x, y.T, out=x.new_empty(n, m))
         timings = timing.compare(calls, device, seconds=seconds)
         timings |= {name: timing.Timing([s]) for name, s in slow.items()}
-        best = min(timings.keys() - {OURS, MATMUL}, key=lambda name: timings[name].median)
+        best = min(timings.keys() - {OURS, *YARDSTICKS}, key=lambda name: timings[name].median)
         for name, t in timings.items():
             row = facts | {
                 "mode": mode,
@@ -140,13 +147,13 @@ def measure(case, device: torch.device, threads: int, seconds: float, compiled: 
                 if name in slow
                 else timings[OURS].times_faster_than(t),
                 "best_rival": name == best,
-                "gflops": 2e-9 * n * m * d / t.median,
-                "pairs_per_s": n * m / t.median,
+                "gflops": None if name == PAIRS else 2e-9 * n * m * d / t.median,
+                "pairs_per_s": None if name in YARDSTICKS else n * m / t.median,
                 "load_average": os.getloadavg()[0],
             }
-            if name != MATMUL:
+            if name not in YARDSTICKS:
                 row["extra_bytes"] = memory[name]
-            if name != MATMUL and mode == FORWARD:
+            if name in found and mode == FORWARD:
                 row["wrong"], row["error"] = correctness(found[name], x, y, smallest)
                 near_by = correctness(found[name], near, y, smallest_near)
                 row["wrong_near"], row["error_near"] = near_by
@@ -164,20 +171,20 @@ def print_case(rows: list[dict]) -> None:
     for mode in (FORWARD, BOTH):
         print(f"n = {n}, m = {m}, d = {d}, {mode}, {on}")
         header = ["", "us", "spread", "fastebm faster", "MB more"]
-        header.append("G pairs/s" if d <= SMALL_DIM else "GFLOP/s")
+        header.append("pairs/s" if d <= SMALL_DIM else "GFLOP/s")
         if mode == FORWARD:
             header += ["wrong", "rel. error", "wrong, near", "rel. error, near"]
             header.append("H200, PREDICTED, not measured")
         table = []
         for row in sorted_rows(rows, mode):
-            rate = row["pairs_per_s"] / 1e9 if d <= SMALL_DIM else row["gflops"]
+            rate = row["pairs_per_s"] if d <= SMALL_DIM else row["gflops"]
             cells = [
                 row["variant"] + (" (BEST RIVAL)" if row["best_rival"] else ""),
                 f"{row['seconds'] * 1e6:.4g}",
                 "one call" if row["spread"] is None else f"{row['spread']:.0%}",
                 f"{row['ours_times_faster']:.2f}x",
                 f"{row['extra_bytes'] / 1e6:.1f}" if "extra_bytes" in row else "",
-                f"{rate:.3g}",
+                "" if rate is None else f"{rate:.3g}",
             ]
             if mode == FORWARD and "wrong" in row:
                 cells += [str(row["wrong"]), f"{row['error']:.1e}"]
