@@ -16,7 +16,7 @@ CASE = f"ICD step, d = {DIM}, batch {BATCH}, {CAPACITY} references, {K_STEPS} La
 WITHOUT, NOW, BEFORE = "without entropy", "fastebm", "blocked cdist, as before fastebm's search"
 
 
-def log_distance_before(x: Tensor, y: Tensor, skip: Tensor, eps: float) -> Tensor:
+def log_distance_before(x: Tensor, y: Tensor, skip: Tensor, eps: float, **_) -> Tensor:
     """The entropy by the search that the package used before it had one of its own: blocks of 2^22
     distances from torch.cdist's difference form, then the distances of n pairs."""
     index, rows = [], max(1, (1 << 22) // len(y))
