@@ -189,7 +189,7 @@ def test_mixed_scales(device):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("event", [(3,), (2, 10)])
+@pytest.mark.parametrize("event", [(3,), (2, 3)])
 def test_gradcheck(device, k, event):
     x, y = (
         torch.randn(n, *event, dtype=torch.float64, device=device, requires_grad=True)
