@@ -2,17 +2,20 @@
 // with a bound on their error. Pairs that the bound does not rule out are rescored exactly.
 // Included for each instruction set, after neighbor_simd.h.
 
-// The componentwise median of the means of three groups: one far-off query does not move it.
+// The componentwise median of the means of three groups of queries, about ten in each: one far-off
+// query does not move it.
 template <class X>
 FASTEBM_TARGET void center_queries(const NeighborParams& p, const TileBlock& block) {
   float* sums = block.center;
   std::fill_n(sums, 3 * p.dim, 0.0f);
-  for (int q = 0; q < block.queries; ++q) {
-    const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim;
-    float* sum = sums + 3 * q / block.queries * p.dim;
+  const int each = std::clamp(block.queries / 3, 1, 10);
+  for (int q = 0; q < 3 * each; ++q) {
+    const int64_t chosen = block.first + static_cast<int64_t>(q) * block.queries / (3 * each);
+    const X* x = static_cast<const X*>(p.x) + chosen * p.dim;
+    float* sum = sums + q / each * p.dim;
     for (int64_t i = 0; i < p.dim; ++i) sum[i] += static_cast<float>(x[i]);
   }
-  const float scale = 3.0f / static_cast<float>(block.queries);
+  const float scale = 1.0f / static_cast<float>(each);
   for (int64_t i = 0; i < p.dim; ++i) {
     const float a = sums[i], b = sums[p.dim + i], c = sums[2 * p.dim + i];
     const float low = a < b ? a : b, high = a < b ? b : a;
@@ -122,15 +125,23 @@ FASTEBM_TARGET inline void multiply(const float* y, const float* x, int depth, b
   }
 }
 
-// Products of one tile of references with every panel of queries, over `depth` elements.
-FASTEBM_TARGET inline void multiply_tile(const float* y, const float* x, int panels, int rows,
-                                         int depth, bool first, float* c) {
+// Products of one tile of references with every panel of queries, over `depth` elements. Meanwhile
+// kDepth elements at `next` of each row, `pitch` apart, come nearer: by the time they are packed
+// they are in the cache, and the products have hidden how long that took.
+template <class Y>
+FASTEBM_TARGET void multiply_tile(const float* y, const float* x, int panels, int rows, int depth,
+                                  bool first, float* c, const Y* next, int64_t pitch) {
   static_assert(kTileRows % kRows == 0 && kPanel % (2 * kLanes) == 0, "whole micro-tiles");
+  constexpr int kLine = 64 / static_cast<int>(sizeof(Y));
   for (int panel = 0; panel < panels; ++panel)
-    for (int r = 0; r < rows; r += kRows)
+    for (int r = 0; r < rows; r += kRows) {
+      for (int line = panel; line < kDepth / kLine; line += panels)
+        for (int i = 0; i < kRows; ++i)
+          __builtin_prefetch(next + (r + i) * pitch + line * kLine, 0, 2);
       for (int q = 0; q < kPanel; q += 2 * kLanes)
         multiply(y + r * kPitch, x + panel * kDepth * kPanel + q, depth, first,
                  c + (panel * kTileRows + r) * kPanel + q);
+    }
 }
 
 // Calls take(query, reference of the tile, lower, upper) for each pair whose lower bound of the
@@ -184,23 +195,19 @@ FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block
     double squares[kTileRows] = {};
     for (int64_t k = 0; k < p.dim; k += kDepth) {
       const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.dim - k));
-      // What comes next in memory is fetched while this is multiplied: the next depth of the same
-      // rows, or the first depth of the next tile's.
-      const int64_t next = k + kDepth < p.dim ? kDepth : kTileRows * p.dim - k;
-      for (int r = 0; r < rows; ++r) {
-        const Y* row = y + (first + r) * p.dim + k;
-        squares[r] += pack_reference(row, block.center + k, depth, p.y_scale, p.y_offset,
-                                     slice.y + r * kPitch);
-        for (int e = 0; e < kDepth; e += 64 / static_cast<int>(sizeof(Y)))
-          __builtin_prefetch(row + next + e, 0, 2);
-      }
+      for (int r = 0; r < rows; ++r)
+        squares[r] += pack_reference(y + (first + r) * p.dim + k, block.center + k, depth,
+                                     p.y_scale, p.y_offset, slice.y + r * kPitch);
       const float* packed = block.x + k * block.panels * kPanel;
       if (!block.whole) {
         for (int panel = 0; panel < block.panels; ++panel)
           pack_queries<X>(p, block, k, panel, slice.x + panel * kDepth * kPanel);
         packed = slice.x;
       }
-      multiply_tile(slice.y, packed, block.panels, rows, depth, k == 0, slice.scores);
+      // The next depth of the same rows, or the first of the next tile's.
+      const int64_t ahead = k + kDepth < p.dim ? k + kDepth : kTileRows * p.dim;
+      multiply_tile(slice.y, packed, block.panels, rows, depth, k == 0, slice.scores,
+                    y + first * p.dim + ahead, p.dim);
     }
     TileRow row[kTileRows];
     for (int r = 0; r < rows; ++r) row[r] = tile_row(squares[r], p.dim);
