@@ -115,6 +115,7 @@ def nearest_neighbor(
 
     Differentiable any number of times in ``x`` and ``y`` (floating-point), through the winning
     pairs only: d distance / dx = (x - y) / distance, taken as zero for points that coincide.
+    (``torch.ops.fastebm.nearest_neighbor`` itself records no gradient.)
 
     Args:
         x: (n, *event), the queries: float32, float64, bfloat16 or float16.
@@ -134,9 +135,10 @@ def nearest_neighbor(
             a CPU, skip is out of range or leaves fewer than k.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    wanted = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    search = _op.nearest_neighbor if wanted else _op.nearest_neighbor_search
-    distance, index = search.default(wide, y, skip, k, *y_scale)
+    search = _op.nearest_neighbor.default
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        search = _NearestNeighbor.apply
+    distance, index = search(wide, y, skip, k, *y_scale)
     return distance.to(x.dtype), index
 
 
@@ -196,26 +198,43 @@ def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
         )
 
 
-def _keep_winners(ctx, inputs, output) -> None:
-    """The winning references, not y: a replay buffer changes before the backward pass comes."""
-    x, y, _, _, *ctx.y_scale = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    winners = y if ctx.needs_input_grad[1] else _winners(y, output[1])
-    ctx.save_for_backward(x, winners, *output)
+class _NearestNeighbor(torch.autograd.Function):
+    """The gradient of the operator. Its own registration, or a setup_context, would take 40 us more
+    a call."""
+
+    @staticmethod
+    def forward(ctx, x, y, skip, k, scale, offset):
+        distance, index = _op.nearest_neighbor.default(x, y, skip, k, scale, offset)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(index)
+        ctx.y_scale = (scale, offset)
+        # The winners, not y: a replay buffer changes before the backward pass comes.
+        winners = y if ctx.needs_input_grad[1] else _winners(y, index)
+        ctx.save_for_backward(x, winners, distance, index)
+        return distance, index
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 6
+        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+            return (*_neighbor_gradients(ctx, grad), None, None, None, None)
+        x, winners, distance, _ = ctx.saved_tensors
+        grad_x = _op.nearest_neighbor_backward.default(grad, x, winners, distance, *ctx.y_scale)
+        return grad_x, None, None, None, None, None
 
 
 def _winners(y: Tensor, index: Tensor) -> Tensor:
-    """(n, k, D), the first reference where there is none."""
-    rows = y.unsqueeze(-1).flatten(1).index_select(0, index.clamp(min=0).view(-1))
-    return rows.view(index.shape[0], -1, rows.shape[1])
+    """(n k, *event), the first reference where there is none."""
+    return y.index_select(0, index.clamp(min=0).view(-1))
 
 
 def _neighbor_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients in x and, if asked for, y: plain torch, so that they can be differentiated."""
     x, y, distance, index = ctx.saved_tensors
     winners = _winners(y, index) if ctx.needs_input_grad[1] else y
-    winners = winners.to(x.dtype)
+    k = 1 if index.dim() == 1 else index.shape[1]
+    winners = winners.to(x.dtype).view(len(x), k, math.prod(x.shape[1:]))
     if y.dtype == torch.uint8:
         winners = winners * ctx.y_scale[0] + ctx.y_scale[1]
     apart = distance != 0
@@ -249,7 +268,6 @@ def register_operators(namespace: str) -> None:
         return like, torch.empty_like(like)
 
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
-    @torch.library.register_fake(f"{namespace}::nearest_neighbor_search")
     def _(x, y, skip, k, y_scale, y_offset):
         check_neighbor(x, y, skip, k)
         shape = (x.shape[0],) if k == 1 else (x.shape[0], k)
@@ -258,19 +276,6 @@ def register_operators(namespace: str) -> None:
     @torch.library.register_fake(f"{namespace}::nearest_neighbor_backward")
     def _(grad, x, winners, distance, y_scale, y_offset):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    def neighbor_backward(ctx, grad, _):
-        if grad is None:
-            return (None,) * 6
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
-            return (*_neighbor_gradients(ctx, grad), None, None, None, None)
-        x, winners, distance, _ = ctx.saved_tensors
-        grad_x = ops.nearest_neighbor_backward.default(grad, x, winners, distance, *ctx.y_scale)
-        return grad_x, None, None, None, None, None
-
-    torch.library.register_autograd(
-        f"{namespace}::nearest_neighbor", neighbor_backward, setup_context=_keep_winners
-    )
 
     def keep_masks(ctx, inputs, output):
         ctx.step_size = inputs[2]

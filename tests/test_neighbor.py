@@ -299,11 +299,17 @@ def test_errors_of_types_and_devices():
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("y_dtype", [torch.float32, torch.uint8])
 def test_opcheck(device, k, y_dtype):
-    x = torch.randn(4, 3, device=device, requires_grad=True)
+    x = torch.randn(4, 3, device=device)
     y = (torch.rand(5, 3, device=device) * 200).to(y_dtype)
     skip = torch.arange(4, device=device)
     for s in (None, skip):
         torch.library.opcheck(ops._op.nearest_neighbor.default, (x, y, s, k, 0.01, 0.0))
+    distance, index = ops._op.nearest_neighbor(x, y, None, k, 0.01, 0.0)
+    winners = y[index.flatten()]
+    torch.library.opcheck(
+        ops._op.nearest_neighbor_backward.default,
+        (torch.ones_like(distance), x, winners, distance, 0.01, 0.0),
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
