@@ -16,9 +16,9 @@ constexpr int kDirectDim = 16, kDirectWarps = 8, kMaxChunk = 128;
 constexpr int kTileColumns = 128, kTileDepth = 32;  // of the tensor cores' kernel
 constexpr int64_t kScores = int64_t{8} << 20;       // floats of scratch, which the L2 cache holds
 constexpr int64_t kMaxColumns = 16384;              // scores a query has in a block
-constexpr int64_t kDirectQueries = int64_t{1} << 18, kTileQueries = 4096;
+constexpr int64_t kDirectQueries = int64_t{1} << 16, kTileQueries = 2048;
 constexpr int64_t kEnoughBlocks = 256;  // CUDA blocks to fill a device
-constexpr int64_t kMinSlice = 256, kMaxSlice = 2048, kMaxSlices = 4096;
+constexpr int64_t kMinSlice = 256, kMaxSlice = 2048, kMaxSlices = 1024;
 
 // |score - t| <= relative |score| + query |x'|^2 + reference |y'|^2 + absolute, where t is the
 // chunk's least exact square, less |x'|^2 for centred samples; unless something overflowed.
@@ -44,9 +44,10 @@ inline ScoreError score_error(int64_t dim, int64_t slice, int64_t slices) {
   const double u = 0x1p-24, d = static_cast<double>(dim), depth = static_cast<double>(slice);
   if (dim <= kDirectDim) return {static_cast<float>((d + 5) * u), 0, 0, 0x1p-140f};
   const double room = (static_cast<double>(2 * slices) + 32) * u;
-  const double product = 0x1p-15 + 3 * depth / 16 * 20 * 2 * u + room, square = depth / 4 * u + room;
-  return {0, static_cast<float>(product * 65 / 64), static_cast<float>((product + square) * 65 / 64),
-          static_cast<float>(d * 0x1p-118)};
+  const double product = 0x1p-15 + 3 * depth / 16 * 20 * 2 * u + room,
+               square = depth / 4 * u + room;
+  return {0, static_cast<float>(product * 65 / 64),
+          static_cast<float>((product + square) * 65 / 64), static_cast<float>(d * 0x1p-118)};
 }
 
 // One block of scores, as the kernels see it.
@@ -86,13 +87,14 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
     b.chunk = 1;
     slice = std::max(kMaxSlice, ceil_div(p.dim, kMaxSlices));
     slices = ceil_div(p.dim, slice);
-    queries = std::min({p.n, kTileQueries, std::max<int64_t>(64, kScores / (kTileColumns * slices))});
+    queries =
+        std::min({p.n, kTileQueries, std::max<int64_t>(64, kScores / (kTileColumns * slices))});
     columns = std::min(p.m, kMaxColumns);
     const int64_t tiles = ceil_div(queries, 128) * ceil_div(columns, kTileColumns);
     slices = std::max(slices, std::min(kEnoughBlocks / tiles, p.dim / kMinSlice));
     slice = ceil_div(ceil_div(p.dim, slices), kTileDepth) * kTileDepth;
     slices = ceil_div(p.dim, slice);
-    const int64_t most = kScores / (queries * slices) / kTileColumns * kTileColumns;
+    const int64_t most = kScores / ((queries + 1) * slices) / kTileColumns * kTileColumns;
     columns = std::min(columns, std::max<int64_t>(kTileColumns, most));
   }
   b.queries = static_cast<int>(queries);

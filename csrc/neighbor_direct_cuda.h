@@ -61,8 +61,7 @@ __global__ void __launch_bounds__(32 * kDirectWarps)
     for (int i = lane; i < 32 * kDim; i += 32) {
       const int r = i / kDim;
       C value = static_cast<C>(r < count ? 0 : INFINITY);
-      if (r < count && p.dim)
-        value = reference_at<C>(p, (b.first_reference + at) * kDim + i);
+      if (r < count && p.dim) value = reference_at<C>(p, (b.first_reference + at) * kDim + i);
       tile[r * kPitch + i % kDim] = value;
     }
     __syncwarp();

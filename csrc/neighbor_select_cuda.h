@@ -154,8 +154,8 @@ __global__ void __launch_bounds__(kThreads) select_kernel(NeighborParams p, Scor
       if constexpr (kChunks) {
         r = static_cast<int64_t>(j) * b.chunk + item % pieces * 32 + lane;
         if (r < b.references && r != skip)
-          candidate.square = small_square(x, y + r * p.dim, static_cast<int>(p.dim), p.y_scale,
-                                          p.y_offset);
+          candidate.square =
+              small_square(x, y + r * p.dim, static_cast<int>(p.dim), p.y_scale, p.y_offset);
       } else if (r != skip) {
         const double square = warp_square(x, y + r * p.dim, p.dim, p.y_scale, p.y_offset);
         if (lane == 0) candidate.square = square;

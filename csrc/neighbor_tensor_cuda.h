@@ -33,57 +33,69 @@ struct Tiles {
   float y_squares[kTileColumns];
 };
 
+// Elements of a sample in this CUDA block's slice.
+__device__ __forceinline__ int slice_length(const NeighborParams& p, const ScoreBlock& b) {
+  const int64_t left = p.dim - blockIdx.z * b.slice;
+  return static_cast<int>(left < b.slice ? left : b.slice);
+}
+
 __device__ __forceinline__ int place(int row, int quad) { return (quad ^ ((row & 1) << 2)) * 4; }
 
-// Elements element .. element + 3 of row `at`, centred; zero from `end` on.
-template <class Load>
-__device__ __forceinline__ float4 centered(const float* center, int64_t element, int64_t end,
-                                           Load&& load) {
+// Four elements from `at` on of x or y, centred; zeros after the first `count`.
+template <bool kX, class C>
+__device__ __forceinline__ float4 centered(const NeighborParams& p, int64_t at, const float* center,
+                                           int count) {
   float v[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    v[i] = element + i < end ? static_cast<float>(load(element + i) - center[element + i]) : 0;
+  for (int i = 0; i < 4; ++i) {
+    v[i] = 0;
+    if (i < count) {
+      const C value = kX ? static_cast<const C*>(p.x)[at + i] : reference_at<C>(p, at + i);
+      v[i] = static_cast<float>(value - center[i]);
+    }
+  }
   return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-// Fills a stage with elements [from, end) of the samples, zeros after. Where kAsync, by copies of
-// four float32, centred when they are read; from any other type and alignment, centred, by loads.
+// Fills kSamples rows of a stage with elements from, from + 1, ... of the slice; zeros after its
+// end and for samples that are not there. Where kAsync, by copies of four float32, centred when
+// they are read; from any other type and alignment, centred, by loads.
+template <bool kAsync, bool kX, int kSamples, int kThreads>
+__device__ __forceinline__ void load_rows(const NeighborParams& p, const ScoreBlock& b,
+                                          float (*rows)[kTileDepth], int from) {
+  const int quad = threadIdx.x % 8, element = from + 4 * quad;
+  const int count = slice_length(p, b) - element;
+  const int first = (kX ? blockIdx.x : blockIdx.y) * kSamples, end = kX ? b.queries : b.references;
+  const int64_t slice = blockIdx.z * b.slice + element;
+#pragma unroll 1
+  for (int row = threadIdx.x / 8; row < kSamples; row += kThreads / 8) {
+    const int64_t sample = (kX ? b.first_query : b.first_reference) + first + row;
+    const bool valid = first + row < end && count > 0;
+    float* to = &rows[row][place(row, quad)];
+    if constexpr (kAsync)
+      copy_async(to,
+                 static_cast<const float*>(kX ? p.x : p.y) + (valid ? sample * p.dim + slice : 0),
+                 valid);
+    else if (p.x_dtype == Dtype::kFloat64)
+      *reinterpret_cast<float4*>(to) =
+          centered<kX, double>(p, sample * p.dim + slice, b.center + slice, valid ? count : 0);
+    else
+      *reinterpret_cast<float4*>(to) =
+          centered<kX, float>(p, sample * p.dim + slice, b.center + slice, valid ? count : 0);
+  }
+}
+
 template <bool kAsync, int kRows>
 __device__ __forceinline__ void load_stage(const NeighborParams& p, const ScoreBlock& b,
-                                           Tiles<kRows>& tiles, int stage, int64_t from,
-                                           int64_t end) {
-  const int first_row = blockIdx.x * kRows, first_column = blockIdx.y * kTileColumns;
-#pragma unroll
-  for (int i = threadIdx.x; i < (kRows + kTileColumns) * 8; i += 2 * kRows) {
-    const int row = i / 8, quad = i % 8;
-    const bool is_x = row < kRows;
-    const int sample = is_x ? first_row + row : first_column + row - kRows;
-    const bool valid = sample < (is_x ? b.queries : b.references);
-    const int64_t element = from + 4 * quad;
-    const int64_t at = ((is_x ? b.first_query : b.first_reference) + (valid ? sample : 0)) * p.dim;
-    float* to = &tiles.rows[stage][row][place(row, quad)];
-    if constexpr (kAsync) {
-      const bool inside = valid && element < end;
-      copy_async(to, static_cast<const float*>(is_x ? p.x : p.y) + at + (inside ? element : 0),
-                 inside);
-    } else {
-      const int64_t stop = valid ? end : 0;
-      float4 v;
-      if (p.x_dtype == Dtype::kFloat64)
-        v = centered(b.center, element, stop, [&](int64_t e) {
-          return is_x ? static_cast<const double*>(p.x)[at + e] : reference_at<double>(p, at + e);
-        });
-      else
-        v = centered(b.center, element, stop, [&](int64_t e) {
-          return is_x ? static_cast<const float*>(p.x)[at + e] : reference_at<float>(p, at + e);
-        });
-      *reinterpret_cast<float4*>(to) = v;
-    }
-  }
+                                           Tiles<kRows>& tiles, int stage, int from) {
+  load_rows<kAsync, true, kRows, 2 * kRows>(p, b, tiles.rows[stage], from);
+  load_rows<kAsync, false, kTileColumns, 2 * kRows>(p, b, tiles.rows[stage] + kRows, from);
   if constexpr (kAsync)
     for (int quad = threadIdx.x; quad < 8; quad += 2 * kRows) {
-      const bool inside = from + 4 * quad < end;
-      copy_async(&tiles.center[stage][4 * quad], b.center + (inside ? from + 4 * quad : 0), inside);
+      const int element = from + 4 * quad;
+      const bool valid = element < slice_length(p, b);
+      copy_async(&tiles.center[stage][4 * quad],
+                 b.center + (valid ? blockIdx.z * b.slice + element : 0), valid);
     }
 }
 
@@ -98,29 +110,28 @@ __device__ __forceinline__ void split(float v0, float v1, uint32_t& high, uint32
 // x' is split into bfloat16 h + l, and y' too: x'.y' ~ h.h + h.l + l.h, 6 operations of the tensor
 // cores an element of a pair. Memory moves 4 B an element of a reference for each kRows queries.
 template <bool kAsync, int kRows>
-__global__ void __launch_bounds__(2 * kRows, 256 / kRows)
+__global__ void __launch_bounds__(2 * kRows, kRows == 64 ? 3 : 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kAcross = kTileColumns / 32;
   auto& tiles = *dynamic_shared<Tiles<kRows>>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;  // of the fragments: see mma_bfloat16()
   const int warp_row = warp / kAcross * 64, warp_column = warp % kAcross * 32;
-  const int64_t begin = blockIdx.z * b.slice;
-  const int64_t end = begin + b.slice < p.dim ? begin + b.slice : p.dim;
-  const int steps = static_cast<int>((end - begin + kTileDepth - 1) / kTileDepth);
+  const int steps = (slice_length(p, b) + kTileDepth - 1) / kTileDepth;
 
   float sums[4][4][4] = {}, y_squares[4] = {};
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) load_stage<kAsync>(p, b, tiles, s, begin + s * kTileDepth, end);
+    if (s < steps) load_stage<kAsync>(p, b, tiles, s, s * kTileDepth);
     commit_copies();
   }
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0, stage = 0; step < steps;
+       ++step, stage = stage == kStages - 1 ? 0 : stage + 1) {
     wait_copies<kStages - 2>();
     __syncthreads();
-    const int ahead = step + kStages - 1, stage = step % kStages;
+    const int ahead = step + kStages - 1;
     if (ahead < steps)
-      load_stage<kAsync>(p, b, tiles, ahead % kStages, begin + int64_t{ahead} * kTileDepth, end);
+      load_stage<kAsync>(p, b, tiles, stage == 0 ? kStages - 1 : stage - 1, ahead * kTileDepth);
     commit_copies();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
