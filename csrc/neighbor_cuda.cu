@@ -1,4 +1,4 @@
-// Nearest references on a CUDA device, block after block of scores: see neighbor_blocks.h.
+// Nearest references on a CUDA device, block after block of scores: see neighbor_blocks_cuda.h.
 #include "neighbor_direct_cuda.h"
 #include "neighbor_select_cuda.h"
 #include "neighbor_tensor_cuda.h"

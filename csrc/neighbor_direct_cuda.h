@@ -1,7 +1,7 @@
 // Scores of samples of at most kDirectDim elements: squared differences.
 #pragma once
 #include "device.h"
-#include "neighbor_blocks.h"
+#include "neighbor_blocks_cuda.h"
 #include "philox.h"
 
 namespace fastebm {

@@ -1,7 +1,7 @@
 // From scores to neighbours.
 #pragma once
 #include "device.h"
-#include "neighbor_blocks.h"
+#include "neighbor_blocks_cuda.h"
 
 namespace fastebm {
 namespace {

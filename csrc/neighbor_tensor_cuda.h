@@ -1,7 +1,7 @@
 // Scores of larger samples: products on tensor cores.
 #pragma once
 #include "device.h"
-#include "neighbor_blocks.h"
+#include "neighbor_blocks_cuda.h"
 #include "neighbor_direct_cuda.h"
 
 namespace fastebm {

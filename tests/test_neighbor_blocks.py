@@ -1,4 +1,4 @@
-"""Nearest neighbours on a CUDA device where its tiles, slices and blocks end (neighbor_blocks.h).
+"""Nearest neighbours on a CUDA device where its tiles, slices and blocks end (neighbor_blocks_cuda.h).
 
 The CPU's result, which other ways of scoring lead to, is the reference: the same bits.
 """
