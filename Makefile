@@ -75,6 +75,7 @@ asan: tools
 
 bench:
 	$(BIN)/python bench/langevin.py
+	$(BIN)/python bench/neighbor.py
 
 gpu:
 	bench/gpu.sh runs/gpu

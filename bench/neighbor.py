@@ -29,6 +29,7 @@ from torch import Tensor
 import fastebm
 
 OURS = "fastebm"
+THREADS = 1  # with more, a rival whose threads spin slows down whoever comes next
 MATMUL, PAIRS = "torch.mm alone", "pairs alone, no search"
 YARDSTICKS = {MATMUL, PAIRS}
 FORWARD, BOTH = "forward", "forward + backward"
@@ -234,25 +235,21 @@ def print_targets(rows: list[dict]) -> None:
 def main() -> None:
     arguments = timing.parse_arguments(__doc__)
     device, quick = arguments.device, arguments.quick
-    seconds = 3.0 if device.type == "cpu" and not quick else 0.5
+    seconds = 1.5 if device.type == "cpu" and not quick else 0.5
     facts = timing.environment(device)
     print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
     cases = [CASES[i] for i in (0, 3, 4)] if quick else CASES
-    passes = (1, 2) if device.type == "cpu" and not quick else (1,)
     rows, icd_rows = [], []
-    for threads in passes:
-        torch.set_num_threads(threads)
-        timing.warn_if_busy(threads)
-        for case in cases:
-            torch.compiler.reset()
-            check = threads == passes[0]
-            of_case = measure(case, device, threads, seconds, compiled=not quick, check=check)
-            print_case(of_case)
-            rows += of_case
-        if not quick:
-            of_step = neighbor_icd.measure(device, threads, 2 * seconds)
-            neighbor_icd.print_case(of_step)
-            icd_rows += of_step
+    torch.set_num_threads(THREADS)
+    timing.warn_if_busy(THREADS)
+    for case in cases:
+        torch.compiler.reset()
+        of_case = measure(case, device, THREADS, seconds, compiled=not quick, check=True)
+        print_case(of_case)
+        rows += of_case
+    if not quick:
+        icd_rows = neighbor_icd.measure(device, THREADS, 2 * seconds)
+        neighbor_icd.print_case(icd_rows)
     print_targets(rows)
     timing.write_results(arguments.out, facts, rows + icd_rows)
 
