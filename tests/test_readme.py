@@ -1,4 +1,4 @@
-"""The README's example runs as it stands, and its commands exist."""
+"""The README's examples run as they stand, one after another, and its commands exist."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_example_trains_towards_the_data():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_examples_run_and_the_first_trains_towards_the_data():
     scope = {}
-    exec(code, scope)
+    for code in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(code, scope)
     mean = scope["samples"].mean(0)
     assert scope["samples"].shape == (1000, 2)
     assert (mean - torch.tensor([1.0, -1.0])).abs().max() < 0.7  # untrained: (0, 0) and wide
