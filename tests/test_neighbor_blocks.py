@@ -1,6 +1,7 @@
-"""Nearest neighbours on a CUDA device where its tiles, slices and blocks end (neighbor_blocks_cuda.h).
+"""Nearest neighbours on a CUDA device where its tiles, slices and blocks end.
 
-The CPU's result, which other ways of scoring lead to, is the reference: the same bits.
+Their sizes are in csrc/neighbor_blocks_cuda.h. The CPU's result, which other ways of scoring lead
+to, is the reference: the same bits.
 """
 
 import importlib

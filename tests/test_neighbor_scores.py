@@ -1,4 +1,4 @@
-"""The bounds on the scores of the CUDA kernels (csrc/neighbor_blocks_cuda.h), on the emulated device."""
+"""The bounds on scores of csrc/neighbor_blocks_cuda.h, on the emulated device."""
 
 import shutil
 import subprocess
