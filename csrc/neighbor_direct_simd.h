@@ -40,7 +40,7 @@ FASTEBM_TARGET void direct_minima(const C* x, const C* y, int64_t pitch, int64_t
         }
       }
 #pragma GCC unroll 8
-      for (int q = 0; q < kQueries; ++q) best[q] = min(square[q], best[q]);
+      for (int q = 0; q < kQueries; ++q) best[q] = min_square(square[q], best[q]);
     }
 #pragma GCC unroll 8
     for (int q = 0; q < kQueries; ++q) store(mins[q] + chunk * kWidth, best[q]);
@@ -113,9 +113,11 @@ FASTEBM_TARGET void search_group(const NeighborParams& p, int64_t query, int cou
     const int64_t entry = skip / (kChunk * kWidth) * kWidth + skip % kWidth;
     const X kept = skips ? own[entry] : X(0);
     if (skips) own[entry] = static_cast<X>(HUGE_VAL);
-    const X kth = kth_smallest(own, entries, p.k);
+    // What was found in blocks before is as good a bound as the block's own, and known.
+    const double found = list[p.k - 1].square;
+    const X kth = found < HUGE_VAL ? X(HUGE_VAL) : kth_smallest(own, entries, p.k);
     if (skips) own[entry] = kept;
-    const X threshold = direct_threshold(kth, list[p.k - 1].square, p.dim);
+    const X threshold = direct_threshold(kth, found, p.dim);
     for_each_not_above(own, entries, threshold, [&](int64_t e) {
       const int64_t at = e / kWidth * kChunk * kWidth + e % kWidth;
       rescore_small<X, Y>(p, query + q, first + at, kWidth, first + references, list);

@@ -29,6 +29,14 @@ FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm512_mul_pd(a, b); }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm512_sub_pd(a, b); }
 FASTEBM_OP Doubles min(Doubles a, Doubles b) { return _mm512_min_pd(a, b); }
+// min of values that are >= 0 or NaN, which loses: their bits in order are they in order, and
+// integer units have time for it.
+FASTEBM_OP Floats min_square(Floats a, Floats b) {
+  return floats_of(_mm512_min_epu32(bits_of(a), bits_of(b)));
+}
+FASTEBM_OP Doubles min_square(Doubles a, Doubles b) {
+  return _mm512_castsi512_pd(_mm512_min_epu64(_mm512_castpd_si512(a), _mm512_castpd_si512(b)));
+}
 FASTEBM_OP float lowest(Floats v) { return _mm512_reduce_min_ps(v); }
 FASTEBM_OP double lowest(Doubles v) { return _mm512_reduce_min_pd(v); }
 FASTEBM_OP unsigned not_greater(Floats a, Floats b) {  // true for NaN

@@ -40,6 +40,9 @@ FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // ro
 FASTEBM_OP float sum(Floats v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 // min returns its second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return a < b ? a : b; }
+FASTEBM_OP Doubles min(Doubles a, Doubles b) { return a < b ? a : b; }
+FASTEBM_OP Floats min_square(Floats a, Floats b) { return min(a, b); }
+FASTEBM_OP Doubles min_square(Doubles a, Doubles b) { return min(a, b); }
 FASTEBM_OP float lowest(Floats v) {
   const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];
   return a < b ? a : b;
@@ -49,6 +52,5 @@ FASTEBM_OP unsigned not_greater(Floats a, Floats b) { return ~sign_bits(a > b) &
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return a - b; }
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return a * b; }
 FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return a * b + c; }
-FASTEBM_OP Doubles min(Doubles a, Doubles b) { return a < b ? a : b; }
 FASTEBM_OP unsigned not_greater(Doubles a, Doubles b) { return ~sign_bits(a > b) & 3u; }
 #undef FASTEBM_OP
