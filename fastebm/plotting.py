@@ -264,3 +264,23 @@ def histograms(panels: dict):
     axis.set(xlabel="x", ylabel="density")
     axis.legend(frameon=False, fontsize=9)
     return figure
+
+
+def energy_histograms(sets: dict):
+    """Histograms of energies on one axis, the first one filled, label -> (N,).
+
+    The axis leaves out the outer half per cent of each set.
+    """
+    figure = _figure(7.6, 4.0)
+    axis = figure.subplots()
+    ends = [np.percentile(e, [0.5, 99.5]) for e in sets.values()]
+    bins = np.linspace(min(low for low, _ in ends), max(high for _, high in ends), 121)
+    for i, (label, e) in enumerate(sets.items()):
+        style = {"color": FAINT, "histtype": "stepfilled", "alpha": 0.8} if i == 0 else {
+            "color": COLOURS[(i - 1) % len(COLOURS)], "histtype": "step", "lw": 1.4}  # fmt: skip
+        axis.hist(e, bins=bins, density=True, label=label, **style)
+    axis.set_yscale("log")
+    axis.set(xlabel="energy", ylabel="density")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
