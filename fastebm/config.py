@@ -40,7 +40,7 @@ class TrainConfig:
             temperature 1.
         noise_first: noise, then the gradient there, as the authors of ICD do.
         energy: "mlp", "conv" or "resnet", of `fastebm.energies` but for the first.
-        hidden: width of the two hidden layers of "mlp".
+        hidden: width of the two hidden layers of "mlp", or of the first layer of the others.
         augmentation: preset of `fastebm.Augmentation`, applied to chains drawn from the buffer.
         ema: decay of the average of the weights that samples and evaluation use; 0: the weights.
         precision: "bfloat16": the energy's layers under autocast; chains stay float32.

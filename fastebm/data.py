@@ -23,6 +23,7 @@ from fastebm.arrays import (
 
 __all__ = ["DataError", "Dataset", "MissingExtra", "first_line", "load", "load_tensors", "need"]
 
+
 class MissingExtra(ImportError):
     """An optional package that is not installed; the message says how to get it."""
 

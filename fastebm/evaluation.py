@@ -123,8 +123,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased MMD^2 of features with the kernel ``(a.b / F + 1)^3``, KID's; about 0 for two sets of
-    one law, and negative by chance.
+    """Unbiased MMD^2 of features with KID's kernel ``(a.b / F + 1)^3``; about 0 for two sets of one
+    law, and negative by chance.
 
     Source: Binkowski et al., Demystifying MMD GANs, 2018.
     """

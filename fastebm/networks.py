@@ -61,7 +61,7 @@ def build_energy(
     kind = {"conv": energies.ConvEnergy, "resnet": energies.ResNetEnergy}[config.energy]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return kind(event_shape)
+        return kind(event_shape, config.hidden)
 
 
 class AutocastEnergy(nn.Module):

@@ -160,9 +160,10 @@ class Trainer:
     @property
     def lr(self) -> float:
         c = self.config
+        peak = c.lr * self.lr_factor
         if c.lr_schedule == "constant":
-            return c.lr * self.lr_factor
-        return c.lr * self.lr_factor * 0.5 * (1 + math.cos(math.pi * min(self.iteration / c.steps, 1.0)))
+            return peak
+        return peak * 0.5 * (1 + math.cos(math.pi * min(self.iteration / c.steps, 1.0)))
 
     def step(self) -> dict[str, Tensor | float]:
         """One iteration; returns the terms of the loss, each by its own name."""

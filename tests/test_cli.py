@@ -37,7 +37,8 @@ def test_train_writes_all_its_files(run):
     assert names >= {"checkpoint.pt", "metrics.jsonl", "config.json", "evaluation.json"}
     assert names >= {"loss_terms.png", "energy_gap.png", "samples.png", "energy.png"}
     measures = json.loads((run / "evaluation.json").read_text())
-    assert {"mmd2", "kl", "tv", "modes", "on_mode"} <= set(measures)
+    assert {"mmd2", "frechet", "recall", "modes", "on_mode"} <= set(measures["samples"]["real"])
+    assert set(measures["density"]) == {"kl", "tv"}
 
 
 @pytest.mark.parametrize("loss", ["cd", "icd"])
@@ -158,7 +159,15 @@ def test_sample_where_it_cannot_write(run, tmp_path):
 def test_a_lost_run_exits_with_1(tmp_path):
     options = ["--samples", 100, "--batch-size", 10, "--steps", 1500, "--lr", 0.05, "--k-steps", 10]
     options += ["--step-size", 0.05, "--loss", "pcd", "--lr-schedule", "constant"]
-    options += ["--buffer-size", 50, "--max-grad-norm", 0, "--no-tensorboard", "--on-divergence", "stop"]
+    options += [
+        "--buffer-size",
+        50,
+        "--max-grad-norm",
+        0,
+        "--no-tensorboard",
+        "--on-divergence",
+        "stop",
+    ]
     result = call("train", "ring", *options, "--out", tmp_path / "lost")
     assert result.exit_code == 1, result.output
     assert "diverged at step" in result.stderr and "warning" in result.stderr
