@@ -166,13 +166,13 @@ def run(
 
 def _table(result: dict):
     table = need("rich.table").Table()
-    heads = (f"{result['inside']} against", "samples", "AUROC", "95 %", "FPR95", "95 %")
+    heads = (f"{result['inside']} against", "samples", "AUROC [95 %]", "FPR95 [95 %]")
     for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left")
     for name, row in result["sets"].items():
         cells = []
         for key in ("auroc", "fpr95"):
             low, high = row[f"{key}_95"]
-            cells += [f"{row[key]:.4f}", f"{low:.4f} .. {high:.4f}"]
+            cells.append(f"{row[key]:.3f} \\[{low:.3f}, {high:.3f}]")
         table.add_row(Path(name).stem, str(row["n"]), *cells)
     return table

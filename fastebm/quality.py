@@ -17,10 +17,10 @@ from fastebm.training import Trainer
 FLOOR = "real"  # name of the column of training samples against test samples
 MEANING = {
     "frechet": "Frechet distance",
-    "kid": "kernel distance (cubic MMD^2)",
+    "kid": "kernel distance",
     "sliced_w": "sliced Wasserstein",
     "mmd2": "MMD^2 (Gaussian)",
-    "class_entropy": "class entropy, nats",
+    "class_entropy": "class entropy",
     "modes": "modes found",
     "on_mode": "share on a mode",
 }
@@ -88,7 +88,8 @@ def evaluate(
         "buffer": buffer_samples(trainer, n, seed),
         FLOOR: data.train[:n],
     }
-    real = data.test[:n]
+    g = torch.Generator().manual_seed(seed)  # MNIST's test set is not in random order
+    real = data.test[torch.randperm(len(data.test), generator=g)[:n]]
     return {
         "n": n,
         "features": space.name,
@@ -103,11 +104,12 @@ def evaluate(
 
 def table(result: dict):
     """A rich table of `evaluate`'s result: measures down, kinds of samples across."""
-    view = need("rich.table").Table(title=f"{result['n']} samples each; {result['features']}")
+    title = f"{result['n']} samples of each kind against real ones; {result['features']}"
+    view = need("rich.table").Table(title=title)
     view.add_column("measure")
     columns = result["samples"]
     for name in columns:
-        view.add_column("real against real" if name == FLOOR else name, justify="right")
+        view.add_column(name, justify="right")
     for measure in columns[FLOOR]:
         cells = (columns[c].get(measure, math.nan) for c in columns)
         view.add_row(MEANING.get(measure, measure), *(f"{v:.4g}" for v in cells))

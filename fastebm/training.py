@@ -150,11 +150,11 @@ class Trainer:
             self._order = (epoch, torch.randperm(len(self.x), generator=g).to(self.device))
         size = self.config.batch_size
         x = self.x[self._order[1][index * size : (index + 1) * size]]
-        if self.dataset.bin_width:  # uniform within its bin, anew at each visit
+        if self.dataset.bin_width:  # uniform within its bin, off its ends, anew at each visit
             seed = (self.config.seed * 0x9E3779B1 + self.iteration) % 2**63
             g = torch.Generator(self.device).manual_seed(seed)
             noise = torch.rand(x.shape, generator=g, device=self.device) - 0.5
-            x = x + self.dataset.bin_width * noise
+            x = x + 0.998 * self.dataset.bin_width * noise
         return x
 
     @property
