@@ -90,6 +90,8 @@ class ReplayBuffer(nn.Module):
         self.register_buffer(
             "data", torch.zeros((capacity, *self.shape), dtype=dtype, device=device)
         )
+        # Mode slot: how often the chain in a slot has been drawn since it started.
+        self.register_buffer("visits", torch.zeros(capacity, dtype=torch.int32, device=device))
         self._generator = Generator(self.data.device).manual_seed(as_rng(seed, generator).seed)
         if mode == "slot":  # in parts, as float32 may be four times the storage
             for part in self.data.split(max(1, _FILL // math.prod(self.shape))):
@@ -120,7 +122,10 @@ class ReplayBuffer(nn.Module):
         fresh = torch.rand(n, generator=g, device=g.device) < self.reinit_prob
         fresh[stored:] = True
         x = torch.where(_as_rows(fresh, self.shape), self._initial(n), self._load(self.data[idx]))
-        return x, idx if self.mode == "slot" else idx.masked_fill(fresh, -1)
+        if self.mode != "slot":
+            return x, idx.masked_fill(fresh, -1)
+        self.visits[idx] = self.visits[idx].masked_fill(fresh, 0) + 1
+        return x, idx
 
     @torch.no_grad()
     def push(self, x: Tensor, idx: Tensor | None = None) -> None:

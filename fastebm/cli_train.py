@@ -84,6 +84,10 @@ def train(
     device: str = "cpu",
     log_every: int = 10,
     checkpoint_every: int = 500,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing while it trains.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="The logged numbers, one JSON object a line.")
+    ] = False,
     tensorboard: Annotated[
         bool | None, typer.Option(help="Event files [default: if installed].")
     ] = None,
@@ -107,7 +111,8 @@ def train(
         fit.prepare(out, resume=resume is not None)
         if tensorboard is None:
             tensorboard = fit.tensorboard_installed()
-        console.print(_headline(trainer), highlight=False)
+        if not json:
+            console.print(_headline(trainer), highlight=False)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             outcome = fit.fit(
@@ -117,14 +122,16 @@ def train(
                 log_every=log_every,
                 checkpoint_every=checkpoint_every,
                 console=console,
+                monitor="json" if json else "quiet" if quiet else "lines",
             )
         if outcome.status == "diverged":
             errors.print(outcome.message, style="red", markup=False)
             raise typer.Exit(1)
-        console.print(outcome.message, highlight=False, markup=False, soft_wrap=True)
+        if not json:
+            console.print(outcome.message, highlight=False, markup=False, soft_wrap=True)
         if outcome.status == "interrupted":
             raise typer.Exit(130)
-        report.write(trainer, out, console)
+        report.write(trainer, out, None if json or quiet else console)
 
 
 def _config(context: typer.Context) -> TrainConfig:
@@ -162,6 +169,7 @@ def _show_warning(message, *_) -> None:
 def _only_resumable(context: typer.Context) -> None:
     """A resumed run keeps its settings: say so rather than ignore an option."""
     free = {"resume", "steps", "out", "device", "log_every", "checkpoint_every", "tensorboard"}
+    free |= {"quiet", "json"}
     for name in context.params:
         if name not in free and _on_command_line(context, name):
             raise ConfigError(

@@ -14,6 +14,7 @@ from fastebm.config import ConfigError
 from fastebm.data import MissingExtra, first_line, need
 from fastebm.guard import DivergedError, DivergenceGuard
 from fastebm.losses import NonFiniteError
+from fastebm.monitor import Monitor
 from fastebm.training import Trainer
 
 CHECKPOINT = "checkpoint.pt"
@@ -28,7 +29,7 @@ class Outcome:
     message: str
 
 
-def progress_bar(console=None):
+def progress_bar(console=None, disable: bool = False):
     """Bar with done/total, iterations a second, time used and time left, and a free text."""
     progress = need("rich.progress")
 
@@ -47,6 +48,7 @@ def progress_bar(console=None):
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[note]}"),
         console=console,
+        disable=disable,
     )
 
 
@@ -148,11 +150,13 @@ def fit(
     log_every: int = 10,
     checkpoint_every: int = 500,
     console=None,
+    monitor: str = "lines",
 ) -> Outcome:
     """Train to the end of the configuration, into a directory made by `prepare`.
 
     The divergence guard looks at the run whenever it is logged. A run that it gives up stops and
-    keeps its last good checkpoint.
+    keeps its last good checkpoint. `monitor`: see `fastebm.monitor.Monitor`; the progress bar is
+    there with "lines" only.
     """
     c = trainer.config
     with suppress(ValueError):  # points that coincide have no scale to compare with
@@ -165,7 +169,8 @@ def fit(
     guard = DivergenceGuard(trainer, c.on_divergence, max_rollbacks=c.max_rollbacks)
     notes: list[str] = []
     try:
-        with progress_bar(console) as bar, ctrl_c() as stop:
+        with progress_bar(console, disable=monitor != "lines") as bar, ctrl_c() as stop:
+            watch = Monitor(trainer, bar.console, monitor)
             task = bar.add_task(c.loss, total=c.steps, completed=trainer.iteration, note="")
             while trainer.iteration < c.steps and not stop.is_set():
                 reason = None
@@ -178,6 +183,7 @@ def fit(
                     values = trainer.probe()
                     log.write(trainer.iteration, values, "; ".join(notes) or None)
                     bar.update(task, note=f"gap {values['energy_gap']:+.3f}")
+                    watch.show(values)
                     reason = guard.check(values)
                     notes = notes if reason else []
                 if reason is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from fastebm import evaluation, plotting, quality
@@ -28,16 +30,43 @@ def samples_figure(data: Dataset, x: Tensor, title: str):
     return plotting.scatter_panels(pair, data.clamp)
 
 
-def write(trainer: Trainer, out: Path, console) -> None:
+def _energies(trainer: Trainer) -> dict:
+    """Energies of data, and of chains from noise as long as the training's and longer."""
+    data, n = trainer.dataset, MAX_SAMPLES
+    k = trainer.config.k_steps
+    sets = {
+        "test": data.test[:n],
+        "train": data.train[:n],
+        f"{k}-step chains": trainer.sample(n, k, seed=1),
+        f"{CHAIN_STEPS}-step chains": trainer.sample(n, CHAIN_STEPS, seed=1),
+    }
+    e = {
+        name: evaluation.total_energy(trainer.eval_model, x.to(trainer.device)).cpu().numpy()
+        for name, x in sets.items()
+    }
+    return {name: v[np.isfinite(v)] for name, v in e.items() if np.isfinite(v).any()}
+
+
+def _nearest(trainer: Trainer):
+    """Samples and the training picture nearest to each: copies would be seen."""
+    data = trainer.dataset
+    lo, hi = data.clamp
+    x = trainer.sample(72, CHAIN_STEPS, seed=1).cpu()
+    nearest = data.train[torch.cdist(x.flatten(1), data.train.flatten(1)).argmin(1)]
+    panels = {"samples": x, "nearest training pictures": nearest}
+    return plotting.image_panels({k: (v - lo) / (hi - lo) for k, v in panels.items()}, 9)
+
+
+def write(trainer: Trainer, out: Path, console=None) -> None:
     """Write figures and evaluation.json into the directory of the run; print the table."""
     data, label = trainer.dataset, trainer.config.loss
     result = quality.evaluate(trainer, MAX_SAMPLES, CHAIN_STEPS)
     records = read_metrics(out / METRICS)
     steps = [r["step"] for r in records]
-    log = {name: [r.get(name) for r in records] for name in records[-1]}
+    log = {name: [r.get(name) for r in records] for name in records[-1] if name != "note"}
     figures = {
-        "loss_terms": plotting.loss_terms({label: [(steps, log)]}),
-        "energy_gap": plotting.energy_gap({label: [(steps, plotting.numbers(log["energy_gap"]))]}),
+        "training": plotting.training_curves(steps, log),
+        "energies": plotting.energy_histograms(_energies(trainer)),
         "samples": samples_figure(
             data, trainer.sample(min(144, len(data.test)) if data.is_image else 1000,
                                  CHAIN_STEPS, seed=1).cpu(),
@@ -53,10 +82,14 @@ def write(trainer: Trainer, out: Path, console) -> None:
         figures["energy"] = plotting.energy_landscapes(
             data.train.numpy(), exact, learned, data.clamp
         )
+    if data.is_image:
+        figures["nearest"] = _nearest(trainer)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
     (out / "evaluation.json").write_text(json.dumps(quality.finite(result), indent=2) + "\n")
 
+    if console is None:
+        return
     console.print(quality.table(result))
     few = max(1, len(records) // 10)
     console.print("\nTerms of the loss, before their weights:")

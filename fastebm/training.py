@@ -194,6 +194,7 @@ class Trainer:
             "step_size": float(self.sampler.step_size),
             "lr": self.lr,
             "n_rollbacks": self.n_rollbacks,
+            **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
         }
 
     def noise(self, n: int, seed: int) -> Tensor:

@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 def test_train_writes_all_its_files(run):
     names = {p.name for p in run.iterdir()}
     assert names >= {"checkpoint.pt", "metrics.jsonl", "config.json", "evaluation.json"}
-    assert names >= {"loss_terms.png", "energy_gap.png", "samples.png", "energy.png"}
+    assert names >= {"training.png", "energies.png", "samples.png", "energy.png"}
     measures = json.loads((run / "evaluation.json").read_text())
     assert {"mmd2", "frechet", "recall", "modes", "on_mode"} <= set(measures["samples"]["real"])
     assert set(measures["density"]) == {"kl", "tv"}
