@@ -23,8 +23,8 @@ class MLPEnergy(Energy):
         hidden: widths of the hidden layers.
         activation: "silu", "gelu", "softplus", "tanh" or "relu". Second derivatives of the smooth
             ones train ICD's last step; ReLU has none.
-        spectral_norm: divide each weight by its norm: the energy has a bounded gradient, so it
-            cannot diverge in training, but neither can it become steep.
+        spectral_norm: divide each weight by its norm. The gradient in ``x`` is then bounded, which
+            steadies training, but the energy cannot become steep.
 
     Raises:
         ValueError: an argument is out of its range, or samples have not ``dim`` elements.

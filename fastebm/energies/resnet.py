@@ -35,7 +35,8 @@ class ResNetEnergy(Energy):
         n_classes: with it the energy is conditional, and takes labels ``y``: an int for all, or
             int64 (B,), in 0..n_classes-1; each block has gains and biases for each label, which
             start as those of no label.
-        spectral_norm: as in ``MLPEnergy``, of the standardised weights.
+        spectral_norm: as in ``MLPEnergy``, of the standardised weights; as normalisation undoes
+            their scale, only the head and the attention are bounded by it.
 
     Raises:
         ValueError: an argument is out of its range, ``x`` is not (B, C, H, W), or ``y`` is missing
