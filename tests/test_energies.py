@@ -203,7 +203,7 @@ def dispatches_per_step(net, x):
 
 
 def test_standardisation_costs_a_step_nothing(monkeypatch):
-    net, x = ResNetEnergy((3, 32, 32), width=8), torch.rand(2, 3, 32, 32)
+    net, x = ResNetEnergy((3, 16, 16), width=4), torch.rand(2, 3, 16, 16)
     hoisted = dispatches_per_step(net, x)
     monkeypatch.setattr(parametrize, "cached", torch.enable_grad)
     every = dispatches_per_step(net, x)

@@ -1,9 +1,9 @@
 """Networks that are energies, and ways to combine energies.
 
-A moving average of the weights is torch's own, ``AveragedModel(net, multi_avg_fn=
-get_ema_multi_avg_fn(0.999))`` of ``torch.optim.swa_utils``: it is a model for samplers as it is, and
-as ``GivenEnergy(ema)`` for compositions. Leave its ``use_buffers`` at False, as averages of spectral
-norm's unit vectors are no unit vectors.
+A moving average of the weights is torch's own, ``torch.optim.swa_utils.AveragedModel(net,
+multi_avg_fn=get_ema_multi_avg_fn(0.999))``: samplers take it as it is, and compositions as
+``GivenEnergy(ema)``. Leave its ``use_buffers`` at False, as averages of the unit vectors of spectral
+norm are no unit vectors.
 """
 
 from fastebm.energies.compose import (
