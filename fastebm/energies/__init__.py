@@ -2,8 +2,8 @@
 
 A moving average of the weights is torch's own, ``torch.optim.swa_utils.AveragedModel(net,
 multi_avg_fn=get_ema_multi_avg_fn(0.999))``: samplers take it as it is, and compositions as
-``GivenEnergy(ema)``. Leave its ``use_buffers`` at False, as averages of the unit vectors of spectral
-norm are no unit vectors.
+``GivenEnergy(ema)``. Leave its ``use_buffers`` at False: averages of the unit vectors of
+spectral norm are no unit vectors.
 """
 
 from fastebm.energies.compose import (
