@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer, losses
+from fastebm.energies import ConvEnergy
 
 SIGMA, RESTART, N_REFS, CLIP, ENTROPY, EPS = 0.005, 0.05, 100, 5.0, 0.3, 1e-3
 PHASES = ("draw", "chain", "last step", "entropy", "forward", "backward", "optimiser", "push")
@@ -52,8 +53,6 @@ class Case:
     def model(self) -> nn.Module:
         torch.manual_seed(0)
         if len(self.shape) == 3:
-            from fastebm.energies import ConvEnergy
-
             return ConvEnergy(self.shape)
         return nn.Sequential(
             nn.Linear(self.shape[0], 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),

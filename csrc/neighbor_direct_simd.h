@@ -62,6 +62,20 @@ FASTEBM_TARGET void for_each_not_above(const C* values, int64_t n, const C& thre
       f(e + __builtin_ctz(hits));
 }
 
+// The k-th smallest of n values, none a NaN.
+template <class C>
+FASTEBM_TARGET C kth_smallest(const C* values, int64_t n, int k) {
+  if (k == 1) {  // without a branch on the values
+    auto least = load(values);
+    for (int64_t e = VectorOf<C>::lanes; e < n; e += VectorOf<C>::lanes)
+      least = min(load(values + e), least);
+    return lowest(least);
+  }
+  SmallestK<C> smallest(k);
+  for_each_not_above(values, n, smallest.largest(), [&](int64_t e) { smallest.add(values[e]); });
+  return smallest.largest();
+}
+
 // The references [first, first + count) as (dim, pitch) of C, up to `padded` with infinity.
 template <class C, class Y>
 FASTEBM_TARGET void transpose_references(const NeighborParams& p, int64_t first, int64_t begin,
@@ -99,10 +113,9 @@ FASTEBM_TARGET void search_group(const NeighborParams& p, int64_t query, int cou
     const int64_t entry = skip / (kChunk * kWidth) * kWidth + skip % kWidth;
     const X kept = skips ? own[entry] : X(0);
     if (skips) own[entry] = static_cast<X>(HUGE_VAL);
-    SmallestK<X> smallest(p.k);
-    for_each_not_above(own, entries, smallest.largest(), [&](int64_t e) { smallest.add(own[e]); });
+    const X kth = kth_smallest(own, entries, p.k);
     if (skips) own[entry] = kept;
-    const X threshold = direct_threshold(smallest.largest(), list[p.k - 1].square, p.dim);
+    const X threshold = direct_threshold(kth, list[p.k - 1].square, p.dim);
     for_each_not_above(own, entries, threshold, [&](int64_t e) {
       const int64_t at = e / kWidth * kChunk * kWidth + e % kWidth;
       rescore_small<X, Y>(p, query + q, first + at, kWidth, first + references, list);

@@ -1,6 +1,6 @@
 // Search by tiles, for larger samples: kTileRows references x kPanel queries, kDepth elements at a
 // time. Here is what does not depend on the instruction set: the bound on scores, the lists of
-// candidates, the packing of queries; the rest is in neighbor_tiles_simd.h.
+// candidates, what lies where; the rest is in neighbor_tiles_simd.h.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,7 @@ namespace fastebm {
 
 // The pitch keeps the rows of a tile off one another's cache sets.
 constexpr int kTileRows = 96, kPanel = 32, kDepth = 128, kPitch = kDepth + 16;
-constexpr int kBlockQueries = 128, kFewQueries = 3, kCandidates = 32;
+constexpr int kBlockQueries = 256, kFewQueries = 3, kCandidates = 32;
 constexpr int64_t kWholeBytes = 4 << 20;  // packed queries are kept up to this size
 
 // A score is s = |y'|^2 - 2 x'.y', computed; t the same with the exact centred samples. Each
@@ -35,7 +35,7 @@ inline TileRow tile_row(double square, int64_t dim) {
 
 inline float query_slope(double square, int64_t dim) {
   const double kappa = (kDepth + static_cast<double>(dim) / kDepth + 16) * kUnit;
-  return static_cast<float>(2 * kappa * (std::sqrt(square) * 1.0001 + norm_floor(dim)));
+  return static_cast<float>(2 * kappa * (std::sqrt(square) * 1.001 + norm_floor(dim)));
 }
 
 // A block of queries, packed for the products: (depth / kDepth, panels, kDepth, kPanel).
@@ -103,60 +103,9 @@ struct TileSlice {
   }
 };
 
-// The componentwise median of the means of three groups: one far-off query does not move it.
-template <class X>
-void center_queries(const NeighborParams& p, const TileBlock& block) {
-  float* sums = block.center;
-  std::fill_n(sums, 3 * p.dim, 0.0f);
-  for (int q = 0; q < block.queries; ++q) {
-    const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim;
-    float* sum = sums + 3 * q / block.queries * p.dim;
-    for (int64_t i = 0; i < p.dim; ++i) sum[i] += static_cast<float>(x[i]);
-  }
-  const float scale = 3.0f / static_cast<float>(block.queries);
-  for (int64_t i = 0; i < p.dim; ++i) {
-    const float a = sums[i], b = sums[p.dim + i], c = sums[2 * p.dim + i];
-    const float median = scale * std::max(std::min(a, b), std::min(std::max(a, b), c));
-    sums[i] = std::isfinite(median) ? median : 0.0f;
-  }
-}
-
 template <class X>
 float centred(X x, float center) {
   return static_cast<float>(x - static_cast<X>(center));
-}
-
-template <class X>
-void query_slopes(const NeighborParams& p, const TileBlock& block, int panel) {
-  for (int q = panel * kPanel; q < (panel + 1) * kPanel; ++q) {
-    double square = 0;
-    if (q < block.queries) {
-      const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim;
-      double parts[8] = {};
-      int64_t i = 0;
-      for (; i + 8 <= p.dim; i += 8)
-        for (int l = 0; l < 8; ++l) {
-          const double v = centred(x[i + l], block.center[i + l]);
-          parts[l] += v * v;
-        }
-      for (; i < p.dim; ++i) square += std::pow(double{centred(x[i], block.center[i])}, 2);
-      for (const double part : parts) square += part;
-    }
-    block.slopes[q] = query_slope(square, p.dim);
-  }
-}
-
-// Elements [k, k + kDepth) of the queries of some panels, to out (panels, kDepth, kPanel).
-template <class X>
-void pack_queries(const NeighborParams& p, const TileBlock& block, int64_t k, int panel_begin,
-                  int panel_end, float* out) {
-  const int depth = static_cast<int>(std::min<int64_t>(kDepth, p.dim - k));
-  for (int q = panel_begin * kPanel; q < panel_end * kPanel; ++q) {
-    float* to = out + q / kPanel * kDepth * kPanel + q % kPanel;
-    const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim + k;
-    for (int i = 0; i < depth; ++i)
-      to[i * kPanel] = q < block.queries ? centred(x[i], block.center[k + i]) : 0.0f;
-  }
 }
 
 struct TileScratch {

@@ -23,6 +23,11 @@ FASTEBM_OP Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 FASTEBM_OP Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm256_sqrt_ps(a); }
+FASTEBM_OP float sum(Floats v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 FASTEBM_OP Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
@@ -30,6 +35,15 @@ FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm256_mul_pd(a, b); }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm256_sub_pd(a, b); }
 FASTEBM_OP Doubles min(Doubles a, Doubles b) { return _mm256_min_pd(a, b); }
+FASTEBM_OP float lowest(Floats v) {
+  __m128 s = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_min_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_min_ss(s, _mm_movehdup_ps(s)));
+}
+FASTEBM_OP double lowest(Doubles v) {
+  const __m128d s = _mm_min_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_min_sd(s, _mm_unpackhi_pd(s, s)));
+}
 FASTEBM_OP unsigned not_greater(Floats a, Floats b) {  // true for NaN
   return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGT_UQ)));
 }

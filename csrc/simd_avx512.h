@@ -21,6 +21,7 @@ FASTEBM_OP Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 FASTEBM_OP Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm512_sqrt_ps(a); }
+FASTEBM_OP float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 FASTEBM_OP Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
@@ -28,6 +29,8 @@ FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm512_mul_pd(a, b); }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm512_sub_pd(a, b); }
 FASTEBM_OP Doubles min(Doubles a, Doubles b) { return _mm512_min_pd(a, b); }
+FASTEBM_OP float lowest(Floats v) { return _mm512_reduce_min_ps(v); }
+FASTEBM_OP double lowest(Doubles v) { return _mm512_reduce_min_pd(v); }
 FASTEBM_OP unsigned not_greater(Floats a, Floats b) {  // true for NaN
   return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ);
 }

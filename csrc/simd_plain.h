@@ -37,8 +37,14 @@ FASTEBM_OP Floats add(Floats a, Floats b) { return a + b; }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return a - b; }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return a * b; }
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // rounded twice
+FASTEBM_OP float sum(Floats v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 // min returns its second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return a < b ? a : b; }
+FASTEBM_OP float lowest(Floats v) {
+  const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];
+  return a < b ? a : b;
+}
+FASTEBM_OP double lowest(Doubles v) { return v[0] < v[1] ? v[0] : v[1]; }
 FASTEBM_OP unsigned not_greater(Floats a, Floats b) { return ~sign_bits(a > b) & 15u; }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return a - b; }
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return a * b; }

@@ -24,6 +24,15 @@ LIBRARY = {
     "entropy": {"neighbor"},
     "losses": {"energy", "samplers", "buffer", "entropy", "rng", "scale"},
 }
+# Energies are leaves: nothing in the library imports them, and among themselves they go down.
+ENERGIES = {
+    "layers": set(),
+    "compose": set(),
+    "mlp": {"layers", "compose"},
+    "conv": {"layers", "compose"},
+    "resnet": {"layers", "compose"},
+    "multiscale": {"layers", "compose"},
+}
 APPLICATION = {p.stem for p in (ROOT / "fastebm").glob("*.py")} - LIBRARY.keys() - {"__init__"}
 HEAVY = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
 EXTRAS = {"faiss_search": {"faiss"}}  # which module of the library may import which, when called
@@ -58,7 +67,7 @@ def imports(path, top_level_only=False):
 
 
 def fastebm_modules(path):
-    known = {p.stem for p in (ROOT / "fastebm").glob("*.py")} | {"_C", "_simt"}
+    known = {p.stem for p in (ROOT / "fastebm").glob("*.py")} | {"_C", "_simt", "energies"}
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "fastebm":
@@ -76,6 +85,18 @@ def test_library_imports_only_what_is_below(module):
     assert not others, f"the library uses torch and numpy only; {module} imports {others}"
 
 
+def test_energies_are_leaves_of_the_library():
+    folder = ROOT / "fastebm" / "energies"
+    assert {p.stem for p in folder.glob("*.py")} == ENERGIES.keys() | {"__init__"}
+    for module, below in ENERGIES.items():
+        names = set(imports(folder / f"{module}.py"))
+        own = {n.split(".")[2] for n in names if n.startswith("fastebm.energies.")}
+        rest = {n for n in names if n.startswith("fastebm.") and n.split(".")[1] != "energies"}
+        assert own <= below, f"{module} imports {own - below}"
+        assert all(n.startswith("fastebm.energy.") for n in rest), f"{module} imports {rest}"
+        assert not {n.split(".")[0] for n in names} & HEAVY
+
+
 @pytest.mark.parametrize("module", sorted(APPLICATION))
 def test_application_imports_its_extras_lazily(module):
     heavy = {n.split(".")[0] for n in imports(ROOT / "fastebm" / f"{module}.py", True)} & HEAVY
@@ -85,7 +106,7 @@ def test_application_imports_its_extras_lazily(module):
 
 
 def test_nothing_in_the_package_uses_the_oracle():
-    for path in (ROOT / "fastebm").glob("*.py"):
+    for path in (ROOT / "fastebm").rglob("*.py"):
         assert "reference" not in set(fastebm_modules(path)), path.name
 
 

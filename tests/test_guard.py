@@ -148,7 +148,7 @@ def test_non_finite_chains_are_rolled_back(tmp_path):
         if trainer.iteration == 20 and not broken:
             broken.append(True)
             with torch.no_grad():
-                trainer.model[-1].weight.fill_(math.nan)
+                trainer.model.net[-1].weight.fill_(math.nan)
         return step()
 
     trainer.step = explode

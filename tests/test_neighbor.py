@@ -29,7 +29,8 @@ SHAPES = [
 def squares(x, y):
     """All squared distances in float64, from differences."""
     x, y = (v.double().unsqueeze(-1).flatten(1) for v in (x, y))
-    return torch.stack([(x - row).square().sum(1) for row in y], 1)
+    rows = [(row - y).square().sum(1) for row in x]  # no (n, m, d) at once
+    return torch.stack(rows) if rows else x.new_empty(0, len(y))
 
 
 def exhaustive(x, y, skip=None, k=1):
@@ -188,7 +189,7 @@ def test_mixed_scales(device):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("event", [(3,), (2, 10)])
+@pytest.mark.parametrize("event", [(3,), (2, 3)])
 def test_gradcheck(device, k, event):
     x, y = (
         torch.randn(n, *event, dtype=torch.float64, device=device, requires_grad=True)

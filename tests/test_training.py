@@ -357,7 +357,7 @@ def test_divergence_is_reported_and_keeps_the_good_checkpoint(tmp_path):
     def explode():
         if trainer.iteration == 8:
             with torch.no_grad():
-                trainer.model[-1].bias += 5000
+                trainer.model.net[-1].bias += 5000
         return step()
 
     trainer.step = explode
