@@ -10,6 +10,7 @@ except ModuleNotFoundError:
         " installed one, or install this one with pip install -e ."
     ) from None
 from fastebm import ops
+from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.entropy import knn_cross_entropy, knn_entropy
 from fastebm.info import build_info
@@ -25,6 +26,7 @@ from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 
 __all__ = [
+    "Augmentation",
     "ChainRNG",
     "ContrastiveDivergence",
     "ImprovedContrastiveDivergence",
