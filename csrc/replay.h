@@ -114,7 +114,8 @@ FASTEBM_HD void load_block(const ReplayParams& p, int64_t row, int64_t slot, int
   float u[4] = {0.5f, 0.5f, 0.5f, 0.5f};
   if (slot == -1 && p.init == Initial::kNormal) {
     const Normals4 n = normals4(k, sample_id(p, row), static_cast<uint32_t>(block));
-    for (int i = 0; i < count; ++i) to[i] = n.v[i];
+    for (int i = 0; i < 4; ++i)
+      if (i < count) to[i] = n.v[i];
     return;
   }
   if (slot == -1 ? p.init == Initial::kUniform : needs_dither<T>(p)) {
@@ -122,7 +123,8 @@ FASTEBM_HD void load_block(const ReplayParams& p, int64_t row, int64_t slot, int
                                 static_cast<uint32_t>(k.key), static_cast<uint32_t>(k.key >> 32));
     for (int i = 0; i < 4; ++i) u[i] = uniform24(w.v[i]);
   }
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < 4; ++i) {
+    if (i >= count) return;
     if (slot >= 0)
       to[i] = stored_value(static_cast<const T*>(p.data)[slot * p.dim + 4 * block + i],
                            needs_dither<T>(p) ? kDitherFrom + kDitherRange * u[i] : 0.5f, p.lo,

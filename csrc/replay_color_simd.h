@@ -26,7 +26,8 @@ FASTEBM_TARGET inline Floats blend(Floats v, Floats other, float factor) {
 FASTEBM_TARGET inline void turn_hue(Floats* c, float sixths) {
   const Floats zero = set(0.0f), one = set(1.0f), six = set(6.0f), four = set(4.0f);
   const Floats r = c[0], g = c[1], b = c[2];
-  const Floats v = max(max(r, g), b), chroma = sub(v, min(min(r, g), b));
+  const Floats nan = mul(zero, add(r, g));  // 0, but where r or g is NaN, which max may drop
+  const Floats v = add(nan, max(max(r, g), b)), chroma = sub(v, min(min(r, g), b));
   const Floats difference = pick_less(r, v, pick_less(g, v, sub(r, g), sub(b, r)), sub(g, b));
   const Floats sector = pick_less(r, v, pick_less(g, v, four, set(2.0f)), zero);
   const Floats divisor = max(set(1.17549435e-38f), chroma);

@@ -117,7 +117,8 @@ def augmentation_of(parameters: list[float], seed: int, step: int, sample: int, 
             digits, j = divmod(digits, 4 - i)
             order[i], order[i + j] = order[i + j], order[i]
             k = names.index(order[i])
-            colors.append((order[i], within(jitter[k], u[1][k])))
+            if tuple(jitter[k]) != ((0, 0) if order[i] == "hue" else (1, 1)):
+                colors.append((order[i], within(jitter[k], u[1][k])))
     if u[2][0] < grayscale_p:
         colors.append(("grayscale", 0.0))
     sigma = within(sigma, u[2][2]) if size and u[2][1] < blur_p else None
