@@ -52,6 +52,9 @@ struct ReplayParams {
   void* scratch;  // as many bytes as the path asks for, 64-byte aligned
 };
 
+// Asks for large pages under a large output, which is new memory: 4 KB at a time, getting it takes
+// as long as filling it.
+void replay_prepare_cpu(const ReplayParams&);
 // For the samples [begin, end); `scratch` belongs to this call alone.
 int64_t replay_gather_scratch_cpu(const ReplayParams&);
 int replay_gather_cpu(const ReplayParams&, int64_t begin, int64_t end, void* scratch);

@@ -2,9 +2,13 @@
 // stages are compiled for several instruction sets.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
 #endif
 
 #include "replay_draw.h"
@@ -20,9 +24,9 @@ constexpr int64_t kSlack = 64;  // floats after an array that vectors may touch
 struct Workspace {
   float* loaded;
   float* image;
-  float* line;      // of one row, with a border
-  float* weight;    // of the second tap of each column
-  int32_t* column;  // its first tap
+  float *line, *next_line;        // of one row, with a border
+  int32_t *column, *next_column;  // the two taps of each column
+  float* weight;                  // of the second
   int64_t stride;
 };
 
@@ -33,9 +37,11 @@ int64_t lay_out(const ReplayParams& p, float* at, Workspace* w) {
   w->loaded = at;
   w->image = w->loaded + p.dim + kSlack;
   w->line = w->image + p.channels * w->stride;
-  w->weight = w->line + row;
+  w->next_line = w->line + row;
+  w->weight = w->next_line + row;
   w->column = reinterpret_cast<int32_t*>(w->weight + row);
-  return p.dim + kSlack + p.channels * w->stride + 3 * row;
+  w->next_column = w->column + row;
+  return p.dim + kSlack + p.channels * w->stride + 5 * row;
 }
 
 // The sum of the parts in the order of block_sum<256>() of the CUDA kernel: lanes are folded in
@@ -58,8 +64,9 @@ namespace plain {
 #include "replay_color_simd.h"
 #include "replay_simd.h"
 template <class T>
-void load_sample(const ReplayParams& p, int64_t row, int64_t slot, float* to) {
-  for (int64_t block = 0; 4 * block < p.dim; ++block)
+void load_sample(const ReplayParams& p, int64_t row, int64_t slot, int64_t begin, int64_t end,
+                 float* to) {
+  for (int64_t block = begin / 4; 4 * block < end; ++block)
     load_block<T>(p, row, slot, block, to + 4 * block);
 }
 #undef FASTEBM_TARGET
@@ -98,14 +105,31 @@ int gather(const ReplayParams& p, int64_t begin, int64_t end, void* scratch, Loa
     const int64_t slot = source_slot(p, row);
     p.slot[row] = slot;
     float* out = p.out + row * p.dim;
-    const bool moves = p.augment && slot >= 0;
-    load_sample(p, row, slot, moves ? w.loaded : out);
-    if (moves) augment(p, row, w, out);
+    if (!p.augment || slot < 0) {
+      load_sample(p, row, slot, 0, p.dim, out);
+      continue;
+    }
+    SampleAugmentation s;
+    draw_augmentation(p, row, &s);
+    const int64_t pixels = p.height * p.width;
+    for (int64_t c = 0; c < p.channels; ++c)  // the rows that the crop has
+      load_sample(p, row, slot, c * pixels + s.top * p.width,
+                  c * pixels + (s.top + s.height) * p.width, w.loaded);
+    augment(p, s, w, out);
   }
   return 0;
 }
 
 }  // namespace
+
+void replay_prepare_cpu(const ReplayParams& p) {
+#if defined(__linux__)
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p.out), page = 2 << 20;
+  const uintptr_t end = begin + sizeof(float) * static_cast<uint64_t>(p.n * p.dim);
+  const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 int64_t replay_gather_scratch_cpu(const ReplayParams& p) {
   Workspace w{};

@@ -54,10 +54,10 @@ __device__ float resize_and_color(const ReplayParams& p, const SampleAugmentatio
       float c[kC];
       for (int i = 0; i < kC; ++i) {
         const int64_t plane = (group + i) * pixels;
-        float a = upper[plane + columns.first], b = upper[plane + columns.second];
-        a = a + rows.weight * (lower[plane + columns.first] - a);
-        b = b + rows.weight * (lower[plane + columns.second] - b);
-        c[i] = a + columns.weight * (b - a);
+        float a = upper[plane + columns.first], b = lower[plane + columns.first];
+        a = a + columns.weight * (upper[plane + columns.second] - a);
+        b = b + columns.weight * (lower[plane + columns.second] - b);
+        c[i] = a + rows.weight * (b - a);
         if (colored) c[i] = one::to_unit(c[i], p.lo, scale);
       }
       if (colored) {

@@ -1,19 +1,22 @@
 // Reading a sample with vectors: the bits of load_block(). Included for each instruction set that
 // philox_simd.h is, after it.
 
-// Writes every element of sample `row`; `to` may be the output itself.
+// Writes the elements [begin, end) of sample `row` to the same places of `to`, and maybe others of
+// the blocks that they are in.
 template <class T>
-FASTEBM_TARGET void load_sample(const ReplayParams& p, int64_t row, int64_t slot, float* to) {
+FASTEBM_TARGET void load_sample(const ReplayParams& p, int64_t row, int64_t slot, int64_t begin,
+                                int64_t end, float* to) {
   constexpr int64_t kStep = 4 * kLanes;  // elements of kLanes blocks
+  int64_t done = begin / 4 * 4;          // a block's start, up to which elements are written
   const bool random = slot == -1 ? p.init != Initial::kZero : slot >= 0 && needs_dither<T>(p);
-  const int64_t vector_end = slot == -2 ? 0 : p.dim / kStep * kStep;
   const Floats lo = set(p.lo), step = set(level_step(p)), range = set(p.hi - p.lo);
-  if (random && vector_end > 0) {
+  if (random && end - done >= kStep) {
     const NoiseKey key = replay_key(p, kReplayTag);
     const RoundKeys keys = round_keys(key);
     const SampleWords words = sample_words(key, sample_id(p, row));
     const bool normal = slot == -1 && p.init == Initial::kNormal;
-    for (int64_t at = 0; at < vector_end; at += kStep) {
+    const int64_t last = (end - kStep) / 4 * 4;  // the last step repeats what it must
+    for (int64_t at = done; done < last + kStep; at = std::min(at + kStep, last)) {
       const Counters block = counters_ascending(static_cast<uint64_t>(at / 4));
       const Normals n = normal ? normals_of_sample<NormalLaw>(keys, words, block)
                                : normals_of_sample<UniformLaw>(keys, words, block);
@@ -28,18 +31,17 @@ FASTEBM_TARGET void load_sample(const ReplayParams& p, int64_t row, int64_t slot
         }
         store(to + at + i * kLanes, value);
       }
+      done = at + kStep;
     }
-  } else if (slot >= 0) {
+  } else if (!random && slot >= 0) {
     const T* from = static_cast<const T*>(p.data) + slot * p.dim;
-    for (int64_t at = 0; at < vector_end; at += kLanes) {
+    for (; done + kLanes <= end; done += kLanes) {
       if constexpr (sizeof(T) == 1)
-        store(to + at, add(lo, mul(add(load_bytes(from + at), set(0.5f)), step)));
+        store(to + done, add(lo, mul(add(load_bytes(from + done), set(0.5f)), step)));
       else
-        store(to + at, load(from + at));
+        store(to + done, load(from + done));
     }
-  } else {
-    std::memset(to, 0, sizeof(float) * static_cast<size_t>(vector_end));
   }
-  for (int64_t block = vector_end / 4; 4 * block < p.dim; ++block)
+  for (int64_t block = done / 4; 4 * block < end; ++block)
     load_block<T>(p, row, slot, block, to + 4 * block);
 }

@@ -86,6 +86,7 @@ void run(const ReplayParams& params, const Tensor& data) {
     const int64_t size[1] = {tasks * bytes};
     Tensor scratch = empty_strided_on(data, size, one, 1, aoti_torch_dtype_uint8());
     char* at = static_cast<char*>(scratch.mutable_data_ptr());
+    replay_prepare_cpu(p);
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         replay_gather_cpu(p, i * p.n / tasks, (i + 1) * p.n / tasks, at + i * bytes);

@@ -2,23 +2,34 @@
 // after replay_color_simd.h. Rows are written kLanes at a time and may run over their end, into
 // the next row, which is written later, or into the slack of a plane.
 
-// Crop, enlargement and flip of one plane: rows first, then columns by two gathers.
+// One row of the crop, stretched to the width of the image.
+FASTEBM_TARGET inline void stretch_row(const float* from, int width, const Workspace& w,
+                                       float* to) {
+  for (int x = 0; x < width; x += kLanes) {
+    const Floats a = gather(from, w.column + x), b = gather(from, w.next_column + x);
+    store(to + x, add(a, mul(load(w.weight + x), sub(b, a))));
+  }
+}
+
+// Crop, enlargement and flip of one plane: each of its rows is stretched once, on its way down.
 FASTEBM_TARGET inline void resize_plane(const ReplayParams& p, const SampleAugmentation& s,
                                         const float* from, const Workspace& w, float* to) {
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
+  float *upper = w.line, *lower = w.next_line;
+  int upper_row = -1, lower_row = -1;
+  const auto row = [&](int y) { return from + static_cast<int64_t>(s.top + y) * width + s.left; };
   for (int y = 0; y < height; ++y) {
     const Tap tap = resize_tap(y, s.height, height);
-    const float* upper = from + static_cast<int64_t>(s.top + tap.first) * width + s.left;
-    const float* lower = from + static_cast<int64_t>(s.top + tap.second) * width + s.left;
-    const Floats weight = set(tap.weight);
-    for (int x = 0; x < s.width; x += kLanes) {
-      const Floats a = load(upper + x);
-      store(w.line + x, add(a, mul(weight, sub(load(lower + x), a))));
+    if (lower_row == tap.first) {
+      std::swap(upper, lower);
+      std::swap(upper_row, lower_row);
     }
-    w.line[s.width] = w.line[s.width - 1];  // the second tap of the last column
+    if (upper_row != tap.first) stretch_row(row(upper_row = tap.first), width, w, upper);
+    if (lower_row != tap.second) stretch_row(row(lower_row = tap.second), width, w, lower);
+    const Floats weight = set(tap.weight);
     for (int x = 0; x < width; x += kLanes) {
-      const Floats a = gather(w.line, w.column + x), b = gather(w.line + 1, w.column + x);
-      store(to + static_cast<int64_t>(y) * width + x, add(a, mul(load(w.weight + x), sub(b, a))));
+      const Floats a = load(upper + x);
+      store(to + static_cast<int64_t>(y) * width + x, add(a, mul(weight, sub(load(lower + x), a))));
     }
   }
 }
@@ -30,6 +41,7 @@ FASTEBM_TARGET inline void resize(const ReplayParams& p, const SampleAugmentatio
   for (int x = 0; x < width; ++x) {
     const Tap tap = resize_tap(s.flip ? width - 1 - x : x, s.width, width);
     w.column[x] = tap.first;
+    w.next_column[x] = tap.second;
     w.weight[x] = tap.weight;
   }
   for (int64_t c = 0; c < p.channels; ++c)
@@ -104,11 +116,9 @@ FASTEBM_TARGET inline void blur_plane(const ReplayParams& p, const float* weight
 }
 
 // The image in w.loaded, augmented, to `out`.
-FASTEBM_TARGET inline void augment(const ReplayParams& p, int64_t row, const Workspace& w,
-                                   float* out) {
+FASTEBM_TARGET inline void augment(const ReplayParams& p, const SampleAugmentation& s,
+                                   const Workspace& w, float* out) {
   const int64_t pixels = p.height * p.width;
-  SampleAugmentation s;
-  draw_augmentation(p, row, &s);
   resize(p, s, w);
   if (s.color.count > 0 && p.channels == 3) change_color<3>(p, s.color, w);
   if (s.color.count > 0 && p.channels == 1) change_color<1>(p, s.color, w);
