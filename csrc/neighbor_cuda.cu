@@ -1,25 +1,41 @@
-// Nearest references on a CUDA device.
-#include "device.h"
-#include "neighbor.h"
+// Nearest references on a CUDA device, block after block of scores: see neighbor_blocks_cuda.h.
+#include "neighbor_direct_cuda.h"
+#include "neighbor_select_cuda.h"
+#include "neighbor_tensor_cuda.h"
 
 namespace fastebm {
 namespace {
 
-// One thread a query, every reference: a placeholder.
+template <class X>
+int launch_center(const NeighborParams& p, float* center, void* stream) {
+  return launch(center_kernel<X>, dim3(static_cast<unsigned>(ceil_div(p.dim, 256))), dim3(256), 0,
+                stream, p, center);
+}
+
+template <class X>
+int launch_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  return p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
+                             : launch_tensor_score(p, b, stream);
+}
+
 template <class X, class Y>
-__global__ void exhaustive_kernel(NeighborParams p) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (i >= p.n) return;
-  Neighbor list[kMaxNeighbors];
-  clear_neighbors(list, p.k);
-  for (int64_t j = 0; j < p.m; ++j)
-    if (!p.skip || p.skip[i] != j)
-      add_neighbor(
-          list, p.k,
-          {exact_square(static_cast<const X*>(p.x) + i * p.dim,
-                        static_cast<const Y*>(p.y) + j * p.dim, p.dim, p.y_scale, p.y_offset),
-           j});
-  store_neighbors<X>(p, i, list);
+int search(const NeighborParams& p, void* stream) {
+  const ScoreBlock largest = plan_blocks(p, p.scratch).block;
+  int error = p.dim <= kDirectDim ? 0 : launch_center<X>(p, largest.center, stream);
+  for (int64_t query = 0; query < p.n; query += largest.queries)
+    for (int64_t reference = 0; reference < p.m; reference += largest.references) {
+      ScoreBlock b = largest;
+      b.first_query = query;
+      b.first_reference = reference;
+      b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
+      b.references = static_cast<int>(std::min<int64_t>(b.references, p.m - reference));
+      b.columns = static_cast<int>(ceil_div(b.references, b.chunk));
+      b.first = reference == 0;
+      b.last = reference + b.references == p.m;
+      if (!error) error = launch_score<X>(p, b, stream);
+      if (!error) error = launch_select<X, Y>(p, b, stream);
+    }
+  return error;
 }
 
 // The gradient: a CUDA block takes one query, a thread every 256th element.
@@ -32,15 +48,18 @@ __global__ void __launch_bounds__(256) gradient_kernel(NeighborBackwardParams p)
 
 }  // namespace
 
-int64_t nearest_neighbor_scratch_cuda(const NeighborParams&) { return 64; }
+int64_t nearest_neighbor_scratch_cuda(const NeighborParams& p) {
+  return plan_blocks(p, nullptr).bytes;
+}
 
 int nearest_neighbor_cuda(const NeighborParams& p, void* stream) {
   return visit_reference(p.y_dtype, [&](auto y_type) {
     using Y = decltype(y_type);
-    const dim3 grid(static_cast<unsigned>((p.n + 63) / 64)), block(64);
-    if (p.x_dtype == Dtype::kFloat64)
-      return launch(exhaustive_kernel<double, Y>, grid, block, 0, stream, p);
-    return launch(exhaustive_kernel<float, Y>, grid, block, 0, stream, p);
+    if (p.x_dtype == Dtype::kFloat64) return search<double, Y>(p, stream);
+    if constexpr (std::is_same_v<Y, double>)
+      return 1;  // cudaErrorInvalidValue: the operator has refused it
+    else
+      return search<float, Y>(p, stream);
   });
 }
 

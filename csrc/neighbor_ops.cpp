@@ -150,23 +150,17 @@ Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, cons
 
 }  // namespace
 
-// nearest_neighbor_search is nearest_neighbor without a gradient, whose registration costs 5 us a
-// call even where none is wanted.
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "nearest_neighbor(Tensor x, Tensor y, Tensor? skip, int k, float y_scale, float y_offset) "
       "-> (Tensor distance, Tensor index)");
   m.def(
-      "nearest_neighbor_search(Tensor x, Tensor y, Tensor? skip, int k, float y_scale, "
-      "float y_offset) -> (Tensor distance, Tensor index)");
-  m.def(
       "nearest_neighbor_backward(Tensor grad, Tensor x, Tensor winners, Tensor distance, "
       "float y_scale, float y_offset) -> Tensor");
 }
 
-#define FASTEBM_IMPL(is_cpu)                                                 \
-  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<is_cpu>)));        \
-  m.impl("nearest_neighbor_search", TORCH_BOX((&nearest_neighbor<is_cpu>))); \
+#define FASTEBM_IMPL(is_cpu)                                          \
+  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<is_cpu>))); \
   m.impl("nearest_neighbor_backward", TORCH_BOX((&nearest_neighbor_backward<is_cpu>)))
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

@@ -5,7 +5,8 @@
 // block, which makes a missing barrier a wrong or seed-dependent result. Blocks run one after
 // another. Shared memory starts as 0xFF bytes (NaN) in every block. What CUDA leaves undefined
 // (a barrier that some thread never reaches, lanes that disagree about a mask) is an error.
-// Not modelled: speed, threads that interleave between two collectives, tensor cores, TMA.
+// Not modelled: speed, threads that interleave between two collectives, TMA. Tensor cores and
+// asynchronous copies: simt_tensor.h.
 #pragma once
 #include <ucontext.h>
 
@@ -76,6 +77,12 @@ inline uint64_t schedule_seed = 0;  // another seed, another order of blocks and
 
 enum class State { ready, at_block_barrier, at_warp_collective, returned };
 
+struct Copy {  // an asynchronous one of 16 bytes, not yet made
+  void* to;
+  const void* from;  // null: zeros
+  unsigned group;
+};
+
 struct Fiber {
   ucontext_t context;
   uint3 index;
@@ -83,6 +90,8 @@ struct Fiber {
   uint32_t mask;                      // lanes met at the warp collective it waits in
   uint64_t published;                 // what it brings there
   std::array<uint64_t, 32> received;  // what the lanes of the mask brought
+  std::vector<Copy> copies;           // in the order they were asked for
+  unsigned group;                     // of the next copy
 };
 
 struct AlignedDelete {
@@ -168,8 +177,10 @@ inline void sync_block() {
 
 inline unsigned lane() { return machine->running % 32; }
 
-// Meets the lanes of mask and returns what each brought; 0xFF bytes for lanes not in mask.
-inline const std::array<uint64_t, 32>& meet(uint32_t mask, uint64_t value) {
+// Meets the lanes of mask and returns what each brought; 0xFF bytes for lanes not in mask. The last
+// to come calls act(what all brought) while the others wait.
+template <class F>
+const std::array<uint64_t, 32>& meet(uint32_t mask, uint64_t value, F&& act) {
   Machine& m = *machine;
   Fiber& self = m.fibers[m.running];
   Fiber* warp = &m.fibers[m.running - lane()];
@@ -194,6 +205,7 @@ inline const std::array<uint64_t, 32>& meet(uint32_t mask, uint64_t value) {
   all.fill(~uint64_t{0});
   for (size_t l = 0; l < lanes; ++l)
     if (mask >> l & 1) all[l] = warp[l].published;
+  act(all);
   for (size_t l = 0; l < lanes; ++l)
     if (mask >> l & 1) {
       warp[l].received = all;
@@ -202,6 +214,10 @@ inline const std::array<uint64_t, 32>& meet(uint32_t mask, uint64_t value) {
   m.woken = true;
   stop(State::ready);
   return self.received;
+}
+
+inline const std::array<uint64_t, 32>& meet(uint32_t mask, uint64_t value) {
+  return meet(mask, value, [](const auto&) {});
 }
 
 template <class T>
@@ -284,6 +300,8 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes) {
       Fiber& f = m.fibers[i];
       f.index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
       f.state = State::ready;
+      f.copies.clear();
+      f.group = 0;
       set_up_stack(f.context, stacks[i].get());
     }
     run_block(random);
@@ -361,6 +379,8 @@ T atomicAdd(T* address, T value) {
   *address = old + value;
   return old;
 }
+
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 
 template <class T>
 T __ldg(const T* p) {

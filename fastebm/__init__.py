@@ -10,6 +10,8 @@ except ModuleNotFoundError:
         " installed one, or install this one with pip install -e ."
     ) from None
 from fastebm import energies, ops
+from fastebm import ops
+from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.energies import (
     EnergyFromLogProb,
@@ -32,6 +34,7 @@ from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 
 __all__ = [
+    "Augmentation",
     "ChainRNG",
     "ContrastiveDivergence",
     "EnergyFromLogProb",

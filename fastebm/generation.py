@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastebm.config import ConfigError
 from fastebm.rng import ChainRNG
-from fastebm.training import Trainer, build_augmentation
+from fastebm.training import Trainer
 
 
 def generate(
@@ -34,13 +34,12 @@ def generate(
             raise ConfigError(f"augment={augment!r} needs --rounds")
         return trainer.sample(n, steps, seed)
     name = trainer.config.augmentation if augment is None else augment
-    augmentation = build_augmentation(None if name == "none" else name)
     rng, sampler = ChainRNG(seed), trainer.eval_sampler
-    options = {"augmentation": augmentation, "augment_every": steps_per_round}
     x = sampler.sample(
         trainer.noise(n, seed),
         rounds * steps_per_round,
         seed=rng,
-        **(options if augmentation else {}),
+        augmentation=trainer.augmentation(None if name == "none" else name),
+        augment_every=steps_per_round,
     )
     return sampler.sample(x, steps, seed=rng)

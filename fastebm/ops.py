@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -115,6 +116,7 @@ def nearest_neighbor(
 
     Differentiable any number of times in ``x`` and ``y`` (floating-point), through the winning
     pairs only: d distance / dx = (x - y) / distance, taken as zero for points that coincide.
+    (``torch.ops.fastebm.nearest_neighbor`` itself records no gradient.)
 
     Args:
         x: (n, *event), the queries: float32, float64, bfloat16 or float16.
@@ -134,10 +136,58 @@ def nearest_neighbor(
             a CPU, skip is out of range or leaves fewer than k.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    wanted = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    search = _op.nearest_neighbor if wanted else _op.nearest_neighbor_search
-    distance, index = search.default(wide, y, skip, k, *y_scale)
+    search = _op.nearest_neighbor.default
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        search = _NearestNeighbor.apply
+    distance, index = search(wide, y, skip, k, *y_scale)
     return distance.to(x.dtype), index
+
+
+def replay_gather(
+    data: Tensor,
+    index: Tensor,
+    rng: Tensor,
+    *,
+    t: int = 0,
+    sample_ids: Tensor | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    dither: bool = True,
+    reinit_prob: float = 0.0,
+    init: str | None = None,
+    augmentation: Sequence[float] = (),
+) -> tuple[Tensor, Tensor]:
+    """Samples of a replay buffer: gathered, dequantised, a share of them restarted, the others
+    moved by a random augmentation, in one pass.
+
+    The random numbers are a function of the key and step in ``rng``, ``t``, the sample's id and,
+    for dither and initial values, the element's index in its sample; the result has the same bits
+    on every device and for any batch split. Not differentiable.
+
+    Args:
+        data: (N, *event) float32, bfloat16 or uint8; a uint8 q stands for
+            ``lo + (q + u) (hi - lo) / 256``.
+        index: (n,) int64, which samples; -1 for an initial one.
+        rng: int64 (4,), ``ChainRNG.state(data.device)``.
+        t: added to the step of ``rng``.
+        sample_ids: int64 (n,), whose random numbers each sample gets; default: sample_offset of
+            ``rng`` + row.
+        value_range: (lo, hi) of uint8, of ``"uniform"`` and of colours.
+        dither: u is uniform in (0, 1), else 1/2.
+        reinit_prob: probability that a sample is replaced by an initial one.
+        init: initial samples: ``"uniform"`` in value_range, ``"normal"``, or None: zeros.
+        augmentation: ``Augmentation.parameters``; initial samples are not augmented.
+
+    Returns:
+        x (n, *event) float32, and slot (n,) int64, ``index`` or -1 where a sample is an initial
+        one. On a device an index out of range makes its sample NaN, and its slot -2.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
+    """
+    return _op.replay_gather.default(
+        *(data, index, rng, t, sample_ids, *value_range, dither, reinit_prob),
+        *(("uniform", "normal", None).index(init), augmentation),
+    )
 
 
 def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
@@ -196,26 +246,43 @@ def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
         )
 
 
-def _keep_winners(ctx, inputs, output) -> None:
-    """The winning references, not y: a replay buffer changes before the backward pass comes."""
-    x, y, _, _, *ctx.y_scale = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    winners = y if ctx.needs_input_grad[1] else _winners(y, output[1])
-    ctx.save_for_backward(x, winners, *output)
+class _NearestNeighbor(torch.autograd.Function):
+    """The gradient of the operator. Its own registration, or a setup_context, would take 40 us more
+    a call."""
+
+    @staticmethod
+    def forward(ctx, x, y, skip, k, scale, offset):
+        distance, index = _op.nearest_neighbor.default(x, y, skip, k, scale, offset)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(index)
+        ctx.y_scale = (scale, offset)
+        # The winners, not y: a replay buffer changes before the backward pass comes.
+        winners = y if ctx.needs_input_grad[1] else _winners(y, index)
+        ctx.save_for_backward(x, winners, distance, index)
+        return distance, index
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 6
+        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+            return (*_neighbor_gradients(ctx, grad), None, None, None, None)
+        x, winners, distance, _ = ctx.saved_tensors
+        grad_x = _op.nearest_neighbor_backward.default(grad, x, winners, distance, *ctx.y_scale)
+        return grad_x, None, None, None, None, None
 
 
 def _winners(y: Tensor, index: Tensor) -> Tensor:
-    """(n, k, D), the first reference where there is none."""
-    rows = y.unsqueeze(-1).flatten(1).index_select(0, index.clamp(min=0).view(-1))
-    return rows.view(index.shape[0], -1, rows.shape[1])
+    """(n k, *event), the first reference where there is none."""
+    return y.index_select(0, index.clamp(min=0).view(-1))
 
 
 def _neighbor_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients in x and, if asked for, y: plain torch, so that they can be differentiated."""
     x, y, distance, index = ctx.saved_tensors
     winners = _winners(y, index) if ctx.needs_input_grad[1] else y
-    winners = winners.to(x.dtype)
+    k = 1 if index.dim() == 1 else index.shape[1]
+    winners = winners.to(x.dtype).view(len(x), k, math.prod(x.shape[1:]))
     if y.dtype == torch.uint8:
         winners = winners * ctx.y_scale[0] + ctx.y_scale[1]
     apart = distance != 0
@@ -249,7 +316,6 @@ def register_operators(namespace: str) -> None:
         return like, torch.empty_like(like)
 
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
-    @torch.library.register_fake(f"{namespace}::nearest_neighbor_search")
     def _(x, y, skip, k, y_scale, y_offset):
         check_neighbor(x, y, skip, k)
         shape = (x.shape[0],) if k == 1 else (x.shape[0], k)
@@ -259,18 +325,10 @@ def register_operators(namespace: str) -> None:
     def _(grad, x, winners, distance, y_scale, y_offset):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    def neighbor_backward(ctx, grad, _):
-        if grad is None:
-            return (None,) * 6
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
-            return (*_neighbor_gradients(ctx, grad), None, None, None, None)
-        x, winners, distance, _ = ctx.saved_tensors
-        grad_x = ops.nearest_neighbor_backward.default(grad, x, winners, distance, *ctx.y_scale)
-        return grad_x, None, None, None, None, None
-
-    torch.library.register_autograd(
-        f"{namespace}::nearest_neighbor", neighbor_backward, setup_context=_keep_winners
-    )
+    @torch.library.register_fake(f"{namespace}::replay_gather")
+    def _(data, index, *rest):
+        out = data.new_empty((index.shape[0], *data.shape[1:]), dtype=torch.float32)
+        return out, torch.empty_like(index)
 
     def keep_masks(ctx, inputs, output):
         ctx.step_size = inputs[2]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.config import ConfigError, TrainConfig, versions
 from fastebm.data import Dataset, first_line, load, load_tensors
@@ -68,7 +69,6 @@ class Trainer:
         self.sampler = self._sampler(self.model)
         self.eval_sampler = self._sampler(self.eval_model)
         self.buffer = None
-        augmentation = build_augmentation(config.augmentation)
         if config.uses_buffer:
             self.buffer = ReplayBuffer(
                 config.buffer_size,
@@ -79,7 +79,7 @@ class Trainer:
                 dtype=torch.uint8 if self.dataset.is_image else torch.float32,
                 device=self.device,
                 seed=config.seed,
-                **({"augmentation": augmentation} if augmentation else {}),
+                augmentation=self.augmentation(config.augmentation),
             )
         self.loss = self._loss(on_nonfinite)
         self.optimizer = torch.optim.Adam(
@@ -93,6 +93,21 @@ class Trainer:
         self._order = (-1, torch.empty(0))  # epoch and its permutation
         self._fingerprint = self.dataset.fingerprint()
         self._data_clamp_share = float(self.dataset.clamp_share())
+
+    def augmentation(self, name: str | None) -> Augmentation | None:
+        """A preset for the box of the data, or None for None.
+
+        Raises:
+            ConfigError: no such preset, or one that makes no sense for the samples' shape.
+        """
+        if name is None:
+            return None
+        try:
+            found = Augmentation.preset(name, self.dataset.clamp)
+            found.check_shape(self.dataset.event_shape)
+        except ValueError as error:
+            raise ConfigError(f"augmentation={name!r}: {error}") from None
+        return found
 
     @property
     def eval_model(self) -> nn.Module:
@@ -253,17 +268,6 @@ class Trainer:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-
-
-def build_augmentation(name: str | None):
-    """The transitions of a preset of `fastebm.Augmentation`; None for None."""
-    if name is None:
-        return None
-    import fastebm
-
-    if not hasattr(fastebm, "Augmentation"):
-        raise ConfigError(f"augmentation={name!r} needs fastebm.Augmentation")
-    return fastebm.Augmentation.preset(name)
 
 
 def read_checkpoint(path: Path) -> dict:

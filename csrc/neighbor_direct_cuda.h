@@ -1,0 +1,106 @@
+// Scores of samples of at most kDirectDim elements: squared differences.
+#pragma once
+#include "device.h"
+#include "neighbor_blocks_cuda.h"
+#include "philox.h"
+
+namespace fastebm {
+namespace {
+
+__device__ inline float lesser(float a, float b) { return fminf(a, b); }  // ignores a NaN
+__device__ inline double lesser(double a, double b) { return fmin(a, b); }
+
+// Element i of the references, in C. The type is the same for all threads.
+template <class C>
+__device__ __forceinline__ C reference_at(const NeighborParams& p, int64_t i) {
+  switch (p.y_dtype) {
+    case Dtype::kFloat32:
+      return static_cast<const float*>(p.y)[i];
+    case Dtype::kFloat64:
+      return static_cast<C>(static_cast<const double*>(p.y)[i]);
+    case Dtype::kBfloat16:
+      return widen(static_cast<const Bfloat16*>(p.y)[i]);
+    case Dtype::kFloat16:
+      return widen(static_cast<const Float16*>(p.y)[i]);
+    default:
+      return reference_value(static_cast<const uint8_t*>(p.y)[i], p.y_scale, p.y_offset);
+  }
+}
+
+// Queries a lane holds in registers: as many as spill none.
+template <class C, int kDim>
+constexpr int lane_queries() {
+  return sizeof(C) > 4 ? (kDim <= 4 ? 4 : 1) : (kDim <= 10 ? 4 : 2);
+}
+
+// scores[i][c] = min over chunk c of |x_i - y_j|^2. A warp takes one chunk, 32 references at a time
+// through its own shared memory; a lane takes a few queries, so that a reference is read once for
+// all: 2 dim + 1 instructions a pair. NaN pairs are ignored, a chunk of nothing else has infinity.
+template <class C, int kDim>
+__global__ void __launch_bounds__(32 * kDirectWarps)
+    direct_score_kernel(NeighborParams p, ScoreBlock b) {
+  constexpr int kQueries = lane_queries<C, kDim>();
+  constexpr int kPitch = kDim <= 2 ? kDim : (kDim + 3) / 4 * 4;
+  alignas(16) __shared__ C tiles[kDirectWarps][32 * kPitch];
+  __shared__ float minima[kDirectWarps][32 * kQueries + 4];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_query = blockIdx.y * 32 * kQueries, first_column = blockIdx.x * kDirectWarps;
+  C x[kQueries][kDim], least[kQueries];
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) {
+    const int row = first_query + 32 * q + lane;
+    const int64_t at = (b.first_query + (row < b.queries ? row : 0)) * p.dim;
+#pragma unroll
+    for (int e = 0; e < kDim; ++e) x[q][e] = p.dim ? static_cast<const C*>(p.x)[at + e] : C(0);
+    least[q] = static_cast<C>(INFINITY);
+  }
+  C* tile = tiles[warp];
+  const int64_t begin = static_cast<int64_t>(first_column + warp) * b.chunk;
+  for (int64_t at = begin; at < begin + b.chunk && at < b.references; at += 32) {
+    const int count = b.references - at < 32 ? static_cast<int>(b.references - at) : 32;
+    for (int i = lane; i < 32 * kDim; i += 32) {
+      const int r = i / kDim;
+      C value = static_cast<C>(r < count ? 0 : INFINITY);
+      if (r < count && p.dim) value = reference_at<C>(p, (b.first_reference + at) * kDim + i);
+      tile[r * kPitch + i % kDim] = value;
+    }
+    __syncwarp();
+#pragma unroll 8
+    for (int r = 0; r < 32; ++r) {
+      C y[kDim];
+#pragma unroll
+      for (int e = 0; e < kDim; ++e) y[e] = tile[r * kPitch + e];
+#pragma unroll
+      for (int q = 0; q < kQueries; ++q) {
+        C square = 0;
+#pragma unroll
+        for (int e = 0; e < kDim; ++e) {
+          const C difference = x[q][e] - y[e];
+          square = e == 0 ? difference * difference : fma_rn(difference, difference, square);
+        }
+        least[q] = lesser(least[q], square);
+      }
+    }
+    __syncwarp();
+  }
+#pragma unroll
+  for (int q = 0; q < kQueries; ++q) minima[warp][32 * q + lane] = static_cast<float>(least[q]);
+  __syncthreads();
+  for (int i = threadIdx.x; i < 32 * kQueries * kDirectWarps; i += 32 * kDirectWarps) {
+    const int query = i / kDirectWarps, w = i % kDirectWarps;
+    if (first_query + query < b.queries && first_column + w < b.columns)
+      b.scores[(first_query + query) * b.pitch + first_column + w] = minima[w][query];
+  }
+}
+
+template <class C, int kDim = 1>
+int launch_direct_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  if constexpr (kDim < kDirectDim)
+    if (p.dim > kDim) return launch_direct_score<C, kDim + 1>(p, b, stream);
+  const dim3 grid(static_cast<unsigned>(ceil_div(b.columns, kDirectWarps)),
+                  static_cast<unsigned>(ceil_div(b.queries, 32 * lane_queries<C, kDim>())));
+  return launch(direct_score_kernel<C, kDim>, grid, dim3(32 * kDirectWarps), 0, stream, p, b);
+}
+
+}  // namespace
+}  // namespace fastebm
