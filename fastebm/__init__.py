@@ -10,7 +10,6 @@ except ModuleNotFoundError:
         " installed one, or install this one with pip install -e ."
     ) from None
 from fastebm import energies, ops
-from fastebm import ops
 from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.energies import (

@@ -11,7 +11,7 @@ from conftest import DEVICES, HAS_SIMT
 
 from fastebm import ops
 
-CPU = torch.ops.fastebm.nearest_neighbor_search.default
+CPU = torch.ops.fastebm.nearest_neighbor.default
 
 
 @pytest.fixture(autouse=True)
