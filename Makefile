@@ -71,7 +71,8 @@ asan: tools
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  PYTHONPATH=$(CURDIR)/build/asan-site FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan-site \
 	  $(BIN)/pytest -q -p no:cacheprovider -k "(simt or cuda_kernel) and not opcheck and not compile" \
-	  tests/test_noise.py tests/test_ops.py tests/test_neighbor.py tests/test_neighbor_blocks.py
+	  tests/test_noise.py tests/test_ops.py tests/test_neighbor.py tests/test_neighbor_blocks.py \
+	  tests/test_replay.py tests/test_augmentation.py
 
 bench:
 	$(BIN)/python bench/langevin.py

@@ -99,7 +99,7 @@ phase scores 60 bash -c 'nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constex
 # Every kernel once on small inputs, for compute-sanitizer; torch itself only copies.
 small_case='
 import torch
-from fastebm import ops
+from fastebm import Augmentation, ops
 from fastebm.rng import ChainRNG
 rng = ChainRNG(1).state("cuda")
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -118,6 +118,18 @@ for dtype in (torch.float32, torch.float64, torch.uint8):
         y = (torch.rand(m, dim) * 200).to("cuda", dtype)
         ops.nearest_neighbor(x, y, skip=torch.arange(n).cuda(), k=3)[0].backward(
             torch.ones(n, 3).to("cuda", wide))
+everything = dict(scale=(0.1, 1.0), hflip_p=0.5, contrast=0.5, kernel_size=5, blur_p=0.5)
+color = dict(brightness=0.5, saturation=0.5, hue=0.2, grayscale_p=0.3)
+index = torch.tensor([0, 3, -1, 2, 5, 1]).cuda()
+for dtype in (torch.uint8, torch.float32, torch.bfloat16):
+    for shape in ((3, 16, 17), (1, 9, 11), (3, 65, 66)):
+        images = torch.randint(0, 256, (6, *shape)).to("cuda", dtype)
+        moves = Augmentation(**everything, **(color if shape[0] == 3 else {}))
+        for parameters in ((), moves.parameters):
+            for init in ("uniform", "normal"):
+                ops.replay_gather(
+                    images, index, rng, reinit_prob=0.2, init=init, augmentation=parameters
+                )
 torch.cuda.synchronize()
 print("done")
 '

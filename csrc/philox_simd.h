@@ -1,7 +1,7 @@
 // The noise of philox.h for kLanes blocks at a time: the same bits as normals4(). Included once for
 // each instruction set, inside its namespace, after simd_avx2.h or simd_avx512.h.
 
-// Normals of kLanes blocks: v[i] holds blocks i * kLanes / 4 and the following, elements in order.
+// Numbers of kLanes blocks: v[i] holds blocks i * kLanes / 4 and the following, elements in order.
 struct Normals {
   Floats v[4];
 };
@@ -81,6 +81,20 @@ FASTEBM_TARGET inline void normal_pair(Ints w0, Ints w1, Floats* n0, Floats* n1)
   *n1 = mul(r, sin_q);
 }
 
+// What two words become: standard normals, or uniform numbers in [0, 1) of 24 bits.
+struct NormalLaw {
+  FASTEBM_TARGET static void pair(Ints w0, Ints w1, Floats* n0, Floats* n1) {
+    normal_pair(w0, w1, n0, n1);
+  }
+};
+struct UniformLaw {
+  FASTEBM_TARGET static void pair(Ints w0, Ints w1, Floats* n0, Floats* n1) {
+    const Floats unit = set(5.9604644775390625e-8f);
+    *n0 = mul(to_float(shift_right_unsigned<8>(w0)), unit);
+    *n1 = mul(to_float(shift_right_unsigned<8>(w1)), unit);
+  }
+};
+
 // The round keys and the words that all counters of a step share, spread over the lanes once.
 struct RoundKeys {
   Wides k0[kPhiloxRounds], k1[kPhiloxRounds];
@@ -112,7 +126,8 @@ FASTEBM_TARGET inline void philox_round(Wides c[4], Wides k0, Wides k1) {
   c[3] = x;
 }
 
-// Rounds from `first` on, then the normals, block after block.
+// Rounds from `first` on, then the numbers, block after block.
+template <class Law>
 FASTEBM_TARGET inline Normals finish(const RoundKeys& keys, int first, Wides a[4], Wides b[4]) {
 #pragma GCC unroll 10
   for (int r = first; r < kPhiloxRounds; ++r) {
@@ -120,8 +135,8 @@ FASTEBM_TARGET inline Normals finish(const RoundKeys& keys, int first, Wides a[4
     philox_round(b, keys.k0[r], keys.k1[r]);
   }
   Floats n0, n1, n2, n3;
-  normal_pair(low_halves(a[0], b[0]), low_halves(a[1], b[1]), &n0, &n1);
-  normal_pair(low_halves(a[2], b[2]), low_halves(a[3], b[3]), &n2, &n3);
+  Law::pair(low_halves(a[0], b[0]), low_halves(a[1], b[1]), &n0, &n1);
+  Law::pair(low_halves(a[2], b[2]), low_halves(a[3], b[3]), &n2, &n3);
   const Floats t0 = unpack_low(n0, n1), t1 = unpack_high(n0, n1);
   const Floats t2 = unpack_low(n2, n3), t3 = unpack_high(n2, n3);
   return {{unpack_low_pairs(t0, t2), unpack_high_pairs(t0, t2), unpack_low_pairs(t1, t3),
@@ -137,7 +152,7 @@ FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& blo
   };
   Wides a[4] = {keys.step, block.a, sample_id.a, top_word(sample_id.a)};
   Wides b[4] = {keys.step, block.b, sample_id.b, top_word(sample_id.b)};
-  return finish(keys, 0, a, b);
+  return finish<NormalLaw>(keys, 0, a, b);
 }
 
 // What the first three rounds come to where only the block differs: five of their six products
@@ -161,6 +176,7 @@ FASTEBM_TARGET inline SampleWords sample_words(const NoiseKey& key, uint64_t sam
 }
 
 // Blocks of one sample.
+template <class Law = NormalLaw>
 FASTEBM_TARGET inline Normals normals_of_sample(const RoundKeys& keys, const SampleWords& w,
                                                 const Counters& block) {
   const auto three_rounds = [&](Wides counter, Wides c[4]) FASTEBM_TARGET {
@@ -174,5 +190,5 @@ FASTEBM_TARGET inline Normals normals_of_sample(const RoundKeys& keys, const Sam
   Wides a[4], b[4];
   three_rounds(block.a, a);
   three_rounds(block.b, b);
-  return finish(keys, 3, a, b);
+  return finish<Law>(keys, 3, a, b);
 }

@@ -22,6 +22,7 @@ FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, 
 FASTEBM_OP Floats mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 FASTEBM_OP Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+FASTEBM_OP Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm256_sqrt_ps(a); }
 FASTEBM_OP float sum(Floats v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -31,6 +32,10 @@ FASTEBM_OP float sum(Floats v) {
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 FASTEBM_OP Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+// x where a < b, y elsewhere and for NaN.
+FASTEBM_OP Floats pick_less(Floats a, Floats b, Floats x, Floats y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm256_mul_pd(a, b); }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm256_sub_pd(a, b); }
@@ -68,6 +73,10 @@ FASTEBM_OP Ints bit_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
 template <int kBits>
 FASTEBM_OP Ints shift_left(Ints a) {
   return _mm256_slli_epi32(a, kBits);
+}
+template <int kBits>
+FASTEBM_OP Ints shift_right_unsigned(Ints a) {
+  return _mm256_srli_epi32(a, kBits);
 }
 template <int kBits>
 FASTEBM_OP Ints shift_right_signed(Ints a) {
@@ -124,6 +133,9 @@ FASTEBM_OP Floats load(const Bfloat16* p) {
 }
 FASTEBM_OP Floats load(const Float16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+FASTEBM_OP Floats gather(const float* p, const int32_t* index) {
+  return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
 }
 FASTEBM_OP Doubles load(const double* p) { return _mm256_loadu_pd(p); }
 FASTEBM_OP Floats load_bytes(const uint8_t* p) {

@@ -20,11 +20,16 @@ FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, 
 FASTEBM_OP Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 FASTEBM_OP Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+FASTEBM_OP Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm512_sqrt_ps(a); }
 FASTEBM_OP float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 FASTEBM_OP Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+// x where a < b, y elsewhere and for NaN.
+FASTEBM_OP Floats pick_less(Floats a, Floats b, Floats x, Floats y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
 FASTEBM_OP Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return _mm512_mul_pd(a, b); }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return _mm512_sub_pd(a, b); }
@@ -56,6 +61,10 @@ FASTEBM_OP Ints bit_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 template <int kBits>
 FASTEBM_OP Ints shift_left(Ints a) {
   return _mm512_slli_epi32(a, kBits);
+}
+template <int kBits>
+FASTEBM_OP Ints shift_right_unsigned(Ints a) {
+  return _mm512_srli_epi32(a, kBits);
 }
 template <int kBits>
 FASTEBM_OP Ints shift_right_signed(Ints a) {
@@ -107,6 +116,9 @@ FASTEBM_OP Floats load(const Bfloat16* p) {
 }
 FASTEBM_OP Floats load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+FASTEBM_OP Floats gather(const float* p, const int32_t* index) {
+  return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
 }
 FASTEBM_OP Doubles load(const double* p) { return _mm512_loadu_pd(p); }
 FASTEBM_OP Floats load_bytes(const uint8_t* p) {

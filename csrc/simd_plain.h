@@ -1,5 +1,5 @@
-// Four lanes, in the vectors of the compiler: for any CPU. What neighbor_simd.h uses of
-// simd_avx2.h. Included inside a namespace of its own, where FASTEBM_TARGET is empty.
+// Four lanes, in the vectors of the compiler: for any CPU. What neighbor_simd.h and replay_simd.h
+// use of simd_avx2.h. Included inside a namespace of its own, where FASTEBM_TARGET is empty.
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
@@ -36,18 +36,25 @@ FASTEBM_OP void store(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
 FASTEBM_OP Floats add(Floats a, Floats b) { return a + b; }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return a - b; }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return a * b; }
+FASTEBM_OP Floats div(Floats a, Floats b) { return a / b; }
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // rounded twice
 FASTEBM_OP float sum(Floats v) { return (v[0] + v[1]) + (v[2] + v[3]); }
-// min returns its second operand where one is NaN.
-FASTEBM_OP Floats min(Floats a, Floats b) { return a < b ? a : b; }
-FASTEBM_OP Doubles min(Doubles a, Doubles b) { return a < b ? a : b; }
-FASTEBM_OP Floats min_square(Floats a, Floats b) { return min(a, b); }
-FASTEBM_OP Doubles min_square(Doubles a, Doubles b) { return min(a, b); }
 FASTEBM_OP float lowest(Floats v) {
   const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];
   return a < b ? a : b;
 }
 FASTEBM_OP double lowest(Doubles v) { return v[0] < v[1] ? v[0] : v[1]; }
+// min and max return their second operand where one is NaN.
+FASTEBM_OP Floats min(Floats a, Floats b) { return a < b ? a : b; }
+FASTEBM_OP Floats max(Floats a, Floats b) { return a > b ? a : b; }
+FASTEBM_OP Doubles min(Doubles a, Doubles b) { return a < b ? a : b; }
+FASTEBM_OP Floats min_square(Floats a, Floats b) { return min(a, b); }
+FASTEBM_OP Doubles min_square(Doubles a, Doubles b) { return min(a, b); }
+// x where a < b, y elsewhere and for NaN.
+FASTEBM_OP Floats pick_less(Floats a, Floats b, Floats x, Floats y) { return a < b ? x : y; }
+FASTEBM_OP Floats gather(const float* p, const int32_t* index) {
+  return Floats{p[index[0]], p[index[1]], p[index[2]], p[index[3]]};
+}
 FASTEBM_OP unsigned not_greater(Floats a, Floats b) { return ~sign_bits(a > b) & 15u; }
 FASTEBM_OP Doubles sub(Doubles a, Doubles b) { return a - b; }
 FASTEBM_OP Doubles mul(Doubles a, Doubles b) { return a * b; }

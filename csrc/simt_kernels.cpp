@@ -4,4 +4,5 @@
 #include "device_cuda.cu"
 #include "langevin_cuda.cu"
 #include "neighbor_cuda.cu"
+#include "replay_cuda.cu"
 // clang-format on

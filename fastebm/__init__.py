@@ -9,8 +9,16 @@ except ModuleNotFoundError:
         f"the fastebm in {__path__[0]} is not built: start Python in another directory to use the"
         " installed one, or install this one with pip install -e ."
     ) from None
-from fastebm import ops
+from fastebm import energies, ops
+from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
+from fastebm.energies import (
+    EnergyFromLogProb,
+    MixtureEnergy,
+    MultiScaleEnergy,
+    SumEnergy,
+    TemperedEnergy,
+)
 from fastebm.entropy import knn_cross_entropy, knn_entropy
 from fastebm.info import build_info
 from fastebm.losses import (
@@ -25,16 +33,23 @@ from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 
 __all__ = [
+    "Augmentation",
     "ChainRNG",
     "ContrastiveDivergence",
+    "EnergyFromLogProb",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
     "LossOutput",
+    "MixtureEnergy",
+    "MultiScaleEnergy",
     "NonFiniteError",
     "PersistentContrastiveDivergence",
     "ReplayBuffer",
     "StepSizeWarning",
+    "SumEnergy",
+    "TemperedEnergy",
     "build_info",
+    "energies",
     "knn_cross_entropy",
     "knn_entropy",
     "nearest_neighbor",

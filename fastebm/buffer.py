@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from fastebm.rng import as_rng
+from fastebm.augmentation import Augmentation
+from fastebm.ops import replay_gather
+from fastebm.rng import ChainRNG, as_rng
 
 MODES = ("slot", "fifo", "reservoir")
 DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
@@ -38,8 +40,8 @@ class ReplayBuffer(nn.Module):
     it goes in and out, and the mean does not drift. Values outside are brought to the ends.
 
     Everything lives on the buffer's device and nothing waits for it. ``state_dict`` holds all that
-    later samples depend on, the random state too, which can be restored on a device of the same
-    type; on another type the samples are restored and the random numbers start anew.
+    later samples depend on, the random state too; on a device of another type the choice of slots
+    starts anew, all else goes on.
 
     Args:
         capacity: number of samples.
@@ -50,6 +52,9 @@ class ReplayBuffer(nn.Module):
             n -> (n, *event), whose random state is its own.
         device, dtype: of the storage; float32, bfloat16 or uint8. Samples come out as float32.
         value_range: (lo, hi) of ``"uniform"`` and of uint8.
+        augmentation: a transition that every stored sample makes as it is drawn by ``sample``;
+            initial ones do not. Its value_range must be the buffer's. ``references`` and ``all``
+            give samples as they are.
         seed, generator: an integer, or a generator to draw one from (None: torch's default one).
 
     Raises:
@@ -66,6 +71,7 @@ class ReplayBuffer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         value_range: tuple[float, float] = (0.0, 1.0),
+        augmentation: Augmentation | None = None,
         seed: int | None = None,
         generator: Generator | None = None,
     ) -> None:
@@ -86,14 +92,28 @@ class ReplayBuffer(nn.Module):
         self.capacity, self.shape = capacity, tuple(shape)
         self.reinit_prob, self.mode, self.init = float(reinit_prob), mode, init
         self.value_range = (lo, hi)
-        self.n_pushed = 0
+        if augmentation is not None:
+            augmentation.check_shape(self.shape)
+            if augmentation.value_range != self.value_range:
+                raise ValueError(
+                    f"augmentation must have the buffer's value_range {self.value_range}, got"
+                    f" {augmentation.value_range}"
+                )
+        self.augmentation = augmentation
+        self.n_pushed = self.n_draws = 0
         self.register_buffer(
             "data", torch.zeros((capacity, *self.shape), dtype=dtype, device=device)
         )
-        self._generator = Generator(self.data.device).manual_seed(as_rng(seed, generator).seed)
+        # Mode slot: how often the chain in a slot has been drawn since it started.
+        self.register_buffer("visits", torch.zeros(capacity, dtype=torch.int32, device=device))
+        rng = as_rng(seed, generator)
+        # Slots are chosen by a generator; what becomes of a sample as it is drawn, by its counter.
+        self._generator = Generator(self.data.device).manual_seed(rng.seed)
+        self.register_buffer("stream", ChainRNG(rng.seed).state(self.data.device))
         if mode == "slot":  # in parts, as float32 may be four times the storage
             for part in self.data.split(max(1, _FILL // math.prod(self.shape))):
-                part.copy_(self._store(self._initial(len(part))))
+                none = torch.full((len(part),), -1, device=self.data.device)
+                part.copy_(self._store(self._draw(none)[0]))
 
     def __len__(self) -> int:
         """Number of samples stored."""
@@ -114,13 +134,13 @@ class ReplayBuffer(nn.Module):
         if not 1 <= n <= self.capacity:
             raise ValueError(f"n must be in 1..{self.capacity}, the capacity, got {n}")
         stored, g = min(n, len(self)), self._local_generator()
-        # Only slots that hold something; what they are short of is marked as initial below.
-        idx = torch.randperm(max(len(self), 1), generator=g, device=g.device)[:n]
-        idx = torch.cat([idx[:stored], idx.new_zeros(n - stored)])
-        fresh = torch.rand(n, generator=g, device=g.device) < self.reinit_prob
-        fresh[stored:] = True
-        x = torch.where(_as_rows(fresh, self.shape), self._initial(n), self._load(self.data[idx]))
-        return x, idx if self.mode == "slot" else idx.masked_fill(fresh, -1)
+        idx = torch.randperm(len(self), generator=g, device=g.device)[:n]
+        idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
+        x, slot = self._draw(idx)
+        if self.mode != "slot":
+            return x, slot
+        self.visits[idx] = self.visits[idx].masked_fill(slot < 0, 0) + 1
+        return x, idx
 
     @torch.no_grad()
     def push(self, x: Tensor, idx: Tensor | None = None) -> None:
@@ -155,7 +175,9 @@ class ReplayBuffer(nn.Module):
     def all(self) -> Tensor:
         """The samples stored, (len, *event) float32; uint8 at the middle of its steps, so nothing
         random is drawn."""
-        return self._load(self.data[: len(self)], dither=False)
+        everyone = torch.arange(len(self), device=self.data.device)
+        options = {"value_range": self.value_range, "dither": False}
+        return replay_gather(self.data, everyone, self.stream, **options)[0]
 
     @torch.no_grad()
     def references(self, slots: Tensor, n: int | None = None) -> References:
@@ -197,19 +219,27 @@ class ReplayBuffer(nn.Module):
         taken = _as_rows(winner >= 0, self.shape)
         self.data[slot] = torch.where(taken, q[winner.clamp(min=0)], self.data[slot])
 
-    def _initial(self, n: int) -> Tensor:
-        """n initial samples, float32."""
-        shape, g = (n, *self.shape), self._local_generator()
-        if self.init == "uniform":
-            lo, hi = self.value_range
-            return lo + (hi - lo) * torch.rand(shape, generator=g, device=g.device)
-        if self.init == "normal":
-            return torch.randn(shape, generator=g, device=g.device)
-        x = self.init(n)
+    def _draw(self, idx: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples float32 and where they came from, -1 for initial ones."""
+        x, slot = replay_gather(
+            *(self.data, idx, self.stream),
+            t=self.n_draws,
+            value_range=self.value_range,
+            reinit_prob=self.reinit_prob,
+            init=self.init if isinstance(self.init, str) else None,
+            augmentation=() if self.augmentation is None else self.augmentation.parameters,
+        )
+        self.n_draws += 1
+        if not isinstance(self.init, str):
+            x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
+        return x, slot
+
+    def _custom_initial(self, n: int) -> Tensor:
+        x, shape = self.init(n), (n, *self.shape)
         if not isinstance(x, Tensor) or x.shape != shape:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"init({n}) must return a tensor of shape {shape}, got {got}")
-        return x.detach().to(g.device, torch.float32)
+        return x.detach().to(self.data.device, torch.float32)
 
     def _store(self, x: Tensor) -> Tensor:
         x = x.detach()
@@ -217,15 +247,6 @@ class ReplayBuffer(nn.Module):
             return x.to(self.data.dtype)
         lo, hi = self.value_range
         return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
-
-    def _load(self, q: Tensor, dither: bool = True) -> Tensor:
-        if self.data.dtype != torch.uint8:
-            return q.float()
-        lo, hi = self.value_range
-        g = self._local_generator()
-        # U keeps off the ends of [0, 1), where rounding would carry a sample to the next step.
-        u = 0.001 + 0.998 * torch.rand(q.shape, generator=g, device=g.device) if dither else 0.5
-        return lo + (q + u) * ((hi - lo) / 256)
 
     def _local_generator(self) -> Generator:
         """The generator; a new one, seeded by the old, after the buffer went to another device."""
@@ -240,6 +261,7 @@ class ReplayBuffer(nn.Module):
         return {
             "mode": self.mode,
             "n_pushed": self.n_pushed,
+            "n_draws": self.n_draws,
             "device": self._generator.device.type,
             "generator": self._generator.get_state(),
         }
@@ -249,7 +271,7 @@ class ReplayBuffer(nn.Module):
             raise ValueError(
                 f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
             )
-        self.n_pushed = state["n_pushed"]
+        self.n_pushed, self.n_draws = state["n_pushed"], state["n_draws"]
         if state["device"] == self._local_generator().device.type:
             self._generator.set_state(state["generator"].cpu())
 

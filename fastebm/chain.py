@@ -12,6 +12,7 @@ from fastebm.ops import Clamp, langevin_step, langevin_step_
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
+BeforeStep = Callable[[int, Tensor], None]
 
 
 class StepOptions(NamedTuple):
@@ -32,16 +33,20 @@ def run_chain(
     model_kwargs: dict,
     sample_ids: Tensor | None = None,
     on_step: OnStep | None = None,
+    before_step: BeforeStep | None = None,
 ) -> None:
     """One Langevin step on ``x`` in place for each of ``coefficients``; nothing waits for the
     device.
 
     Gradients must be enabled and the model be in ``sampling_mode``. ``on_step(k, x, grad, energy)``
-    sees ``x`` after step k, and gradient and energy (B,) at the point that the step left.
+    sees ``x`` after step k, and gradient and energy (B,) at the point that the step left;
+    ``before_step(k, x)`` may change ``x`` in place.
     """
     clamp, grad_clip, grad_norm_clip, noise_first = options
     leaf = x.detach().requires_grad_()  # the memory of x, so it need not be renewed at each step
     for t, (step_size, noise_std) in enumerate(coefficients):
+        if before_step is not None:
+            before_step(t, x)
         if noise_first:
             langevin_step_(x, None, 0.0, noise_std, rng, t=t, sample_ids=sample_ids)
             noise_std = 0.0

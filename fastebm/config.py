@@ -16,6 +16,9 @@ from fastebm.samplers import data_scale
 
 LOSSES = ("cd", "pcd", "icd")
 SCHEDULES = ("constant", "cosine")
+ENERGIES = ("mlp", "conv", "resnet")
+PRECISIONS = ("float32", "bfloat16")
+ON_DIVERGENCE = ("stop", "step", "lr")
 
 
 class ConfigError(ValueError):
@@ -35,7 +38,15 @@ class TrainConfig:
         max_grad_norm: bound on the norm of the parameters' gradient; 0: none.
         step_size, noise_std: of Langevin. noise_std None with vector data: sqrt(2 step_size), the
             temperature 1.
-        hidden: width of the two hidden layers of the built-in energy.
+        noise_first: noise, then the gradient there, as the authors of ICD do.
+        energy: "mlp", "conv" or "resnet", of `fastebm.energies` but for the first.
+        hidden: width of the two hidden layers of "mlp", or of the first layer of the others.
+        augmentation: preset of `fastebm.Augmentation`, applied to chains drawn from the buffer.
+        ema: decay of the average of the weights that samples and evaluation use; 0: the weights.
+        precision: "bfloat16": the energy's layers under autocast; chains stay float32.
+        on_divergence: what the guard lowers when it goes back to a snapshot: "step" size or "lr";
+            "stop": end the run.
+        max_rollbacks: of the guard; then the run ends.
     """
 
     data: str = "digits"
@@ -57,7 +68,15 @@ class TrainConfig:
     energy_reg_weight: float = 0.0
     buffer_size: int = 2000
     reinit_prob: float = 0.05
+    noise_first: bool = False
+    energy: str = "mlp"
     hidden: int = 64
+    augmentation: str | None = None
+    adam_beta2: float = 0.999
+    ema: float = 0.0
+    precision: str = "float32"
+    on_divergence: str = "step"
+    max_rollbacks: int = 8
     seed: int = 0
 
     def __post_init__(self):
@@ -65,12 +84,21 @@ class TrainConfig:
             if not ok:
                 raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
 
-        expect(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
-        expect(self.lr_schedule in SCHEDULES, "lr_schedule", f"one of {', '.join(SCHEDULES)}")
+        for name, known in {
+            "loss": LOSSES,
+            "lr_schedule": SCHEDULES,
+            "energy": ENERGIES,
+            "precision": PRECISIONS,
+            "on_divergence": ON_DIVERGENCE,
+        }.items():
+            expect(getattr(self, name) in known, name, f"one of {', '.join(known)}")
         for name in ("steps", "batch_size", "k_steps", "hidden"):
             expect(getattr(self, name) >= 1, name, "at least 1")
         expect(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
         expect(0 < self.lr < math.inf, "lr", "a positive number")
+        for name in ("ema", "adam_beta2"):
+            expect(0 <= getattr(self, name) < 1, name, "in [0, 1)")
+        expect(self.max_rollbacks >= 0, "max_rollbacks", "at least 0")
         expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
         expect(self.n_entropy_refs is None or self.n_entropy_refs >= 2, "n_entropy_refs", ">= 2")
         for name in ("energy_reg_weight", "max_grad_norm", "noise_std"):

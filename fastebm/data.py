@@ -5,43 +5,27 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-ARRAY_KEYS = ("x_train", "x", "X", "data", "images")  # looked for in an archive, in this order
-MIN_SAMPLES = 40  # so that the training part of a file has 32
+from fastebm.arrays import (
+    MIN_SAMPLES,
+    Arrays,
+    DataError,
+    box_of,
+    first_line,
+    load_tensors,
+    read_arrays,
+)
 
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message is one line."""
+__all__ = ["DataError", "Dataset", "MissingExtra", "first_line", "load", "load_tensors", "need"]
 
 
 class MissingExtra(ImportError):
     """An optional package that is not installed; the message says how to get it."""
-
-
-def first_line(error: Exception) -> str:
-    """The start of an error's text, or its type when it has none."""
-    lines = str(error).splitlines()
-    return lines[0][:120] if lines and lines[0] else type(error).__name__
-
-
-def load_tensors(path: Path):
-    """`torch.load` of tensors, numbers, text and their containers, to the CPU; runs no code.
-
-    Raises:
-        ValueError: the file holds something else. Torch's own text is about its switches.
-        Exception: torch's, for a damaged file.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError("not a file of torch.save, or one that holds more than tensors") from None
 
 
 def need(module: str):
@@ -62,6 +46,9 @@ class Dataset:
         centres, std: the exact law when known, an equal-weight mixture of Gaussians N(c, std^2 I),
             c one of the (M, D) centres.
         n_modes: number of well separated modes (= M), 0 when modes are not to be counted.
+        bin_width: 1/256 of samples that were uint8: q became (q + 1/2) / 256, the middle of the
+            values it stands for; training draws one of these values at each visit. 0 of others.
+        labels: (len(train),) int64 classes of the training samples, or None.
     """
 
     name: str
@@ -71,6 +58,8 @@ class Dataset:
     centres: Tensor | None = None
     std: float | None = None
     n_modes: int = 0
+    bin_width: float = 0.0
+    labels: Tensor | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -89,6 +78,12 @@ class Dataset:
             len(self.centres)
         )
         return log_kernel - x.shape[1] * math.log(self.std * math.sqrt(2 * math.pi))
+
+    def clamp_share(self) -> Tensor:
+        """Share of the training samples' elements within 1/200 of the box of one of its faces."""
+        lo, hi = self.clamp
+        x, edge = self.train[:2000], (hi - lo) / 200
+        return ((x <= lo + edge) | (x >= hi - edge)).float().mean()
 
     def fingerprint(self) -> str:
         """Hash of the training samples: a resumed run must see the same ones."""
@@ -150,14 +145,15 @@ def load(name: str, samples: int | None = None, dim: int | None = None, seed: in
     if name == "digits":
         bunch = need("sklearn.datasets").load_digits()
         x = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
-        return _real(name, x, None, (0.0, 1.0), samples, seed)
+        digits = Arrays(x, None, torch.from_numpy(bunch.target), 0.0)
+        return _real(name, digits, (0.0, 1.0), samples, seed)
     path = Path(name)
     if path.suffix not in (".npz", ".npy", ".pt"):
         raise DataError(
             f"unknown data {name!r}: expected one of {', '.join(NAMES)} or a .npz, .npy, .pt file"
         )
-    x, test = _read(path)
-    return _real(name, x, test, _box(x), samples, seed)
+    arrays = read_arrays(path)
+    return _real(name, arrays, box_of(arrays.x), samples, seed)
 
 
 def _synthetic(name: str, samples: int, dim: int, seed: int) -> Dataset:
@@ -172,90 +168,16 @@ def _synthetic(name: str, samples: int, dim: int, seed: int) -> Dataset:
 
 
 def _real(
-    name: str,
-    x: Tensor,
-    test: Tensor | None,
-    clamp: tuple[float, float],
-    samples: int | None,
-    seed: int,
+    name: str, arrays: Arrays, clamp: tuple[float, float], samples: int | None, seed: int
 ) -> Dataset:
+    x, test, labels, bin_width = arrays
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     if test is None:
         n_test = len(x) // 5
         test, order = x[order[:n_test]], order[n_test:]
     if samples is not None and samples > len(order):
         raise DataError(f"samples={samples}, but {name} has only {len(order)} training samples")
-    return Dataset(name, x[order[:samples]], test.clamp(*clamp), clamp)
-
-
-def _read(path: Path) -> tuple[Tensor, Tensor | None]:
-    """Training and, when the archive has `x_test`, test arrays of a file."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        if path.suffix == ".pt":
-            content = load_tensors(path)
-        else:
-            content = np.load(path, allow_pickle=False)
-            content = dict(content) if path.suffix == ".npz" else content
-    except Exception as error:  # the readers raise a dozen types; the user needs one line
-        raise DataError(f"{path}: cannot be read ({first_line(error)})") from None
-    if not isinstance(content, dict):
-        return _samples(path, content), None
-    key = next((k for k in ARRAY_KEYS if k in content), None)
-    if key is None and len(content) == 1:
-        key = next(iter(content))
-    if key is None:
-        raise DataError(
-            f"{path}: holds {', '.join(map(str, content)) or 'nothing'};"
-            f" expected one array, or one called {', '.join(ARRAY_KEYS)}"
-        )
-    x = _samples(path, content[key])
-    if key != "x_train" or "x_test" not in content:
-        return x, None
-    test = _samples(path, content["x_test"])
-    if test.shape[1:] != x.shape[1:]:
-        raise DataError(
-            f"{path}: x_train is {tuple(x.shape[1:])} a sample, x_test {tuple(test.shape[1:])}"
-        )
-    return x, test
-
-
-def _samples(path: Path, array) -> Tensor:
-    """Check an array and bring it to float32 (N, D) or (N, C, H, W); uint8 becomes [0, 1]."""
-    if isinstance(array, np.ndarray):
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"{path}: dtype {array.dtype} is not a number type")
-        # torch lacks the wider unsigned types and foreign byte orders
-        array = torch.from_numpy(
-            array if array.dtype in (np.uint8, np.float32) else array.astype(float)
-        )
-    if not isinstance(array, Tensor) or array.is_complex() or array.is_sparse:
-        raise DataError(f"{path}: expected a dense real tensor, got {type(array).__name__}")
-    shape = tuple(array.shape)
-    if array.dim() not in (2, 3, 4) or len(array) < MIN_SAMPLES or 0 in shape:
-        raise DataError(
-            f"{path}: shape {shape}; expected (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C)"
-            f" with N >= {MIN_SAMPLES}"
-        )
-    x = array.float() / 255 if array.dtype == torch.uint8 else array.float()
-    if not x.isfinite().all():
-        bad = int((~x.isfinite()).sum())
-        raise DataError(f"{path}: {bad} of {x.numel()} values are not finite")
-    if x.dim() == 3:
-        x = x.unsqueeze(1)
-    elif x.dim() == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
-        x = x.permute(0, 3, 1, 2)
-    return x.contiguous()
-
-
-def _box(x: Tensor) -> tuple[float, float]:
-    lo, hi = x.min().item(), x.max().item()
-    if lo == hi:
-        raise DataError(f"all values of the data are {lo:g}")
-    if x.dim() == 4:  # pictures: the usual ranges, else the range of the data
-        return next(
-            (box for box in ((0.0, 1.0), (-1.0, 1.0)) if box[0] <= lo and hi <= box[1]), (lo, hi)
-        )
-    margin = 0.25 * (hi - lo)
-    return lo - margin, hi + margin
+    order = order[:samples]
+    labels = None if labels is None else labels[order]
+    test = test.clamp(*clamp)
+    return Dataset(name, x[order], test, clamp, bin_width=bin_width, labels=labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
 import queue
@@ -19,6 +18,7 @@ from fastebm import demo_report, demo_runs
 from fastebm.config import versions
 from fastebm.data import need
 from fastebm.fit import progress_bar
+from fastebm.quality import finite
 
 MAX_WORKERS = 8
 _reports = None  # the queue of a worker process
@@ -61,7 +61,7 @@ def run_demo(out: Path, quick: bool = False, console=None) -> dict:
     table = demo_report.ring_table(ring)
     console.print("Writing figures ...")
     demo_report.write_figures(out, ring, digits)
-    metrics = _finite({
+    metrics = finite({
         "ring": {"settings": demo_runs.RING | {"steps": ring_steps, "seeds": seeds},
                  "methods": table, "runs": [_numbers(r) for runs in ring.values() for r in runs]},
         "digits": {"settings": demo_runs.DIGITS | {"steps": digits_steps},
@@ -117,12 +117,3 @@ def _numbers(result: dict) -> dict:
     arrays = {"log_density", "trace", "trace_steps", "snapshots"}
     arrays |= {"samples", "nearest", "real", "buffer"}
     return {k: v for k, v in result.items() if k not in arrays}
-
-
-def _finite(value):
-    """The same value with non-finite numbers as None: JSON has none of them."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ Digits: scikit-learn's 8x8 pictures, in the usual regime of pictures: big steps,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from fastebm import evaluation
 from fastebm.config import TrainConfig
 from fastebm.data import first_line
-from fastebm.fit import diverged
+from fastebm.guard import Limits
 from fastebm.losses import NonFiniteError
 from fastebm.rng import ChainRNG
 from fastebm.training import Trainer
@@ -55,6 +56,7 @@ DIGITS = COMMON | {
     "noise_std": 0.005,
     "hidden": 128,
 }
+LOST = Limits(gap=math.inf, grad_norm=math.inf, clamp=math.inf)  # by mean |E| alone
 LOG_EVERY = 10
 SNAPSHOT_CHAINS, SNAPSHOT_STEPS = 500, 200
 LONG_CHAINS, LONG_STEPS = 1000, 1000
@@ -94,7 +96,7 @@ def train(trainer: Trainer, advance: Callable[[int], None], n_shown: int) -> dic
         if trainer.iteration % LOG_EVERY == 0:
             advance(LOG_EVERY)
             log.append((trainer.iteration, trainer.probe()))
-            reason = diverged(log[-1][1])
+            reason = LOST.broken(log[-1][1])
         if trainer.iteration in wanted and reason is None:
             pause = time.perf_counter()
             x = trainer.sample(n_shown, SNAPSHOT_STEPS, seed=1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 def energy(model: Callable[..., Tensor], x: Tensor, **model_kwargs) -> Tensor:
@@ -88,22 +89,37 @@ def _energies(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Te
 def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator[None]:
     """The model as chains need it: in eval mode and, with ``freeze``, its parameters constants.
 
+    Constant parameters make parametrised weights (``torch.nn.utils.parametrize``: spectral norm,
+    weight standardisation) constant too: each is computed once, by torch's own cache. So a model
+    must not exchange its parametrised parameters from one call to the next while it is frozen.
+
     On leaving, also by an exception, every parameter's ``requires_grad`` and every submodule's
     ``training`` are what they were. A plain function is left alone.
+
+    Raises:
+        RuntimeError: the caller's own ``parametrize.cached()`` is open; the constants would stay in
+            it, and later gradients would pass the weights by.
     """
     if not isinstance(model, nn.Module):
         yield
         return
     modules = [m for m in model.modules() if m.training]
     parameters = [p for p in model.parameters() if p.requires_grad] if freeze else []
+    if parameters and parametrize._cache_enabled and _parametrized(model):
+        raise RuntimeError("leave torch.nn.utils.parametrize.cached() before chains of this model")
     try:
         for module in modules:
             module.training = False
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield
+        with parametrize.cached() if freeze else nullcontext():
+            yield
     finally:
         for module in modules:
             module.training = True
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def _parametrized(model: nn.Module) -> bool:
+    return any(map(parametrize.is_parametrized, model.modules()))

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from fastebm.config import ConfigError
 from fastebm.data import MissingExtra, first_line, need
+from fastebm.guard import DivergedError, DivergenceGuard
 from fastebm.losses import NonFiniteError
+from fastebm.monitor import Monitor
 from fastebm.training import Trainer
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
-DIVERGED_ENERGY = 2000.0  # mean |E| on data above this: the run is lost
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Outcome:
     message: str
 
 
-def progress_bar(console=None):
+def progress_bar(console=None, disable: bool = False):
     """Bar with done/total, iterations a second, time used and time left, and a free text."""
     progress = need("rich.progress")
 
@@ -47,6 +48,7 @@ def progress_bar(console=None):
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[note]}"),
         console=console,
+        disable=disable,
     )
 
 
@@ -63,18 +65,26 @@ class MetricsLog:
     """
 
     def __init__(self, out: Path, iteration: int, tensorboard: bool = False):
-        path = out / METRICS
-        kept = [r for r in read_metrics(path) if r["step"] <= iteration] if path.exists() else []
-        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-        self._file = path.open("a", buffering=1)
-        self._writer = None
+        self._path, self._file, self._writer = out / METRICS, None, None
+        self.cut(iteration)
         if tensorboard:
             writer = need("torch.utils.tensorboard").SummaryWriter
             self._writer = writer(out / "tensorboard", purge_step=iteration + 1)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def cut(self, iteration: int) -> None:
+        """Drop the records of later steps, after a roll-back too."""
+        if self._file is not None:
+            self._file.close()
+        path = self._path
+        kept = [r for r in read_metrics(path) if r["step"] <= iteration] if path.exists() else []
+        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: dict[str, float], note: str | None = None) -> None:
+        """One record; `note`, text about what happened since the last one, goes to the file."""
         clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        text = {} if note is None else {"note": note}
+        self._file.write(json.dumps({"step": step, **clean, **text}) + "\n")
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
@@ -132,16 +142,6 @@ def prepare(out: Path, resume: bool = False) -> None:
         raise ConfigError(f"{out} already holds a run: choose another --out, or --resume it")
 
 
-def diverged(values: dict[str, float]) -> str | None:
-    """Why the run counts as lost by the numbers of `Trainer.probe`, or None."""
-    size = values["energy_abs"]
-    if not math.isfinite(size):
-        return "the energy of the data is not finite"
-    if size > DIVERGED_ENERGY:
-        return f"mean |E| on data is {size:.3g}, above {DIVERGED_ENERGY:g}"
-    return None
-
-
 def fit(
     trainer: Trainer,
     out: Path,
@@ -150,10 +150,13 @@ def fit(
     log_every: int = 10,
     checkpoint_every: int = 500,
     console=None,
+    monitor: str = "lines",
 ) -> Outcome:
     """Train to the end of the configuration, into a directory made by `prepare`.
 
-    A diverged run stops and keeps its last good checkpoint.
+    The divergence guard looks at the run whenever it is logged. A run that it gives up stops and
+    keeps its last good checkpoint. `monitor`: see `fastebm.monitor.Monitor`; the progress bar is
+    there with "lines" only.
     """
     c = trainer.config
     with suppress(ValueError):  # points that coincide have no scale to compare with
@@ -163,22 +166,35 @@ def fit(
     settings["versions"] = trainer.state_dict()["versions"]
     (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     log = MetricsLog(out, trainer.iteration, tensorboard)
+    guard = DivergenceGuard(trainer, c.on_divergence, max_rollbacks=c.max_rollbacks)
+    notes: list[str] = []
     try:
-        with progress_bar(console) as bar, ctrl_c() as stop:
+        with progress_bar(console, disable=monitor != "lines") as bar, ctrl_c() as stop:
+            watch = Monitor(trainer, bar.console, monitor)
             task = bar.add_task(c.loss, total=c.steps, completed=trainer.iteration, note="")
             while trainer.iteration < c.steps and not stop.is_set():
+                reason = None
                 try:
                     trainer.step()
                 except NonFiniteError as error:
-                    return _lost(trainer, out, first_line(error))
+                    reason = first_line(error)
                 bar.advance(task)
-                if trainer.iteration % log_every == 0 or trainer.iteration == c.steps:
+                if reason is None and _due(trainer, log_every):
                     values = trainer.probe()
-                    log.write(trainer.iteration, values)
+                    log.write(trainer.iteration, values, "; ".join(notes) or None)
                     bar.update(task, note=f"gap {values['energy_gap']:+.3f}")
-                    if reason := diverged(values):
-                        return _lost(trainer, out, reason)
-                if trainer.iteration % checkpoint_every == 0:
+                    watch.show(values)
+                    reason = guard.check(values)
+                    notes = notes if reason else []
+                if reason is not None:
+                    try:
+                        notes.append(guard.roll_back(reason))
+                    except DivergedError as error:
+                        return _lost(out, str(error))
+                    log.cut(trainer.iteration)
+                    bar.update(task, completed=trainer.iteration)
+                    say(bar.console, notes[-1])
+                elif trainer.iteration % checkpoint_every == 0:
                     trainer.save(out / CHECKPOINT)
             trainer.save(out / CHECKPOINT)
     finally:
@@ -192,10 +208,19 @@ def fit(
     return Outcome("done", f"{c.steps} steps; checkpoint: {out / CHECKPOINT}")
 
 
-def _lost(trainer: Trainer, out: Path, reason: str) -> Outcome:
+def say(console, text: str) -> None:
+    """One line, a warning, as it is."""
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _due(trainer: Trainer, every: int) -> bool:
+    return trainer.iteration % every == 0 or trainer.iteration == trainer.config.steps
+
+
+def _lost(out: Path, reason: str) -> Outcome:
     kept = out / CHECKPOINT
     where = f"last good checkpoint: {kept}" if kept.exists() else "no checkpoint was due before"
-    return Outcome("diverged", f"diverged at step {trainer.iteration}: {reason}; {where}")
+    return Outcome("diverged", f"{reason}; {where}")
 
 
 def tensorboard_installed() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -142,6 +143,53 @@ def nearest_neighbor(
     return distance.to(x.dtype), index
 
 
+def replay_gather(
+    data: Tensor,
+    index: Tensor,
+    rng: Tensor,
+    *,
+    t: int = 0,
+    sample_ids: Tensor | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    dither: bool = True,
+    reinit_prob: float = 0.0,
+    init: str | None = None,
+    augmentation: Sequence[float] = (),
+) -> tuple[Tensor, Tensor]:
+    """Samples of a replay buffer: gathered, dequantised, a share of them restarted, the others
+    moved by a random augmentation, in one pass.
+
+    The random numbers are a function of the key and step in ``rng``, ``t``, the sample's id and,
+    for dither and initial values, the element's index in its sample; the result has the same bits
+    on every device and for any batch split. Not differentiable.
+
+    Args:
+        data: (N, *event) float32, bfloat16 or uint8; a uint8 q stands for
+            ``lo + (q + u) (hi - lo) / 256``.
+        index: (n,) int64, which samples; -1 for an initial one.
+        rng: int64 (4,), ``ChainRNG.state(data.device)``.
+        t: added to the step of ``rng``.
+        sample_ids: int64 (n,), whose random numbers each sample gets; default: sample_offset of
+            ``rng`` + row.
+        value_range: (lo, hi) of uint8, of ``"uniform"`` and of colours.
+        dither: u is uniform in (0, 1), else 1/2.
+        reinit_prob: probability that a sample is replaced by an initial one.
+        init: initial samples: ``"uniform"`` in value_range, ``"normal"``, or None: zeros.
+        augmentation: ``Augmentation.parameters``; initial samples are not augmented.
+
+    Returns:
+        x (n, *event) float32, and slot (n,) int64, ``index`` or -1 where a sample is an initial
+        one. On a device an index out of range makes its sample NaN, and its slot -2.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
+    """
+    return _op.replay_gather.default(
+        *(data, index, rng, t, sample_ids, *value_range, dither, reinit_prob),
+        *(("uniform", "normal", None).index(init), augmentation),
+    )
+
+
 def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     """A number for the operator, or a contiguous (B,) tensor of the compute type."""
     if not isinstance(value, Tensor):
@@ -276,6 +324,11 @@ def register_operators(namespace: str) -> None:
     @torch.library.register_fake(f"{namespace}::nearest_neighbor_backward")
     def _(grad, x, winners, distance, y_scale, y_offset):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake(f"{namespace}::replay_gather")
+    def _(data, index, *rest):
+        out = data.new_empty((index.shape[0], *data.shape[1:]), dtype=torch.float32)
+        return out, torch.empty_like(index)
 
     def keep_masks(ctx, inputs, output):
         ctx.step_size = inputs[2]

@@ -175,6 +175,46 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
     return figure
 
 
+def training_curves(steps: list, log: dict):
+    """What a run logged: energies with their spread over the batch, the gap, the terms of ICD,
+    gradient norms, the chains at the clamp, and the age of stored chains.
+
+    Args:
+        steps: logged steps. log: metric -> values (None: not finite) at each.
+    """
+    series = {name: numbers(values) for name, values in log.items()}
+    figure = _figure(11.7, 5.6)
+    axes = figure.subplots(2, 3).flat
+    for name, label, colour in (("pos", "data", INK), ("neg", "chains", COLOURS[3])):
+        mean, std = series[f"energy_{name}"], series[f"energy_{name}_std"]
+        axes[0].fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
+        axes[0].plot(steps, mean, color=colour, lw=1.2, label=label)
+    panels = [
+        ("energy, with its spread in a batch", {}, False),
+        ("gap: E(data) $-$ E(chains)", {"energy_gap": "gap"}, False),
+        ("terms of ICD, without weights", {"kl_energy": "KL energy", "entropy": "entropy"}, False),
+        ("gradient norms", {"param_grad_norm": "parameters", "grad_norm": "at the chains"}, True),
+        ("share at the clamp", {"clamp_share": "chains", "data_clamp_share": "data"}, False),
+        ("draws of a stored chain, median", {"buffer_age": "age"}, False),
+    ]
+    for axis, (title, names, logarithmic) in zip(axes, panels, strict=True):
+        for colour, (name, label) in zip((COLOURS[3], COLOURS[0]), names.items(), strict=False):
+            if name in series:
+                axis.plot(steps, series[name], color=colour, lw=1.2, label=label)
+        if logarithmic:
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(color="#e6e6e6", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(axis.get_legend_handles_labels()[0]) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    axes[1].axhline(0, color=INK, lw=0.8)
+    _symlog_if_wide(axes[1], [series["energy_gap"]])
+    return figure
+
+
 def numbers(values) -> np.ndarray:
     """Numbers with None (not finite when logged) as NaN."""
     return np.array([np.nan if v is None else v for v in values], dtype=float)
@@ -263,4 +303,35 @@ def histograms(panels: dict):
         axis.hist(x, bins=60, density=True, histtype="step", color=colour, lw=1.4, label=label)
     axis.set(xlabel="x", ylabel="density")
     axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def energy_histograms(sets: dict):
+    """Histograms of energies on one axis, the first set filled, label -> (N,).
+
+    Energies are less the median of the first set; the axis is linear within its standard deviation
+    and logarithmic far from it, and bins are equally wide on it. Each histogram has height 1.
+    """
+    figure = _figure(8.2, 4.0)
+    axis = figure.subplots()
+    first = next(iter(sets.values()))
+    middle, width = np.median(first), max(float(np.std(first)), 1e-12)
+    ends = [np.arcsinh((np.percentile(e, [0, 100]) - middle) / width) for e in sets.values()]
+    edges = np.linspace(min(low for low, _ in ends), max(high for _, high in ends) + 1e-9, 81)
+    for i, (label, e) in enumerate(sets.items()):
+        style = {"color": FAINT, "histtype": "stepfilled", "alpha": 0.8} if i == 0 else {
+            "color": COLOURS[(i - 1) % len(COLOURS)], "histtype": "step", "lw": 1.4}  # fmt: skip
+        bins = width * np.sinh(edges)
+        counts, _ = np.histogram(e - middle, bins)
+        axis.hist(bins[:-1], bins, weights=counts / counts.max(), label=label, **style)
+    axis.set_xscale("asinh", linear_width=width)
+    low, high = axis.get_xlim()
+    tens = 10.0 ** np.arange(math.ceil(math.log10(2 * width)), 12)
+    ticks = [t for t in (*-tens, 0.0, *tens) if low <= t <= high]
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_yticks([])
+    axis.set(xlabel="energy, less the median of the first set", ylabel="samples")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

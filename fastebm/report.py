@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from fastebm import evaluation, plotting
+from fastebm import evaluation, plotting, quality
 from fastebm.data import Dataset, need
 from fastebm.fit import METRICS, read_metrics
 from fastebm.training import Trainer
 
 MAX_SAMPLES = 1000
 CHAIN_STEPS = 500
-
-
-def evaluate(trainer: Trainer, n_steps: int = CHAIN_STEPS, seed: int = 1) -> dict:
-    """Measures of the density, where the law is known, and of chains from noise, with floors.
-
-    Returns:
-        measure -> (value, value of real data against real data or None).
-    """
-    data = trainer.dataset
-    n = min(MAX_SAMPLES, len(data.test), len(data.train))
-    x, real, other = trainer.sample(n, n_steps, seed).cpu(), data.test[:n], data.train[:n]
-    values = {"mmd2": (evaluation.mmd2(x, real), evaluation.mmd2(other, real))}
-    if data.centres is not None and data.event_shape == (2,):
-        points, area = evaluation.grid(data.clamp)
-        log_q = evaluation.grid_log_density(trainer.model, data.clamp, device=trainer.device)
-        found = evaluation.grid_divergences(log_q, data.log_prob(points), area)
-        values |= {name: (value, None) for name, value in found.items()}
-    if data.n_modes:
-        pair = [evaluation.modes_found(s, data.centres, data.std) for s in (x, other)]
-        values["modes"] = (pair[0][0], pair[1][0])
-        values["on_mode"] = (pair[0][1], pair[1][1])
-    if data.is_image and n > 10:
-        fake, limit = (evaluation.precision_recall(real, s) for s in (x, other))
-        values |= {name: (fake[name], limit[name]) for name in ("precision", "recall")}
-    return values
 
 
 def samples_figure(data: Dataset, x: Tensor, title: str):
@@ -54,46 +30,67 @@ def samples_figure(data: Dataset, x: Tensor, title: str):
     return plotting.scatter_panels(pair, data.clamp)
 
 
-def write(trainer: Trainer, out: Path, console) -> None:
+def _energies(trainer: Trainer) -> dict:
+    """Energies of data, and of chains from noise as long as the training's and longer."""
+    data, n = trainer.dataset, MAX_SAMPLES
+    k = trainer.config.k_steps
+    sets = {
+        "test": data.test[:n],
+        "train": data.train[:n],
+        f"{k}-step chains": trainer.sample(n, k, seed=1),
+        f"{CHAIN_STEPS}-step chains": trainer.sample(n, CHAIN_STEPS, seed=1),
+    }
+    e = {
+        name: evaluation.total_energy(trainer.eval_model, x.to(trainer.device)).cpu().numpy()
+        for name, x in sets.items()
+    }
+    return {name: v[np.isfinite(v)] for name, v in e.items() if np.isfinite(v).any()}
+
+
+def _nearest(trainer: Trainer):
+    """Samples and the training picture nearest to each: copies would be seen."""
+    data = trainer.dataset
+    lo, hi = data.clamp
+    x = trainer.sample(72, CHAIN_STEPS, seed=1).cpu()
+    nearest = data.train[torch.cdist(x.flatten(1), data.train.flatten(1)).argmin(1)]
+    panels = {"samples": x, "nearest training pictures": nearest}
+    return plotting.image_panels({k: (v - lo) / (hi - lo) for k, v in panels.items()}, 9)
+
+
+def write(trainer: Trainer, out: Path, console=None) -> None:
     """Write figures and evaluation.json into the directory of the run; print the table."""
     data, label = trainer.dataset, trainer.config.loss
-    values = evaluate(trainer)
+    result = quality.evaluate(trainer, MAX_SAMPLES, CHAIN_STEPS)
     records = read_metrics(out / METRICS)
     steps = [r["step"] for r in records]
-    log = {name: [r.get(name) for r in records] for name in records[-1]}
+    log = {name: [r.get(name) for r in records] for name in records[-1] if name != "note"}
     figures = {
-        "loss_terms": plotting.loss_terms({label: [(steps, log)]}),
-        "energy_gap": plotting.energy_gap({label: [(steps, plotting.numbers(log["energy_gap"]))]}),
+        "training": plotting.training_curves(steps, log),
+        "energies": plotting.energy_histograms(_energies(trainer)),
         "samples": samples_figure(
             data, trainer.sample(min(144, len(data.test)) if data.is_image else 1000,
                                  CHAIN_STEPS, seed=1).cpu(),
             f"{label}: {CHAIN_STEPS}-step chains from noise",
         ),
     }  # fmt: skip
-    if "kl" in values:
+    if result["density"]:
         side = 200
         points, _ = evaluation.grid(data.clamp, side)
         exact = data.log_prob(points).reshape(side, side).numpy()
-        log_q = evaluation.grid_log_density(trainer.model, data.clamp, side, trainer.device)
-        learned = {f"{label}, KL {values['kl'][0]:.3g}": log_q.reshape(side, side).numpy()}
+        log_q = evaluation.grid_log_density(trainer.eval_model, data.clamp, side, trainer.device)
+        learned = {f"{label}, KL {result['density']['kl']:.3g}": log_q.reshape(side, side).numpy()}
         figures["energy"] = plotting.energy_landscapes(
             data.train.numpy(), exact, learned, data.clamp
         )
+    if data.is_image:
+        figures["nearest"] = _nearest(trainer)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
-    clean = {
-        name: [None if v is None or not math.isfinite(v) else v for v in pair]
-        for name, pair in values.items()
-    }
-    (out / "evaluation.json").write_text(json.dumps(clean, indent=2) + "\n")
+    (out / "evaluation.json").write_text(json.dumps(quality.finite(result), indent=2) + "\n")
 
-    console.print(f"\nSamples ({CHAIN_STEPS}-step chains from noise) and density:", highlight=False)
-    view = need("rich.table").Table()
-    for name in ("measure", label, "real against real"):
-        view.add_column(name, justify="left" if name == "measure" else "right")
-    for name, (value, limit) in values.items():
-        view.add_row(name, f"{value:.4g}", "" if limit is None else f"{limit:.4g}")
-    console.print(view)
+    if console is None:
+        return
+    console.print(quality.table(result))
     few = max(1, len(records) // 10)
     console.print("\nTerms of the loss, before their weights:")
     view = need("rich.table").Table()

@@ -9,6 +9,8 @@ from torch import Generator, Tensor
 
 NOISE = 0x80  # tag of the noise of Langevin steps
 INIT = 0x82  # tag of starting points
+REPLAY = 0x84  # tag of a replayed sample's elements: dither, initial values
+TRANSITION = 0x85  # tag of a replayed sample's restart and augmentation
 
 
 class ChainRNG:

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import torch
 from torch import Generator, Tensor
 
+from fastebm.augmentation import Augmentation
 from fastebm.chain import Coefficients, StepOptions, run_chain, run_last_step
 from fastebm.energy import sampling_mode
 from fastebm.ops import Clamp, langevin_step_
@@ -134,6 +135,8 @@ class LangevinDynamics:
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
+        augmentation: Augmentation | None = None,
+        augment_every: int = 20,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
         """Run ``burn_in + n_steps`` steps.
 
@@ -151,6 +154,11 @@ class LangevinDynamics:
             generator: see ``seed``; not both.
             model_kwargs: further arguments of the model.
             sample_ids: int64 (B,), whose noise each chain gets; default: its row.
+            augmentation: the chains make this transition before step 0, ``augment_every``,
+                2 ``augment_every``, ... (counted with burn_in): rounds that mix chains over modes,
+                as trained with. Refine by a second call without it. The noise is the same with it
+                and without, and so are the steps that are kept.
+            augment_every: steps of a round, >= 1.
 
         Returns:
             The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
@@ -167,6 +175,7 @@ class LangevinDynamics:
             ("n_steps", n_steps, 0),
             ("burn_in", burn_in, 0),
             ("thin", thin, 1),
+            ("augment_every", augment_every, 1),
         ):
             _integer(name, value, least)
         total = burn_in + n_steps
@@ -178,6 +187,8 @@ class LangevinDynamics:
             raise ValueError("give x, or n_samples and dim, not both")
         else:
             x = _chains(x)
+        if augmentation is not None:
+            augmentation.check_shape(tuple(x.shape[1:]))
         kept: list[Tensor] = []
         log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "grad_norm": []}
 
@@ -192,12 +203,19 @@ class LangevinDynamics:
                 log["energy"].append(e)
                 log["grad_norm"].append(_rows(grad).norm(dim=1))
 
+        state = rng.state(x.device)
+
+        def augment(k: int, x: Tensor) -> None:
+            if k % augment_every == 0:
+                x.copy_(augmentation.transform(x, state, k, sample_ids))
+
         with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model):
             x = x.clone(memory_format=torch.contiguous_format)
             run_chain(
-                *(self.model, x, plan, rng.state(x.device), self.options, model_kwargs or {}),
+                *(self.model, x, plan, state, self.options, model_kwargs or {}),
                 sample_ids=sample_ids,
                 on_step=keep if return_trajectory or return_diagnostics else None,
+                before_step=None if augmentation is None else augment,
             )
         rng.advance(total)
         out = x

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.config import ConfigError, TrainConfig, versions
 from fastebm.data import Dataset, first_line, load, load_tensors
@@ -19,39 +21,21 @@ from fastebm.losses import (
     ImprovedContrastiveDivergence,
     PersistentContrastiveDivergence,
 )
+from fastebm.networks import AutocastEnergy, build_energy, weight_average
 from fastebm.samplers import LangevinDynamics
 
 
-def build_model(
-    event_shape: tuple[int, ...], hidden: int, seed: int, box: tuple[float, float] | None = None
-) -> nn.Sequential:
-    """Two-hidden-layer SiLU energy, (B, *event) -> (B, 1).
+class _TimedLangevin(LangevinDynamics):
+    """Counts the seconds that the host spends in `sample`; on a CPU, those of the chains."""
 
-    Weights start with variance 2 / fan_in: with torch's own start, six times smaller, the energy
-    stays so smooth that a thousand steps do not resolve the modes of the ring. With `box` the first
-    layer starts as if its input had been brought from the box to [-1, 1].
-    """
-    dim = math.prod(event_shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(dim, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, 1),
-        )
-        for layer in model:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    if box is not None:
-        lo, hi = box
-        with torch.no_grad():  # W (2 (x - lo) / (hi - lo) - 1) + b
-            first = model[1]
-            first.bias -= first.weight.sum(1) * (hi + lo) / (hi - lo)
-            first.weight *= 2 / (hi - lo)
-    return model
+    seconds = 0.0
+
+    def sample(self, *args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return super().sample(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 class Trainer:
@@ -60,7 +44,7 @@ class Trainer:
     Args:
         config: the run; resolved against the data here.
         dataset: None: loaded from the configuration.
-        model: your energy, (B, *event) -> (B,), (B, 1) or (B, S); None: `build_model`.
+        model: your energy, (B, *event) -> (B,), (B, 1) or (B, S); None: that of the configuration.
         device: where model, data and chains live.
         on_nonfinite: see the losses.
     """
@@ -79,11 +63,11 @@ class Trainer:
         self.x = self.dataset.train.to(self.device)
         if model is None:
             box = self.dataset.clamp if self.dataset.is_image else None
-            model = build_model(self.dataset.event_shape, config.hidden, config.seed, box)
+            model = build_energy(config, self.dataset.event_shape, box)
         self.model = model.to(self.device)
-        self.sampler = LangevinDynamics(
-            self.model, config.step_size, noise_std=config.noise_std, clamp=self.dataset.clamp
-        )
+        self.ema = weight_average(self.model, config.ema) if config.ema else None
+        self.sampler = self._sampler(self.model)
+        self.eval_sampler = self._sampler(self.eval_model)
         self.buffer = None
         if config.uses_buffer:
             self.buffer = ReplayBuffer(
@@ -95,27 +79,72 @@ class Trainer:
                 dtype=torch.uint8 if self.dataset.is_image else torch.float32,
                 device=self.device,
                 seed=config.seed,
+                augmentation=self.augmentation(config.augmentation),
             )
         self.loss = self._loss(on_nonfinite)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.0, 0.999))
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, betas=(0.0, config.adam_beta2)
+        )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.iteration = 0
+        self.step_factor = self.lr_factor = 1.0  # lowered by the divergence guard
+        self.n_rollbacks = 0
         self.metrics: dict[str, Tensor | float] = {}
         self._order = (-1, torch.empty(0))  # epoch and its permutation
+        self._fingerprint = self.dataset.fingerprint()
+        self._data_clamp_share = float(self.dataset.clamp_share())
+
+    def augmentation(self, name: str | None) -> Augmentation | None:
+        """A preset for the box of the data, or None for None.
+
+        Raises:
+            ConfigError: no such preset, or one that makes no sense for the samples' shape.
+        """
+        if name is None:
+            return None
+        try:
+            found = Augmentation.preset(name, self.dataset.clamp)
+            found.check_shape(self.dataset.event_shape)
+        except ValueError as error:
+            raise ConfigError(f"augmentation={name!r}: {error}") from None
+        return found
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The energy to sample from and to evaluate: the average of the weights, if one is kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def _sampler(self, model: nn.Module) -> _TimedLangevin:
+        c = self.config
+        return _TimedLangevin(
+            AutocastEnergy(model) if c.precision == "bfloat16" else model,
+            c.step_size,
+            noise_std=c.noise_std,
+            clamp=self.dataset.clamp,
+            noise_first=c.noise_first,
+        )
+
+    def set_factors(self, step: float, lr: float) -> None:
+        """Multiply the configured step size, at the same effective temperature, and learning
+        rate."""
+        self.step_factor, self.lr_factor = step, lr
+        for sampler in (self.sampler, self.eval_sampler):
+            sampler.step_size = self.config.step_size * step
+            sampler.noise_std = self.config.noise_std * math.sqrt(step)
 
     def _loss(self, on_nonfinite: str) -> nn.Module:
-        c = self.config
+        c, model = self.config, self.sampler.model
         common = {
             "k_steps": c.k_steps,
             "energy_reg_weight": c.energy_reg_weight,
             "on_nonfinite": on_nonfinite,
         }
         if c.loss == "cd":
-            return ContrastiveDivergence(self.model, self.sampler, **common)
+            return ContrastiveDivergence(model, self.sampler, **common)
         if c.loss == "pcd":
-            return PersistentContrastiveDivergence(self.model, self.sampler, self.buffer, **common)
+            return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
         return ImprovedContrastiveDivergence(
-            self.model,
+            model,
             self.sampler,
             self.buffer,
             kl_weight=c.kl_weight,
@@ -135,14 +164,21 @@ class Trainer:
             g = torch.Generator().manual_seed(self.config.seed + 0x9E3779B9 * (epoch + 1))
             self._order = (epoch, torch.randperm(len(self.x), generator=g).to(self.device))
         size = self.config.batch_size
-        return self.x[self._order[1][index * size : (index + 1) * size]]
+        x = self.x[self._order[1][index * size : (index + 1) * size]]
+        if self.dataset.bin_width:  # uniform within its bin, off its ends, anew at each visit
+            seed = (self.config.seed * 0x9E3779B1 + self.iteration) % 2**63
+            g = torch.Generator(self.device).manual_seed(seed)
+            noise = torch.rand(x.shape, generator=g, device=self.device) - 0.5
+            x = x + 0.998 * self.dataset.bin_width * noise
+        return x
 
     @property
     def lr(self) -> float:
         c = self.config
+        peak = c.lr * self.lr_factor
         if c.lr_schedule == "constant":
-            return c.lr
-        return c.lr * 0.5 * (1 + math.cos(math.pi * min(self.iteration / c.steps, 1.0)))
+            return peak
+        return peak * 0.5 * (1 + math.cos(math.pi * min(self.iteration / c.steps, 1.0)))
 
     def step(self) -> dict[str, Tensor | float]:
         """One iteration; returns the terms of the loss, each by its own name."""
@@ -154,15 +190,27 @@ class Trainer:
         bound = self.config.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), bound)
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
         self.iteration += 1
         self.metrics = {**out.metrics, "param_grad_norm": norm}
         return self.metrics
 
     def probe(self) -> dict[str, float]:
-        """The terms of the last step as numbers, and mean |E| on data. Waits for the device."""
+        """The terms of the last step as numbers, mean |E| on data, the data's own share at the
+        clamp, and the settings that the guard may have changed. Waits for the device."""
         e = total_energy(self.model, self.x[:512])
         values = {name: float(value) for name, value in self.metrics.items()}
-        return {**values, "energy_abs": e.abs().mean().item(), "lr": self.lr}
+        return {
+            **values,
+            "energy_abs": e.abs().mean().item(),
+            "data_clamp_share": self._data_clamp_share,
+            "effective_temperature": float(self.sampler.effective_temperature),
+            "step_size": float(self.sampler.step_size),
+            "lr": self.lr,
+            "n_rollbacks": self.n_rollbacks,
+            **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
+        }
 
     def noise(self, n: int, seed: int) -> Tensor:
         """Uniform points of the box, (n, *event)."""
@@ -174,16 +222,18 @@ class Trainer:
 
     def sample(self, n: int, n_steps: int, seed: int) -> Tensor:
         """Chains of the training sampler from `noise`, (n, *event)."""
-        return self.sampler.sample(self.noise(n, seed), n_steps, seed=seed)
+        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed)
 
     def state_dict(self) -> dict:
         """All that the next steps depend on."""
         return {
             "config": asdict(self.config),
             "versions": versions(),
-            "data": self.dataset.fingerprint(),
+            "data": self._fingerprint,
             "iteration": self.iteration,
+            "guard": [self.step_factor, self.lr_factor, self.n_rollbacks],
             "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
             "generator": self.generator.get_state(),
@@ -192,11 +242,13 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if state["data"] != self.dataset.fingerprint():
+        if state["data"] != self._fingerprint:
             raise ConfigError(
                 f"the samples of {self.config.data!r} are not those of the checkpoint"
             )
         self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.buffer is not None:
             self.buffer.load_state_dict(state["buffer"])
@@ -205,6 +257,8 @@ class Trainer:
         if state["cuda_rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.iteration = state["iteration"]
+        step, lr, self.n_rollbacks = state["guard"]
+        self.set_factors(step, lr)
 
     def save(self, path: Path) -> None:
         """Write the state so that the file is either the old one or the whole new one."""

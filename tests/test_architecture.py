@@ -17,12 +17,22 @@ LIBRARY = {
     "energy": set(),
     "chain": {"ops", "rng", "energy"},
     "scale": set(),
-    "samplers": {"ops", "rng", "energy", "chain", "scale"},
-    "buffer": {"ops", "rng"},
+    "augmentation": {"ops", "rng"},
+    "samplers": {"ops", "rng", "energy", "chain", "scale", "augmentation"},
+    "buffer": {"ops", "rng", "augmentation"},
     "faiss_search": set(),
     "neighbor": {"ops", "faiss_search"},
     "entropy": {"neighbor"},
     "losses": {"energy", "samplers", "buffer", "entropy", "rng", "scale"},
+}
+# Energies are leaves: nothing in the library imports them, and among themselves they go down.
+ENERGIES = {
+    "layers": set(),
+    "compose": set(),
+    "mlp": {"layers", "compose"},
+    "conv": {"layers", "compose"},
+    "resnet": {"layers", "compose"},
+    "multiscale": {"layers", "compose"},
 }
 APPLICATION = {p.stem for p in (ROOT / "fastebm").glob("*.py")} - LIBRARY.keys() - {"__init__"}
 HEAVY = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
@@ -38,7 +48,7 @@ KERNEL_LAYERS = {
     r"\w+_ops\.cpp": {"<subject>.h", "ops.h"},
     r"device_cuda\.cu": {"device.h"},
     r"\w+_cpu\.cpp": {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"},
-    r"\w+_cuda\.cu": {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h"},
+    r"\w+_cuda\.cu": {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"},
     r"\w+_cuda\.h": {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h"},
     r"bindings\.cpp": {"simt.h", "simd.h", "philox.h"},
     r"simt_kernels\.cpp": {"<any cuda>"},
@@ -60,7 +70,7 @@ def imports(path, top_level_only=False):
 
 
 def fastebm_modules(path):
-    known = {p.stem for p in (ROOT / "fastebm").glob("*.py")} | {"_C", "_simt"}
+    known = {p.stem for p in (ROOT / "fastebm").glob("*.py")} | {"_C", "_simt", "energies"}
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "fastebm":
@@ -78,16 +88,28 @@ def test_library_imports_only_what_is_below(module):
     assert not others, f"the library uses torch and numpy only; {module} imports {others}"
 
 
+def test_energies_are_leaves_of_the_library():
+    folder = ROOT / "fastebm" / "energies"
+    assert {p.stem for p in folder.glob("*.py")} == ENERGIES.keys() | {"__init__"}
+    for module, below in ENERGIES.items():
+        names = set(imports(folder / f"{module}.py"))
+        own = {n.split(".")[2] for n in names if n.startswith("fastebm.energies.")}
+        rest = {n for n in names if n.startswith("fastebm.") and n.split(".")[1] != "energies"}
+        assert own <= below, f"{module} imports {own - below}"
+        assert all(n.startswith("fastebm.energy.") for n in rest), f"{module} imports {rest}"
+        assert not {n.split(".")[0] for n in names} & HEAVY
+
+
 @pytest.mark.parametrize("module", sorted(APPLICATION))
 def test_application_imports_its_extras_lazily(module):
     heavy = {n.split(".")[0] for n in imports(ROOT / "fastebm" / f"{module}.py", True)} & HEAVY
-    if module == "cli":  # __main__ says what to install before it imports cli
+    if module in {"cli", "cli_train", "cli_eval", "terminal"}:  # cli says what to install
         heavy -= {"typer", "rich"}
     assert not heavy, f"{module} imports {heavy} when it is imported"
 
 
 def test_nothing_in_the_package_uses_the_oracle():
-    for path in (ROOT / "fastebm").glob("*.py"):
+    for path in (ROOT / "fastebm").rglob("*.py"):
         assert "reference" not in set(fastebm_modules(path)), path.name
 
 

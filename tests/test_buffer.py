@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from fastebm import Augmentation
 from fastebm.buffer import ReplayBuffer
 
 MODES = ("slot", "fifo", "reservoir")
@@ -135,6 +136,26 @@ def test_storage_and_sample_types():
     assert -3 <= wide.min() < -2.9 and 4.9 < wide.max() < 5
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_augmentation_moves_what_is_drawn_and_nothing_else(mode, dtype):
+    n, shape = 400, (3, 8, 8)
+    flip = Augmentation(hflip_p=1.0)
+    buffer = ReplayBuffer(
+        n, shape, 0.3, mode, init="normal", dtype=dtype, augmentation=flip, seed=0
+    )
+    pushed = torch.rand(n, *shape)
+    buffer.push(pushed, torch.arange(n))
+    x, idx = buffer.sample(n)
+    step = 1 / 256 if dtype == torch.uint8 else 0
+    near = ((x - pushed[idx].flip(-1)).abs() <= step).flatten(1).all(1)
+    assert abs(near.double().mean() - 0.7) < 4 * math.sqrt(0.3 * 0.7 / n)
+    assert abs(x[~near].std() - 1) < 0.1 and (mode == "slot" or torch.equal(idx == -1, ~near))
+    for untouched in (buffer.all(), buffer.references(idx)[0]):
+        u = untouched if dtype == torch.float32 or untouched.is_floating_point() else None
+        assert u is None or (u - pushed).abs().max() <= step
+
+
 def test_references_are_stored_samples_and_know_their_slots():
     buffer = ReplayBuffer(9, (1,), init=lambda n: numbered(0, n), seed=0)
     slots = torch.arange(9)
@@ -173,12 +194,17 @@ def test_resume_is_bitwise(mode, dtype):
             out += [x, idx, buffer.all(), buffer.references(idx, 3).y]
         return out
 
-    whole = ReplayBuffer(8, (2,), 0.3, mode, dtype=dtype, seed=1)
+    def make(seed):
+        augmentation = Augmentation.preset("cifar10")
+        options = {"dtype": dtype, "augmentation": augmentation, "seed": seed}
+        return ReplayBuffer(8, (3, 4, 4), 0.3, mode, **options)
+
+    whole = make(1)
     run(whole, 4)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
     file.seek(0)
-    resumed = ReplayBuffer(8, (2,), 0.3, mode, dtype=dtype, seed=2)
+    resumed = make(2)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert all(torch.equal(a, b) for a, b in zip(run(whole, 4), run(resumed, 4), strict=True))
 
@@ -206,6 +232,11 @@ def test_seed_and_generator():
         ({"init": lambda n: torch.zeros(n, 3)}, r"init\(4\) must return"),
         ({"dtype": torch.int32}, "dtype must be"),
         ({"value_range": (1, 1)}, "value_range must be"),
+        ({"augmentation": Augmentation(hflip_p=0.5)}, "hflip_p needs images"),
+        (
+            {"augmentation": Augmentation(hflip_p=1), "shape": (3, 8, 8), "value_range": (-1, 1)},
+            "augmentation must have the buffer's value_range",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, match):

@@ -35,9 +35,10 @@ def run(tmp_path_factory):
 def test_train_writes_all_its_files(run):
     names = {p.name for p in run.iterdir()}
     assert names >= {"checkpoint.pt", "metrics.jsonl", "config.json", "evaluation.json"}
-    assert names >= {"loss_terms.png", "energy_gap.png", "samples.png", "energy.png"}
+    assert names >= {"training.png", "energies.png", "samples.png", "energy.png"}
     measures = json.loads((run / "evaluation.json").read_text())
-    assert {"mmd2", "kl", "tv", "modes", "on_mode"} <= set(measures)
+    assert {"mmd2", "frechet", "recall", "modes", "on_mode"} <= set(measures["samples"]["real"])
+    assert set(measures["density"]) == {"kl", "tv"}
 
 
 @pytest.mark.parametrize("loss", ["cd", "icd"])
@@ -68,6 +69,42 @@ def test_sample_is_seeded(run, tmp_path):
         assert call("sample", run / "checkpoint.pt", *options).exit_code == 0
     a, b, c = (np.load(tmp_path / f"{name}.npz")["x"] for name in "abc")
     assert np.array_equal(a, b) and not np.array_equal(a, c)
+
+
+def test_sample_in_rounds(run, tmp_path):
+    for name, options in (("plain", ["--steps", 12]), ("rounds", ["--rounds", 2, "--steps", 2])):
+        result = call("sample", run / "checkpoint.pt", "--n", 5, *options, "--steps-per-round", 5,
+                      "--out", tmp_path / f"{name}.npz")  # fmt: skip
+        assert result.exit_code == 0, result.output
+    # without an augmentation, rounds are one chain of 2 x 5 + 2 steps
+    a, b = (np.load(tmp_path / f"{name}.npz")["x"] for name in ("plain", "rounds"))
+    assert np.array_equal(a, b)
+
+
+def test_preset_and_options_over_it(tmp_path):
+    options = ["--hidden", 8, "--steps", 2, "--k-steps", 2, "--no-tensorboard"]
+    out = tmp_path / "run"
+    result = call("train", "--data", "digits", "--preset", "digits", *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    config = json.loads((out / "config.json").read_text())
+    assert (config["hidden"], config["k_steps"]) == (8, 2)  # given
+    assert (config["ema"], config["energy_reg_weight"]) == (0.99, 0.1)  # of the preset
+    assert config["n_entropy_refs"] == 500  # neither
+
+
+def test_ood_and_evaluate(run, tmp_path):
+    checkpoint = run / "checkpoint.pt"
+    options = ["--out", "noise", "--out", "moons", "--bootstrap", 10, "--dir", tmp_path]
+    result = call("ood", "--checkpoint", checkpoint, "--in", "ring", *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "ood.json").read_text())
+    assert found["n_inside"] == 2000 and set(found["sets"]) == {"noise", "moons"}
+    result = call(
+        "evaluate", checkpoint, "--n", 50, "--long-steps", 3, "--out", tmp_path / "q.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "precision" in result.output
+    assert json.loads((tmp_path / "q.json").read_text())["n"] == 50
 
 
 def test_resume_goes_on_to_more_steps(run, tmp_path):
@@ -111,6 +148,12 @@ def bad_calls(tmp):
         "no checkpoint": ["train", "--resume", tmp / "absent.pt"],
         "bad checkpoint": ["sample", tmp / "text.npz", "--png", "x.png"],
         "nothing to write": ["sample", tmp / "absent.pt"],
+        "unknown preset": ["train", "ring", "--preset", "imagenet"],
+        "data twice": ["train", "ring", "--data", "moons"],
+        "energy of vectors": ["train", "ring", "--energy", "conv"],
+        "ood without a file": ["ood", "--checkpoint", tmp / "absent.pt", "--out", "noise"],
+        "evaluate few": ["evaluate", tmp / "absent.pt", "--n", "3"],
+        "negative rounds": ["sample", tmp / "absent.pt", "--rounds", "-1", "--png", "x.png"],
         "demo out": ["demo", "--out", tmp / "file" / "deeper"],
     }
 
@@ -118,7 +161,8 @@ def bad_calls(tmp):
 CASES = ["unknown data", "no data", "absent file", "unreadable", "wrong shape", "not finite"]
 CASES += ["unknown loss", "bad number", "not a number", "bad step", "two lengths", "large batch"]
 CASES += ["bad device", "log_every", "out is a file", "no checkpoint", "bad checkpoint"]
-CASES += ["nothing to write", "demo out"]
+CASES += ["nothing to write", "unknown preset", "data twice", "energy of vectors"]
+CASES += ["ood without a file", "evaluate few", "negative rounds", "demo out"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -158,7 +202,15 @@ def test_sample_where_it_cannot_write(run, tmp_path):
 def test_a_lost_run_exits_with_1(tmp_path):
     options = ["--samples", 100, "--batch-size", 10, "--steps", 1500, "--lr", 0.05, "--k-steps", 10]
     options += ["--step-size", 0.05, "--loss", "pcd", "--lr-schedule", "constant"]
-    options += ["--buffer-size", 50, "--max-grad-norm", 0, "--no-tensorboard"]
+    options += [
+        "--buffer-size",
+        50,
+        "--max-grad-norm",
+        0,
+        "--no-tensorboard",
+        "--on-divergence",
+        "stop",
+    ]
     result = call("train", "ring", *options, "--out", tmp_path / "lost")
     assert result.exit_code == 1, result.output
     assert "diverged at step" in result.stderr and "warning" in result.stderr

@@ -85,7 +85,8 @@ def test_own_test_part_and_uint8_pictures(tmp_path):
     data = load(str(path))
     assert data.event_shape == (3, 4, 4) and data.clamp == (0.0, 1.0)
     assert len(data.train) == 50 and len(data.test) == 45
-    assert torch.allclose(data.test, torch.from_numpy(x[:45]).permute(0, 3, 1, 2) / 255)
+    q = torch.from_numpy(x[:45]).permute(0, 3, 1, 2)
+    assert torch.allclose(data.test, (q + 0.5) / 256) and data.bin_width == 1 / 256
     np.save(tmp_path / "grey.npy", x[..., 0])
     assert load(str(tmp_path / "grey.npy")).event_shape == (1, 4, 4)
 

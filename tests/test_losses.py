@@ -279,7 +279,11 @@ def test_model_is_left_as_it_was_and_not_registered():
     assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
     assert model[0].weight.grad is None and model[2].weight.grad is not None
     assert list(loss.parameters()) == []
-    assert set(loss.state_dict()) == {"buffer.data", "buffer._extra_state"}
+    assert set(loss.state_dict()) == {
+        "buffer.data",
+        "buffer.stream",
+        "buffer._extra_state",
+    }
 
 
 def test_conditional_energy_and_no_grad():

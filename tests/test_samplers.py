@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastebm import reference
+from fastebm import Augmentation, reference
 from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning, data_scale
 
@@ -118,6 +118,28 @@ def test_noise_does_not_depend_on_the_batch_split():
     assert torch.equal(whole, torch.cat(parts))
     offset = sampler.sample(x[3:], 4, seed=ChainRNG(2, sample_offset=3))
     assert torch.equal(whole[3:], offset)
+
+
+@pytest.mark.parametrize("noise_first", [False, True])
+def test_augmentation_comes_before_every_round_and_leaves_the_noise_alone(noise_first):
+    x = torch.rand(5, 3, 8, 8)
+    augmentation = Augmentation(scale=(0.2, 1.0), hflip_p=0.5, brightness=0.3, contrast=0.3)
+    sampler = LangevinDynamics(bowl, 0.1, noise_first=noise_first)
+    end, states = x, []
+    for k in range(7):  # the definition, step by step
+        if k % 3 == 0:
+            end = augmentation(end, seed=ChainRNG(4, k, 10))
+        end = sampler.sample(end, 1, seed=ChainRNG(4, k, 10))
+        states.append(end)
+    options = {"augmentation": augmentation, "augment_every": 3}
+    rng = ChainRNG(4, 0, 10)
+    assert torch.equal(sampler.sample(x, 7, seed=rng, **options), end) and rng.t == 7
+    kept = sampler.sample(
+        *(x, 5), burn_in=2, thin=2, return_trajectory=True, seed=ChainRNG(4, 0, 10), **options
+    )
+    assert torch.equal(kept, torch.stack([states[3], states[5]], 1))
+    nothing = sampler.sample(x, 7, seed=4, augmentation=Augmentation())
+    assert torch.equal(nothing, sampler.sample(x, 7, seed=4))
 
 
 def test_streams():
@@ -292,6 +314,8 @@ def test_wrong_settings(name, value, error):
         ({"x": torch.zeros(2, 2), "dim": 2}, "not both"),
         ({"n_samples": 2}, "n_samples and dim"),
         ({"n_samples": 2, "dim": 0}, "dim must be"),
+        ({"augment_every": 0}, "augment_every must be"),
+        ({"x": torch.zeros(2, 2), "augmentation": Augmentation(hflip_p=1)}, "hflip_p needs images"),
     ],
 )
 def test_wrong_arguments_of_sample(arguments, match):

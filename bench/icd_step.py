@@ -1,0 +1,314 @@
+"""Where the time of one training step of improved contrastive divergence goes, phase by phase.
+
+Rivals, on networks and data of the same shapes, with the same K, step, noise first, 100 references
+and Adam:
+  fastebm             ImprovedContrastiveDivergence with a ReplayBuffer; in the 64-D case also with
+                      all stored samples as references
+  torch, one by one   plain PyTorch in the structure of the authors' script: a Python list of stored
+                      samples that is read and written one sample at a time (a reservoir), the last
+                      step computed again with a graph, a forward of its own for the KL term, and
+                      the distances of all pairs as one tensor of differences
+  torch, batched      the same in the best plain PyTorch we know: a tensor as buffer, the last step
+                      computed once, and the nearest neighbour found without a graph
+
+The phases: draw (from the buffer, with restarts), chain (all steps but the last, or all where it is
+computed again), last step, entropy, forward (energies of data and chains, and what is left of the
+loss), backward, optimiser (with the clip of the gradient), push. A phase is its share in all calls,
+times the median of a call. On CUDA every phase waits for the device, which costs launches' overlap.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import timing
+import torch
+from torch import Tensor, nn
+
+from fastebm import ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer, losses
+from fastebm.energies import ConvEnergy
+
+SIGMA, RESTART, N_REFS, CLIP, ENTROPY, EPS = 0.005, 0.05, 100, 5.0, 0.3, 1e-3
+PHASES = ("draw", "chain", "last step", "entropy", "forward", "backward", "optimiser", "push")
+OURS, SCRIPT, BATCHED = "fastebm", "torch, one by one", "torch, batched"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of a comparison; pictures are stored as uint8."""
+
+    name: str
+    shape: tuple[int, ...]
+    batch: int
+    k_steps: int
+    step_size: float
+    capacity: int = 10_000
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        if len(self.shape) == 3:
+            return ConvEnergy(self.shape)
+        return nn.Sequential(
+            nn.Linear(self.shape[0], 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(),
+            nn.Linear(128, 1),
+        )  # fmt: skip
+
+
+CASES = [
+    Case("2-D MLP, B = 128", (2,), 128, 20, 0.01),
+    Case("64-D MLP, B = 1024", (64,), 1024, 20, 0.01),
+    Case("ConvEnergy 28x28, B = 128", (1, 28, 28), 128, 20, 0.1),
+]
+
+
+class Clock:
+    """Seconds of each phase, without those of the phases inside it."""
+
+    def __init__(self, device: torch.device):
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._device, self._inner = device, [0.0]
+
+    @contextmanager
+    def __call__(self, phase: str):
+        timing.synchronize(self._device)
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        yield
+        timing.synchronize(self._device)
+        whole = time.perf_counter() - start
+        self.seconds[phase] += whole - self._inner.pop()
+        self._inner[-1] += whole
+
+    def wrap(self, owner: object, name: str, phase: str) -> None:
+        """Count every call of `owner.name`."""
+        call = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            with self(phase):
+                return call(*args, **kwargs)
+
+        setattr(owner, name, timed)
+
+
+class Step:
+    """What all rivals do alike: data, network, optimiser, backward."""
+
+    def __init__(self, case: Case, device: torch.device):
+        self.case, self.device, self.clock = case, device, Clock(device)
+        self.model = case.model().to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, (0.0, 0.999))
+        self.x = torch.rand((case.batch, *case.shape), device=device)
+
+    def loss(self) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self) -> None:
+        loss = self.loss()
+        self.optimizer.zero_grad()
+        with self.clock("backward"):
+            loss.backward()
+        with self.clock("optimiser"):
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.optimizer.step()
+
+
+class Fastebm(Step):
+    def __init__(self, case: Case, device: torch.device, n_refs: int | None = N_REFS):
+        super().__init__(case, device)
+        options = {"noise_std": SIGMA, "noise_first": True, "clamp": (0.0, 1.0)}
+        sampler = LangevinDynamics(self.model, case.step_size, **options)
+        dtype = torch.uint8 if len(case.shape) == 3 else torch.float32
+        buffer = ReplayBuffer(case.capacity, case.shape, RESTART, dtype=dtype, device=device)
+        self.criterion = ImprovedContrastiveDivergence(
+            *(self.model, sampler, buffer, case.k_steps),
+            entropy_weight=ENTROPY,
+            n_entropy_refs=n_refs,
+            energy_reg_weight=0.1,
+        )
+        sampler.step_size_checked = True
+        for owner, name, phase in (
+            (buffer, "sample", "draw"),
+            (buffer, "references", "entropy"),
+            (buffer, "push", "push"),
+            (sampler, "sample", "chain"),
+            (sampler, "last_step", "last step"),
+        ):
+            self.clock.wrap(owner, name, phase)
+
+    def loss(self) -> Tensor:
+        distance = losses.nn_log_distance
+        self.clock.wrap(losses, "nn_log_distance", "entropy")
+        try:
+            with self.clock("forward"):
+                return self.criterion(self.x).loss
+        finally:
+            losses.nn_log_distance = distance
+
+
+class Script(Step):
+    """The structure of the authors' script."""
+
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device)
+        self.stored: list[np.ndarray] = []
+        self.added = 0
+        self.picture = len(case.shape) == 3
+        self.fill(torch.rand((case.capacity, *case.shape), device=device))
+
+    def fill(self, x: Tensor) -> None:
+        self.push(x)
+
+    def push(self, x: Tensor) -> None:
+        """Reservoir sampling, one sample at a time."""
+        rows = x.cpu().numpy()
+        if self.picture:
+            rows = np.clip(rows * 256, 0, 255).astype(np.uint8)
+        for row in rows:
+            if len(self.stored) < self.case.capacity:
+                self.stored.append(row.copy())
+            else:
+                slot = random.randrange(self.added)
+                if slot < len(self.stored):
+                    self.stored[slot] = row.copy()
+            self.added += 1
+
+    def draw(self, n: int) -> Tensor:
+        rows = []
+        for _ in range(n):
+            row = self.stored[random.randrange(len(self.stored))]
+            if self.picture:
+                row = row / 256 + np.random.uniform(0, 1 / 256, row.shape)
+            rows.append(row)
+        return torch.from_numpy(np.stack(rows).astype(np.float32)).to(self.device)
+
+    def start(self) -> Tensor:
+        x = self.draw(len(self.x))
+        fresh = torch.rand(len(x), device=self.device) < RESTART
+        return torch.where(fresh.view(-1, *(1,) * (x.dim() - 1)), torch.rand_like(x), x)
+
+    def gradient(self, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(self.model(x).sum(), x, create_graph=create_graph)
+        return x, grad
+
+    def chain(self, x: Tensor, n_steps: int) -> tuple[Tensor, Tensor]:
+        """The chain after `n_steps`, and its noised point before the last gradient."""
+        noised = x
+        for _ in range(n_steps):
+            noised = x + SIGMA * torch.randn_like(x)
+            noised, grad = self.gradient(noised)
+            x = (noised - self.case.step_size * grad).clamp(0, 1).detach()
+        return x, noised
+
+    def entropy(self, x: Tensor) -> Tensor:
+        references = self.draw(N_REFS).flatten(1)
+        difference = x.flatten(1)[:, None] - references[None]
+        return (difference.norm(dim=2).amin(1) + EPS).log().mean()
+
+    def energies(self, x_neg: Tensor, x_kl: Tensor) -> Tensor:
+        e_pos, e_neg = self.model(self.x), self.model(x_neg)
+        self.model.requires_grad_(False)
+        kl = self.model(x_kl).mean()
+        self.model.requires_grad_(True)
+        penalty = e_pos.square().mean() + e_neg.square().mean()
+        return e_pos.mean() - e_neg.mean() + 0.1 * penalty + kl
+
+    def loss(self) -> Tensor:
+        with self.clock("draw"):
+            x = self.start()
+        with self.clock("chain"):
+            x_neg, noised = self.chain(x, self.case.k_steps)
+        with self.clock("last step"):
+            noised, grad = self.gradient(noised, create_graph=True)
+            x_kl = (noised.detach() - self.case.step_size * grad).clamp(0, 1)
+        return self.terms(x_neg, x_kl)
+
+    def terms(self, x_neg: Tensor, x_kl: Tensor) -> Tensor:
+        with self.clock("forward"):
+            loss = self.energies(x_neg, x_kl)
+        with self.clock("push"):
+            self.push(x_neg)
+        with self.clock("entropy"):
+            return loss - ENTROPY * self.entropy(x_kl)
+
+
+class Batched(Script):
+    """Plain PyTorch at its best: no Python loop over samples, nothing computed twice."""
+
+    def fill(self, x: Tensor) -> None:
+        self.data = (256 * x).to(torch.uint8) if self.picture else x
+
+    def push(self, x: Tensor) -> None:
+        self.data[self.slots] = (256 * x).clamp(0, 255).to(torch.uint8) if self.picture else x
+
+    def draw(self, n: int) -> Tensor:
+        slots = torch.randperm(len(self.data), device=self.device)[:n]
+        if n == len(self.x):
+            self.slots = slots
+        x = self.data[slots]
+        return (x + torch.rand(x.shape, device=self.device)) / 256 if self.picture else x
+
+    def loss(self) -> Tensor:
+        with self.clock("draw"):
+            x = self.start()
+        self.model.requires_grad_(False)
+        with self.clock("chain"):
+            x, _ = self.chain(x, self.case.k_steps - 1)
+        self.model.requires_grad_(True)
+        with self.clock("last step"):
+            noised, grad = self.gradient(x + SIGMA * torch.randn_like(x), create_graph=True)
+            x_kl = (noised.detach() - self.case.step_size * grad).clamp(0, 1)
+        return self.terms(x_kl.detach(), x_kl)
+
+    def entropy(self, x: Tensor) -> Tensor:
+        references = self.draw(N_REFS).flatten(1)
+        with torch.no_grad():
+            nearest = torch.cdist(x.flatten(1), references).argmin(1)
+        difference = x.flatten(1) - references[nearest]
+        return (difference.norm(dim=1) + EPS).log().mean()
+
+
+def rivals(case: Case, device: torch.device) -> dict[str, Step]:
+    steps: dict[str, Callable] = {OURS: Fastebm, SCRIPT: Script, BATCHED: Batched}
+    found = {name: make(case, device) for name, make in steps.items()}
+    if case.shape == (64,):
+        found["fastebm, all references"] = Fastebm(case, device, None)
+    return found
+
+
+def main() -> None:
+    arguments = timing.parse_arguments(__doc__)
+    threads = 1
+    torch.set_num_threads(threads)
+    timing.warn_if_busy(threads)
+    facts = timing.environment(arguments.device) | {"threads": threads}
+    rows = []
+    for case in CASES:
+        steps = rivals(case, arguments.device)
+        timings = timing.compare(steps, arguments.device, seconds=2.0 if arguments.quick else 40.0)
+        print(f"{case.name}, K = {case.k_steps}: ms a step")
+        table = []
+        for name, timed in timings.items():
+            seconds = steps[name].clock.seconds
+            whole = sum(seconds.values())
+            phases = {p: timed.median * seconds[p] / whole for p in PHASES}
+            faster = timings[OURS].times_faster_than(timed)
+            cells = [f"{1e3 * v:.2f}" for v in (timed.median, *phases.values())]
+            table.append([name, *cells, f"{faster:.2f}x"])
+            rows.append({
+                "case": case.name, "k_steps": case.k_steps, "batch": case.batch, "rival": name,
+                "seconds": timed.median, "quartiles": timed.quartiles,
+                "phases": phases, "fastebm_times_faster": faster,
+            })  # fmt: skip
+        timing.print_table(["", "all", *PHASES, "fastebm is"], table)
+    timing.write_results(arguments.out, facts, rows)
+
+
+if __name__ == "__main__":
+    main()

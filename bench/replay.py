@@ -1,0 +1,326 @@
+"""The replay transition against batched torch, kornia, and Pillow image by image.
+
+228 samples (128 chains and 100 references, as the authors draw them) of a uint8 buffer: gathered,
+dequantised and augmented, cifar10's transition at 32 x 32, celeba's (with blur) at 128 x 128.
+Rivals draw their own random parameters by the same law, but for what is said here:
+  torch, batched   crop and flip by grid_sample on a grid for each sample, colours on the whole
+                   batch, blur by grouped convolution of the half that is blurred; the four parts of
+                   the jitter come in one random order for the batch, which saves it work
+  torch.compile    the same, its colours compiled
+  kornia           its random transforms for single samples of a batch, where it is installed
+  Pillow           what the authors ran: one image after another in 8 bits, without a dither
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import warnings
+from collections.abc import Callable
+
+import timing
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastebm import Augmentation, ChainRNG, ops
+
+BATCH, STORED = 228, 512
+FUSED, BATCHED, PILLOW = "fastebm", "torch, batched", "Pillow"
+CASES = {"cifar10": (3, 32, 32), "celeba": (3, 128, 128)}
+TARGETS = {BATCHED: 3.0, PILLOW: 20.0}  # one thread
+GRAY = (0.2989, 0.587, 0.114)
+
+
+def crops(a: Augmentation, n: int, height: int, width: int, device) -> Tensor:
+    """(n, 4) top, left, height, width; ten attempts for each sample at once, as torchvision's."""
+    area = height * width * torch.empty(n, 10, device=device).uniform_(*a.scale)
+    ratio = torch.empty(n, 10, device=device).uniform_(*map(math.log, a.ratio)).exp()
+    w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
+    first = fits.float().argmax(1, keepdim=True)
+    w, h = (
+        torch.where(fits.any(1), v.gather(1, first)[:, 0], s) for v, s in ((w, width), (h, height))
+    )
+    top = ((height - h + 1) * torch.rand(n, device=device)).floor()
+    left = ((width - w + 1) * torch.rand(n, device=device)).floor()
+    return torch.stack([top, left, h, w], 1)
+
+
+def resize(a: Augmentation, x: Tensor) -> Tensor:
+    n, _, height, width = x.shape
+    top, left, h, w = crops(a, n, height, width, x.device).unbind(1)
+
+    def axis(start, size, length):  # in pixels of the image, kept inside the crop
+        at = (torch.arange(length, device=x.device) + 0.5) * (size / length)[:, None] - 0.5
+        return start[:, None] + torch.minimum(at.clamp(min=0), size[:, None] - 1)
+
+    ys, xs = axis(top, h, height), axis(left, w, width)
+    flip = torch.rand(n, 1, device=x.device) < a.hflip_p
+    xs = torch.where(flip, xs.flip(1), xs)
+    grid = torch.empty(n, height, width, 2, device=x.device)
+    grid[..., 0] = ((2 * xs + 1) / width - 1)[:, None, :]
+    grid[..., 1] = ((2 * ys + 1) / height - 1)[:, :, None]
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def gray(x: Tensor) -> Tensor:
+    r, g, b = x.unbind(1)
+    return (r * GRAY[0] + g * GRAY[1] + b * GRAY[2])[:, None]
+
+
+def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    r, g, b = x.unbind(1)
+    v, low = x.amax(1), x.amin(1)
+    chroma = v - low
+    divisor = chroma.clamp(min=1e-12)
+    h = torch.where(v == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor)
+    h = torch.where(v == r, (g - b) / divisor, h) + 6 * turn[:, 0]
+    k = (h[:, None] + torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]) % 6
+    return v[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def change_color(x: Tensor, order: list[int], factors: list[Tensor], to_gray: Tensor) -> Tensor:
+    for part in order:
+        f = factors[part]
+        if part == 0:
+            x = (f * x).clamp(0, 1)
+        elif part == 1:
+            mean = gray(x).mean((1, 2, 3), keepdim=True)
+            x = (mean + f * (x - mean)).clamp(0, 1)
+        elif part == 2:
+            other = gray(x)
+            x = (other + f * (x - other)).clamp(0, 1)
+        else:
+            x = turn_hue(x, f)
+    return torch.where(to_gray, gray(x), x)
+
+
+def blur(a: Augmentation, x: Tensor) -> Tensor:
+    chosen = (torch.rand(len(x), device=x.device) < a.blur_p).nonzero()[:, 0]
+    size, channels = a.kernel_size, x.shape[1]
+    sigma = torch.empty(len(chosen), 1, device=x.device).uniform_(*a.sigma)
+    at = torch.arange(size, device=x.device) - size // 2
+    weight = torch.softmax(-((at / sigma) ** 2) / 2, 1).repeat_interleave(channels, 0)[:, None]
+    half = size // 2
+    y = F.pad(x[chosen], (half,) * 4, mode="reflect").flatten(0, 1)[None]
+    groups = y.shape[1]
+    y = F.conv2d(F.conv2d(y, weight[:, :, None], groups=groups), weight[..., None], groups=groups)
+    return x.index_copy(0, chosen, y[0].view(-1, *x.shape[1:]))
+
+
+def batched(a: Augmentation, data: Tensor, index: Tensor, color: Callable) -> Tensor:
+    x = data[index]
+    x = (x + torch.rand(x.shape, device=x.device)) / 256
+    x = resize(a, x)
+    n, device = len(x), x.device
+    jitter = torch.rand(n, 1, 1, 1, device=device) < a.jitter_p
+    ranges = (a.brightness, a.contrast, a.saturation, a.hue)
+    factors = [
+        torch.where(jitter, torch.empty(n, 1, 1, 1, device=device).uniform_(*pair), neutral)
+        for pair, neutral in zip(ranges, (1.0, 1.0, 1.0, 0.0), strict=True)
+    ]
+    order = random.sample(range(4), 4)
+    x = color(x, order, factors, torch.rand(n, 1, 1, 1, device=device) < a.grayscale_p)
+    return x if a.kernel_size is None else blur(a, x)
+
+
+def pillow(a: Augmentation, data: Tensor, index: Tensor) -> Tensor:
+    import numpy as np
+    from PIL import Image, ImageEnhance, ImageFilter
+
+    height, width = data.shape[-2:]
+    arrays = []
+    for image in data[index].permute(0, 2, 3, 1).contiguous().numpy():
+        im = Image.fromarray(image)
+        top, left, h, w = (int(v) for v in crops(a, 1, height, width, "cpu")[0])
+        im = im.crop((left, top, left + w, top + h)).resize((width, height), Image.BILINEAR)
+        if random.random() < a.hflip_p:
+            im = im.transpose(Image.FLIP_LEFT_RIGHT)
+        if random.random() < a.jitter_p:
+            for part in random.sample(range(4), 4):
+                if part == 3:
+                    h, s, v = im.convert("HSV").split()
+                    turn = int(255 * random.uniform(*a.hue)) % 256
+                    h = Image.fromarray(np.asarray(h) + np.uint8(turn))
+                    im = Image.merge("HSV", (h, s, v)).convert("RGB")
+                    continue
+                kind = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[part]
+                im = kind(im).enhance(
+                    random.uniform(*(a.brightness, a.contrast, a.saturation)[part])
+                )
+        if random.random() < a.grayscale_p:
+            im = im.convert("L").convert("RGB")
+        if a.kernel_size is not None and random.random() < a.blur_p:
+            im = im.filter(ImageFilter.GaussianBlur(random.uniform(*a.sigma)))
+        arrays.append(torch.from_numpy(np.array(im)).permute(2, 0, 1))
+    return torch.stack(arrays).float() / 255
+
+
+def kornia_pipeline(a: Augmentation, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    import kornia.augmentation as K
+
+    jitter = [list(v) for v in (a.brightness, a.contrast, a.saturation, a.hue)]
+    steps = [
+        K.RandomResizedCrop(size, scale=a.scale, ratio=a.ratio, p=1.0, cropping_mode="resample"),
+        K.RandomHorizontalFlip(p=a.hflip_p),
+        K.ColorJitter(*(tuple(v) for v in jitter), p=a.jitter_p),
+        K.RandomGrayscale(p=a.grayscale_p),
+    ]
+    if a.kernel_size is not None:
+        kernel = (a.kernel_size, a.kernel_size)
+        steps.append(K.RandomGaussianBlur(kernel, a.sigma, p=a.blur_p))
+    return torch.nn.Sequential(*steps)
+
+
+def rivals(a: Augmentation, shape, device: torch.device, quick: bool) -> dict[str, Callable]:
+    data = torch.randint(0, 256, (STORED, *shape), dtype=torch.uint8)
+    data = F.avg_pool2d(data.float(), 3, 1, 1).to(device, torch.uint8)  # a little smooth, as images
+    state, t = ChainRNG(0).state(device), 0
+
+    def index():
+        return torch.randint(0, STORED, (BATCH,), device=device)
+
+    def fused():
+        nonlocal t
+        t += 1
+        return ops.replay_gather(data, index(), state, t=t, augmentation=a.parameters)[0]
+
+    compiled = torch.compile(change_color, dynamic=False)
+    calls = {
+        FUSED: fused,
+        BATCHED: lambda: batched(a, data, index(), change_color),
+    }
+    if not quick:
+        calls["torch.compile"] = lambda: batched(a, data, index(), compiled)
+
+    def kornia_call():
+        nonlocal pipeline
+        pipeline = pipeline or kornia_pipeline(a, shape[1:])
+        x = data[index()]
+        return pipeline((x + torch.rand(x.shape, device=device)) / 256)
+
+    pipeline = None
+    calls["kornia"] = kornia_call
+    if device.type == "cpu":
+        calls[PILLOW] = lambda: pillow(a, data, index())
+    return calls
+
+
+def check(calls: dict[str, Callable]) -> None:
+    """Rivals must make images of the same law: means and deviations over five batches."""
+    ours, theirs = (torch.cat([calls[name]() for _ in range(5)]) for name in (FUSED, BATCHED))
+    for name, got, want in (
+        ("mean", ours.mean(), theirs.mean()),
+        ("deviation of a pixel", ours.std(), theirs.std()),
+        ("deviation in an image", ours.std((2, 3)).mean(), theirs.std((2, 3)).mean()),
+        ("deviation over channels", ours.std(1).mean(), theirs.std(1).mean()),
+    ):
+        if abs(got - want) > 0.05 * want:
+            raise RuntimeError(f"the rivals differ in law: {name} {got:.4f}, {want:.4f}")
+
+
+def only_available(calls: dict[str, Callable]) -> tuple[dict[str, Callable], dict[str, str]]:
+    """Splits off the rivals that are not installed or that fail, with the reason."""
+    available, reasons = {}, {}
+    for name, call in calls.items():
+        try:
+            call()
+            available[name] = call
+        except Exception as error:
+            if name in (FUSED, BATCHED):
+                raise
+            reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return available, reasons
+
+
+def measure(preset: str, device: torch.device, threads: int, seconds: float, quick: bool) -> list:
+    torch.manual_seed(0)
+    random.seed(0)
+    shape = CASES[preset]
+    calls, reasons = only_available(rivals(Augmentation.preset(preset), shape, device, quick))
+    check(calls)
+    timings = timing.compare(calls, device, seconds=seconds)
+    case = {
+        "device": device.type,
+        "preset": preset,
+        "batch": BATCH,
+        "shape": list(shape),
+        "threads": threads,
+        "load_average": os.getloadavg()[0],
+    }
+    for name, reason in reasons.items():
+        print(f"unavailable: {name}: {reason}")
+    return [
+        case
+        | {
+            "variant": name,
+            "seconds": t.median,
+            "fastest_seconds": min(t.seconds),
+            "spread": t.spread,
+            "rounds": len(t.seconds),
+            "fused_times_faster": timings[FUSED].times_faster_than(t),
+        }
+        for name, t in timings.items()
+    ] + [case | {"variant": name, "unavailable": reason} for name, reason in reasons.items()]
+
+
+def print_case(rows: list[dict]) -> None:
+    case = rows[0]
+    title = f"{case['preset']}, {case['batch']} x {' x '.join(map(str, case['shape']))}"
+    if case["device"] == "cpu":
+        title += f", {case['threads']} thread(s), load average {case['load_average']:.1f}"
+    print(title)
+    table = [
+        [row["variant"], "unavailable", "", "", ""]
+        if "unavailable" in row
+        else [
+            row["variant"],
+            f"{row['seconds'] * 1e3:.3g}",
+            f"{row['spread']:.0%}",
+            f"{row['fastest_seconds'] * 1e3:.3g}",
+            f"{row['fused_times_faster']:.1f}x",
+        ]
+        for row in rows
+    ]
+    timing.print_table(["", "ms/batch", "spread", "fastest", "fastebm faster by"], table)
+
+
+def print_targets(rows: list[dict]) -> None:
+    """What was to be reached (CPU, one thread) and what was."""
+    table = []
+    for row in rows:
+        wanted = TARGETS.get(row["variant"])
+        if row["device"] != "cpu" or row["threads"] != 1 or not wanted or "unavailable" in row:
+            continue
+        got = row["fused_times_faster"]
+        claim = f"{row['preset']}, 1 thread, over {row['variant']}"
+        table.append([claim, f"{wanted:.0f}x", f"{got:.1f}x", "met" if got >= wanted else "MISSED"])
+    if table:
+        timing.print_table(["target (fastebm, CPU)", "wanted", "measured", ""], table)
+
+
+def main() -> None:
+    arguments = timing.parse_arguments(__doc__)
+    device, quick = arguments.device, arguments.quick
+    warnings.filterwarnings("ignore", module="kornia")
+    facts = timing.environment(device)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
+    threads = (1, 2) if device.type == "cpu" else (torch.get_num_threads(),)
+    rows = []
+    with torch.no_grad():
+        for n in threads[:1] if quick else threads:
+            torch.set_num_threads(n)
+            timing.warn_if_busy(n)
+            for preset in CASES:
+                torch.compiler.reset()
+                case = measure(preset, device, n, 2.0 if quick else 15.0, quick)
+                print_case(case)
+                rows += case
+    print_targets(rows)
+    timing.write_results(arguments.out, facts, rows)
+
+
+if __name__ == "__main__":
+    main()
