@@ -71,33 +71,36 @@ def buffer_samples(trainer: Trainer, n: int, seed: int) -> Tensor | None:
     return trainer.buffer.all().cpu()[torch.randperm(len(trainer.buffer), generator=g)[:n]]
 
 
-def evaluate(
-    trainer: Trainer, n: int, long_steps: int, features: str = "pixels", seed: int = 1
-) -> dict:
-    """Short-run samples (the training's k steps from noise), long-run and buffer samples.
-
-    Returns:
-        n, features; "samples": name -> measures, with the floor under `FLOOR`; "density".
-    """
-    data = trainer.dataset
+def sample_sets(trainer: Trainer, n: int, long_steps: int, seed: int = 1) -> dict[str, Tensor]:
+    """Short-run samples (the training's k steps from noise), long-run and buffer samples, and
+    training samples under `FLOOR`: n of each, or as many as there are test samples."""
+    data, k = trainer.dataset, trainer.config.k_steps
     n = min(n, len(data.test), len(data.train))
-    space = FeatureSpace(features, data)
     sets = {
-        f"short ({trainer.config.k_steps} steps)": trainer.sample(n, trainer.config.k_steps, seed),
+        f"short ({k} steps)": trainer.sample(n, k, seed),
         f"long ({long_steps} steps)": trainer.sample(n, long_steps, seed),
         "buffer": buffer_samples(trainer, n, seed),
         FLOOR: data.train[:n],
     }
+    return {name: x.cpu() for name, x in sets.items() if x is not None}
+
+
+def evaluate(
+    trainer: Trainer, sets: dict[str, Tensor], features: str = "pixels", seed: int = 1
+) -> dict:
+    """Measures of `sample_sets` against as many test samples.
+
+    Returns:
+        n, features; "samples": name -> measures; "density".
+    """
+    data, n = trainer.dataset, len(sets[FLOOR])
+    space = FeatureSpace(features, data)
     g = torch.Generator().manual_seed(seed)  # MNIST's test set is not in random order
     real = data.test[torch.randperm(len(data.test), generator=g)[:n]]
     return {
         "n": n,
         "features": space.name,
-        "samples": {
-            name: sample_measures(x.cpu(), real, data, space)
-            for name, x in sets.items()
-            if x is not None
-        },
+        "samples": {name: sample_measures(x, real, data, space) for name, x in sets.items()},
         "density": density_measures(trainer),
     }
 
@@ -128,7 +131,7 @@ def run(
     console=None,
 ) -> dict:
     """`evaluate`, written to `path` as JSON (null for what is not finite) and printed."""
-    result = evaluate(trainer, n, long_steps, features, seed)
+    result = evaluate(trainer, sample_sets(trainer, n, long_steps, seed), features, seed)
     path.write_text(json.dumps(finite(result), indent=2) + "\n")
     if console is not None:
         console.print(table(result))

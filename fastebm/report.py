@@ -16,6 +16,7 @@ from fastebm.training import Trainer
 
 MAX_SAMPLES = 1000
 CHAIN_STEPS = 500
+MAX_PICTURES, PICTURE_STEPS = 300, 200  # networks of pictures take minutes for more on a CPU
 
 
 def samples_figure(data: Dataset, x: Tensor, title: str):
@@ -30,28 +31,19 @@ def samples_figure(data: Dataset, x: Tensor, title: str):
     return plotting.scatter_panels(pair, data.clamp)
 
 
-def _energies(trainer: Trainer) -> dict:
-    """Energies of data, and of chains from noise as long as the training's and longer."""
-    data, n = trainer.dataset, MAX_SAMPLES
-    k = trainer.config.k_steps
-    sets = {
-        "test": data.test[:n],
-        "train": data.train[:n],
-        f"{k}-step chains": trainer.sample(n, k, seed=1),
-        f"{CHAIN_STEPS}-step chains": trainer.sample(n, CHAIN_STEPS, seed=1),
-    }
-    e = {
-        name: evaluation.total_energy(trainer.eval_model, x.to(trainer.device)).cpu().numpy()
-        for name, x in sets.items()
-    }
-    return {name: v[np.isfinite(v)] for name, v in e.items() if np.isfinite(v).any()}
+def _energies(trainer: Trainer, sets: dict[str, Tensor]) -> dict:
+    """Finite energies of test data and of the sets, the training data among them."""
+    found = {}
+    for name, x in ({"test": trainer.dataset.test[:MAX_SAMPLES]} | sets).items():
+        e = evaluation.total_energy(trainer.eval_model, x.to(trainer.device)).cpu().numpy()
+        if np.isfinite(e).any():
+            found["train" if name == quality.FLOOR else name] = e[np.isfinite(e)]
+    return found
 
 
-def _nearest(trainer: Trainer):
+def _nearest(data: Dataset, x: Tensor):
     """Samples and the training picture nearest to each: copies would be seen."""
-    data = trainer.dataset
     lo, hi = data.clamp
-    x = trainer.sample(72, CHAIN_STEPS, seed=1).cpu()
     nearest = data.train[torch.cdist(x.flatten(1), data.train.flatten(1)).argmin(1)]
     panels = {"samples": x, "nearest training pictures": nearest}
     return plotting.image_panels({k: (v - lo) / (hi - lo) for k, v in panels.items()}, 9)
@@ -60,19 +52,18 @@ def _nearest(trainer: Trainer):
 def write(trainer: Trainer, out: Path, console=None) -> None:
     """Write figures and evaluation.json into the directory of the run; print the table."""
     data, label = trainer.dataset, trainer.config.loss
-    result = quality.evaluate(trainer, MAX_SAMPLES, CHAIN_STEPS)
+    n, steps = (MAX_PICTURES, PICTURE_STEPS) if data.is_image else (MAX_SAMPLES, CHAIN_STEPS)
+    sets = quality.sample_sets(trainer, n, steps)
+    long = sets[f"long ({steps} steps)"]
+    result = quality.evaluate(trainer, sets)
     records = read_metrics(out / METRICS)
-    steps = [r["step"] for r in records]
     log = {name: [r.get(name) for r in records] for name in records[-1] if name != "note"}
+    title = f"{label}: {steps}-step chains from noise"
     figures = {
-        "training": plotting.training_curves(steps, log),
-        "energies": plotting.energy_histograms(_energies(trainer)),
-        "samples": samples_figure(
-            data, trainer.sample(min(144, len(data.test)) if data.is_image else 1000,
-                                 CHAIN_STEPS, seed=1).cpu(),
-            f"{label}: {CHAIN_STEPS}-step chains from noise",
-        ),
-    }  # fmt: skip
+        "training": plotting.training_curves(log["step"], log),
+        "energies": plotting.energy_histograms(_energies(trainer, sets)),
+        "samples": samples_figure(data, long[:144] if data.is_image else long, title),
+    }
     if result["density"]:
         side = 200
         points, _ = evaluation.grid(data.clamp, side)
@@ -83,7 +74,7 @@ def write(trainer: Trainer, out: Path, console=None) -> None:
             data.train.numpy(), exact, learned, data.clamp
         )
     if data.is_image:
-        figures["nearest"] = _nearest(trainer)
+        figures["nearest"] = _nearest(data, long[:72])
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
     (out / "evaluation.json").write_text(json.dumps(quality.finite(result), indent=2) + "\n")

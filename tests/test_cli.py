@@ -92,6 +92,26 @@ def test_preset_and_options_over_it(tmp_path):
     assert config["n_entropy_refs"] == 500  # neither
 
 
+def test_the_cifar10_recipe_and_its_rounds(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=x)
+    options = ["--hidden", 8, "--batch-size", 4, "--k-steps", 2, "--steps", 2, "--buffer-size", 16]
+    options += ["--no-tensorboard", "--out", tmp_path / "run"]
+    result = call("train", "--data", tmp_path / "x.npz", "--preset", "cifar10", *options)
+    assert result.exit_code == 0, result.output
+    checkpoint, found = tmp_path / "run" / "checkpoint.pt", {}
+    for name in ("", "none", "nothing"):
+        rounds = ["--rounds", 2, "--steps-per-round", 2, "--steps", 1, "--n", 3]
+        augment = ["--augment", name] if name else []
+        result = call("sample", checkpoint, *rounds, *augment, "--out", tmp_path / "s.npz")
+        if name == "nothing":
+            assert result.exit_code == 2 and "augmentation='nothing'" in result.stderr
+        else:
+            assert result.exit_code == 0, result.output
+            found[name] = np.load(tmp_path / "s.npz")["x"]
+    assert found[""].shape == (3, 3, 8, 8) and not np.allclose(found[""], found["none"])
+
+
 def test_ood_and_evaluate(run, tmp_path):
     checkpoint = run / "checkpoint.pt"
     options = ["--out", "noise", "--out", "moons", "--bootstrap", 10, "--dir", tmp_path]
