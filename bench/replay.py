@@ -192,8 +192,6 @@ def rivals(a: Augmentation, shape, device: torch.device, quick: bool) -> dict[st
         FUSED: fused,
         BATCHED: lambda: batched(a, data, index(), change_color),
     }
-    if not quick:
-        calls["torch.compile"] = lambda: batched(a, data, index(), compiled)
 
     def kornia_call():
         nonlocal pipeline
@@ -202,7 +200,9 @@ def rivals(a: Augmentation, shape, device: torch.device, quick: bool) -> dict[st
         return pipeline((x + torch.rand(x.shape, device=device)) / 256)
 
     pipeline = None
-    calls["kornia"] = kornia_call
+    if not quick:
+        calls["torch.compile"] = lambda: batched(a, data, index(), compiled)
+        calls["kornia"] = kornia_call
     if device.type == "cpu":
         calls[PILLOW] = lambda: pillow(a, data, index())
     return calls
