@@ -6,7 +6,8 @@
 FASTEBM_TARGET inline void stretch_row(const float* from, int width, const Workspace& w,
                                        float* to) {
   for (int x = 0; x < width; x += kLanes) {
-    const Floats a = gather(from, w.column + x), b = gather(from, w.next_column + x);
+    const float* near = from + w.first_column[x / kLanes];
+    const Floats a = pick_near(near, w.column + x), b = pick_near(near, w.next_column + x);
     store(to + x, add(a, mul(load(w.weight + x), sub(b, a))));
   }
 }
@@ -43,6 +44,16 @@ FASTEBM_TARGET inline void resize(const ReplayParams& p, const SampleAugmentatio
     w.column[x] = tap.first;
     w.next_column[x] = tap.second;
     w.weight[x] = tap.weight;
+  }
+  // The crop is enlarged, so the taps of kLanes columns lie in kLanes + 1 neighbours.
+  for (int x = 0; x < width; x += kLanes) {
+    const int end = std::min(x + kLanes, width);
+    const int32_t first = std::min(w.column[x], w.column[end - 1]);
+    w.first_column[x / kLanes] = first;
+    for (int i = x; i < end; ++i) {
+      w.column[i] -= first;
+      w.next_column[i] -= first;
+    }
   }
   for (int64_t c = 0; c < p.channels; ++c)
     resize_plane(p, s, w.loaded + c * pixels, w, w.image + c * w.stride);
