@@ -6,9 +6,9 @@ Rivals draw their own random parameters by the same law, but for what is said he
   torch, batched   crop and flip by grid_sample on a grid for each sample, colours on the whole
                    batch, blur by grouped convolution of the half that is blurred; the four parts of
                    the jitter come in one random order for the batch, which saves it work
-  torch.compile    the same, its colours compiled
+  torch.compile    the same, its colours compiled, always in the same order: each is a compilation
   kornia           its random transforms for single samples of a batch, where it is installed
-  Pillow           what the authors ran: one image after another in 8 bits, without a dither
+  Pillow           what the authors ran: one image after another in 8 bits, dequantised after
 """
 
 from __future__ import annotations
@@ -153,9 +153,13 @@ def pillow(a: Augmentation, data: Tensor, index: Tensor) -> Tensor:
         if random.random() < a.grayscale_p:
             im = im.convert("L").convert("RGB")
         if a.kernel_size is not None and random.random() < a.blur_p:
-            im = im.filter(ImageFilter.GaussianBlur(random.uniform(*a.sigma)))
+            half = a.kernel_size // 2
+            at = (torch.arange(-half, half + 1) / random.uniform(*a.sigma)).square().neg() / 2
+            weight = torch.outer(at.exp(), at.exp()).flatten().tolist()
+            im = im.filter(ImageFilter.Kernel((a.kernel_size, a.kernel_size), weight))
         arrays.append(torch.from_numpy(np.array(im)).permute(2, 0, 1))
-    return torch.stack(arrays).float() / 255
+    x = torch.stack(arrays)
+    return (x + torch.rand(x.shape)) / 256
 
 
 def kornia_pipeline(a: Augmentation, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
@@ -188,12 +192,14 @@ def rivals(a: Augmentation, shape, device: torch.device, quick: bool) -> dict[st
         return ops.replay_gather(data, index(), state, t=t, augmentation=a.parameters)[0]
 
     compiled = torch.compile(change_color, dynamic=False)
+
+    def compiled_color(x, order, factors, to_gray):
+        return compiled(x, [0, 1, 2, 3], factors, to_gray)
+
     calls = {
         FUSED: fused,
         BATCHED: lambda: batched(a, data, index(), change_color),
     }
-    if not quick:
-        calls["torch.compile"] = lambda: batched(a, data, index(), compiled)
 
     def kornia_call():
         nonlocal pipeline
@@ -202,7 +208,9 @@ def rivals(a: Augmentation, shape, device: torch.device, quick: bool) -> dict[st
         return pipeline((x + torch.rand(x.shape, device=device)) / 256)
 
     pipeline = None
-    calls["kornia"] = kornia_call
+    if not quick:
+        calls["torch.compile"] = lambda: batched(a, data, index(), compiled_color)
+        calls["kornia"] = kornia_call
     if device.type == "cpu":
         calls[PILLOW] = lambda: pillow(a, data, index())
     return calls

@@ -25,7 +25,8 @@ struct Workspace {
   float* loaded;
   float* image;
   float *line, *next_line;        // of one row, with a border
-  int32_t *column, *next_column;  // the two taps of each column
+  int32_t *column, *next_column;  // the two taps of each column, after the
+  int32_t* first_column;          // first of its vector
   float* weight;                  // of the second
   int64_t stride;
 };
@@ -41,7 +42,8 @@ int64_t lay_out(const ReplayParams& p, float* at, Workspace* w) {
   w->weight = w->next_line + row;
   w->column = reinterpret_cast<int32_t*>(w->weight + row);
   w->next_column = w->column + row;
-  return p.dim + kSlack + p.channels * w->stride + 5 * row;
+  w->first_column = w->next_column + row;
+  return p.dim + kSlack + p.channels * w->stride + 6 * row;
 }
 
 // The sum of the parts in the order of block_sum<256>() of the CUDA kernel: lanes are folded in

@@ -6,7 +6,8 @@
 FASTEBM_TARGET inline void stretch_row(const float* from, int width, const Workspace& w,
                                        float* to) {
   for (int x = 0; x < width; x += kLanes) {
-    const Floats a = gather(from, w.column + x), b = gather(from, w.next_column + x);
+    const float* near = from + w.first_column[x / kLanes];
+    const Floats a = pick_near(near, w.column + x), b = pick_near(near, w.next_column + x);
     store(to + x, add(a, mul(load(w.weight + x), sub(b, a))));
   }
 }
@@ -43,6 +44,16 @@ FASTEBM_TARGET inline void resize(const ReplayParams& p, const SampleAugmentatio
     w.column[x] = tap.first;
     w.next_column[x] = tap.second;
     w.weight[x] = tap.weight;
+  }
+  // The crop is enlarged, so the taps of kLanes columns lie in kLanes + 1 neighbours.
+  for (int x = 0; x < width; x += kLanes) {
+    const int end = std::min(x + kLanes, width);
+    const int32_t first = std::min(w.column[x], w.column[end - 1]);
+    w.first_column[x / kLanes] = first;
+    for (int i = x; i < end; ++i) {
+      w.column[i] -= first;
+      w.next_column[i] -= first;
+    }
   }
   for (int64_t c = 0; c < p.channels; ++c)
     resize_plane(p, s, w.loaded + c * pixels, w, w.image + c * w.stride);
@@ -103,28 +114,34 @@ FASTEBM_TARGET inline void blur_plane(const ReplayParams& p, const float* weight
       store(w.loaded + static_cast<int64_t>(y) * width + x, sum);
     }
   }
-  for (int y = 0; y < height; ++y)
+  for (int y = 0; y < height; ++y) {
+    const float* rows[kMaxBlurKernel];
+    for (int k = 0; k < size; ++k)
+      rows[k] = w.loaded + static_cast<int64_t>(reflect(y + k - half, height)) * width;
     for (int x = 0; x < width; x += kLanes) {
-      Floats sum;
-      for (int k = 0; k < size; ++k) {
-        const int64_t from = static_cast<int64_t>(reflect(y + k - half, height)) * width + x;
-        const Floats term = mul(set(weight[k]), load(w.loaded + from));
-        sum = k == 0 ? term : add(sum, term);
-      }
+      Floats sum = mul(set(weight[0]), load(rows[0] + x));
+      for (int k = 1; k < size; ++k) sum = add(sum, mul(set(weight[k]), load(rows[k] + x)));
       store(plane + static_cast<int64_t>(y) * width + x, sum);
     }
+  }
 }
 
-// The image in w.loaded, augmented, to `out`.
-FASTEBM_TARGET inline void augment(const ReplayParams& p, const SampleAugmentation& s,
-                                   const Workspace& w, float* out) {
+// The image in w.loaded, augmented, to `out`: in place where rows are whole vectors.
+FASTEBM_TARGET inline void augment(const ReplayParams& p, const SampleAugmentation& s, Workspace w,
+                                   float* out) {
   const int64_t pixels = p.height * p.width;
+  const bool in_place = p.width % kLanes == 0;
+  if (in_place) {
+    w.image = out;
+    w.stride = pixels;
+  }
   resize(p, s, w);
   if (s.color.count > 0 && p.channels == 3) change_color<3>(p, s.color, w);
   if (s.color.count > 0 && p.channels == 1) change_color<1>(p, s.color, w);
   for (int64_t c = 0; c < p.channels; ++c) {
     if (s.blur) blur_plane(p, s.weight, w, w.image + c * w.stride);
-    std::memcpy(out + c * pixels, w.image + c * w.stride,
-                sizeof(float) * static_cast<size_t>(pixels));
+    if (!in_place)
+      std::memcpy(out + c * pixels, w.image + c * w.stride,
+                  sizeof(float) * static_cast<size_t>(pixels));
   }
 }

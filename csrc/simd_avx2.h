@@ -134,8 +134,12 @@ FASTEBM_OP Floats load(const Bfloat16* p) {
 FASTEBM_OP Floats load(const Float16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-FASTEBM_OP Floats gather(const float* p, const int32_t* index) {
-  return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+// p[index], every index in 0 .. kLanes; reads 2 kLanes elements of p.
+FASTEBM_OP Floats pick_near(const float* p, const int32_t* index) {
+  const __m256i i = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), i);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(p + 8), i);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 }
 FASTEBM_OP Doubles load(const double* p) { return _mm256_loadu_pd(p); }
 FASTEBM_OP Floats load_bytes(const uint8_t* p) {

@@ -117,8 +117,10 @@ FASTEBM_OP Floats load(const Bfloat16* p) {
 FASTEBM_OP Floats load(const Float16* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-FASTEBM_OP Floats gather(const float* p, const int32_t* index) {
-  return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
+// p[index], every index in 0 .. kLanes; reads 2 kLanes elements of p.
+FASTEBM_OP Floats pick_near(const float* p, const int32_t* index) {
+  return _mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_loadu_si512(index),
+                                _mm512_loadu_ps(p + 16));
 }
 FASTEBM_OP Doubles load(const double* p) { return _mm512_loadu_pd(p); }
 FASTEBM_OP Floats load_bytes(const uint8_t* p) {

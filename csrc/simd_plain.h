@@ -52,7 +52,8 @@ FASTEBM_OP Floats min_square(Floats a, Floats b) { return min(a, b); }
 FASTEBM_OP Doubles min_square(Doubles a, Doubles b) { return min(a, b); }
 // x where a < b, y elsewhere and for NaN.
 FASTEBM_OP Floats pick_less(Floats a, Floats b, Floats x, Floats y) { return a < b ? x : y; }
-FASTEBM_OP Floats gather(const float* p, const int32_t* index) {
+// p[index], every index in 0 .. kLanes.
+FASTEBM_OP Floats pick_near(const float* p, const int32_t* index) {
   return Floats{p[index[0]], p[index[1]], p[index[2]], p[index[3]]};
 }
 FASTEBM_OP unsigned not_greater(Floats a, Floats b) { return ~sign_bits(a > b) & 15u; }
