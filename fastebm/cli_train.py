@@ -51,7 +51,7 @@ def train(
     kl_weight: float = DEFAULT.kl_weight,
     entropy_weight: float = DEFAULT.entropy_weight,
     n_entropy_refs: Annotated[
-        int, typer.Option(help="Stored chains the entropy term looks at.")
+        int | None, typer.Option(help="Stored chains the entropy term looks at. [default: all]")
     ] = DEFAULT.n_entropy_refs,
     energy_reg_weight: Annotated[
         float, typer.Option(help="L2 penalty on energies.")

@@ -64,7 +64,7 @@ class TrainConfig:
     noise_std: float | None = None
     kl_weight: float = 1.0
     entropy_weight: float = 0.3
-    n_entropy_refs: int | None = 500
+    n_entropy_refs: int | None = None
     energy_reg_weight: float = 0.0
     buffer_size: int = 2000
     reinit_prob: float = 0.05

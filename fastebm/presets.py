@@ -47,7 +47,6 @@ _MNIST = {
     "noise_std": 0.0025,
     "kl_weight": 1.0,
     "entropy_weight": 0.3,
-    "n_entropy_refs": 500,
     "energy_reg_weight": 0.1,
     "buffer_size": 10_000,
     "reinit_prob": 0.05,

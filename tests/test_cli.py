@@ -89,7 +89,7 @@ def test_preset_and_options_over_it(tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert (config["hidden"], config["k_steps"]) == (8, 2)  # given
     assert (config["ema"], config["energy_reg_weight"]) == (0.99, 0.1)  # of the preset
-    assert config["n_entropy_refs"] == 500  # neither
+    assert config["n_entropy_refs"] is None  # neither
 
 
 def test_the_cifar10_recipe_and_its_rounds(tmp_path):
