@@ -282,6 +282,7 @@ def test_model_is_left_as_it_was_and_not_registered():
     assert set(loss.state_dict()) == {
         "buffer.data",
         "buffer.stream",
+        "buffer.visits",
         "buffer._extra_state",
     }
 
