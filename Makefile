@@ -55,12 +55,13 @@ kernels:
 	    -c $$source -o build/kernels/$$(basename $$source .cu).sm_$$arch.o \
 	    2> build/kernels/log || { cat build/kernels/log; exit 1; }; \
 	  sed -n 's/^.*Used \([0-9]*\) registers.*$$/\1/p' build/kernels/log | sort -n | \
-	    awk '{ n++; last = $$1 } END { print "  " n " kernels, at most " last " registers" }'; \
+	    awk '{ n++; last = $$1 } END { if (n) print "  " n " kernels, at most " last " registers" }'; \
 	  awk '/spill stores/ && $$5 > 0 { n++ } END { print "  " n + 0 " of them spill" }' \
 	    build/kernels/log; \
 	done; done
 
-# The emulated kernels under the address and undefined-behaviour sanitisers.
+# The emulated kernels under the address and undefined-behaviour sanitisers. Not in a venv of
+# `make dev`, whose finder is asked before PYTHONPATH: make asan VENV=build/asan-venv.
 asan: tools
 	$(BIN)/pip install -q --disable-pip-version-check pytest
 	FASTEBM_SIMT=ON FASTEBM_SANITIZE=ON FASTEBM_CUDA=OFF $(BIN)/pip install -q \

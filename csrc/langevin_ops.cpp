@@ -7,22 +7,6 @@ namespace {
 
 constexpr int64_t kGrainBlocks = 1024;  // 4096 elements, about 7 us of one core
 
-Dtype dtype_of(const char* op, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, op, ": x must be float32, float64, bfloat16 or float16, got ",
-                      name_of(x.scalar_type()));
-  }
-}
-
 void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
   check_same_device(op, what, t, x);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
@@ -61,7 +45,7 @@ LangevinParams langevin_params(const char* op, const Tensor& x, double step_size
                                std::optional<double> grad_norm_clip, std::optional<double> lo,
                                std::optional<double> hi, int64_t tag) {
   LangevinParams p{};
-  p.dtype = dtype_of(op, x);
+  p.dtype = dtype_of(op, "x", x);
   STD_TORCH_CHECK(x.dim() > 0, op, ": x must have a batch dimension, (B, ...), got a 0-d tensor");
   check_coefficient(op, "step_size", step_size);
   check_coefficient(op, "noise_std", noise_std);
@@ -165,7 +149,7 @@ std::tuple<Tensor, Tensor> langevin_step_backward(const Tensor& grad_out_in, con
                                                   const OptionalTensor& step_sizes) {
   const char* op = "langevin_step_backward";
   LangevinBackwardParams p{};
-  p.dtype = dtype_of(op, grad_out_in);
+  p.dtype = dtype_of(op, "grad_out", grad_out_in);
   const Tensor grad_out = dense(grad_out_in);
   p.batch = grad_out.size(0);
   p.dim = sample_dim(grad_out);

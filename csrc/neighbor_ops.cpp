@@ -8,24 +8,6 @@ namespace {
 const char* const kOp = "nearest_neighbor";
 constexpr int64_t kGrainElements = 16384;
 
-Dtype reference_dtype(const Tensor& y) {
-  switch (y.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Double:
-      return Dtype::kFloat64;
-    case ScalarType::BFloat16:
-      return Dtype::kBfloat16;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::Byte:
-      return Dtype::kUint8;
-    default:
-      STD_TORCH_CHECK(false, kOp, ": y must be floating-point or uint8, got ",
-                      name_of(y.scalar_type()));
-  }
-}
-
 void check_skip(const OptionalTensor& skip, const Tensor& x, int64_t m, int64_t k) {
   if (!skip) return;
   check_same_device(kOp, "skip", *skip, x);
@@ -53,7 +35,7 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
                   ": x must be float32 or float64, got ", name_of(x_in.scalar_type()));
   NeighborParams p{};
   p.x_dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
-  p.y_dtype = reference_dtype(y_in);
+  p.y_dtype = dtype_of(kOp, "y", y_in, true);
   STD_TORCH_CHECK(wide || p.y_dtype != Dtype::kFloat64, kOp,
                   ": y must not be wider than x, Float, got ", name_of(y_in.scalar_type()));
   check_same_device(kOp, "y", y_in, x_in);
@@ -116,8 +98,8 @@ Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, cons
                                  const Tensor& distance, double y_scale, double y_offset) {
   const Tensor grad = dense(grad_in), x = dense(x_in);
   NeighborBackwardParams p{};
-  p.x_dtype = reference_dtype(x);
-  p.y_dtype = reference_dtype(winners);
+  p.x_dtype = dtype_of(kOp, "x", x);
+  p.y_dtype = dtype_of(kOp, "winners", winners, true);
   p.n = x.size(0);
   p.dim = sample_dim(x);
   p.k = distance.dim() == 1 ? 1 : static_cast<int>(distance.size(1));

@@ -71,6 +71,26 @@ inline void* current_stream(const Tensor& t) {
 
 inline const char* name_of(ScalarType t) { return torch::headeronly::toString(t); }
 
+inline Dtype dtype_of(const char* op, const char* what, const Tensor& t, bool bytes = false) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::Byte:
+      if (bytes) return Dtype::kUint8;
+      [[fallthrough]];
+    default:
+      STD_TORCH_CHECK(false, op, ": ", what, " must be float32, float64, bfloat16",
+                      bytes ? ", float16 or uint8" : " or float16", ", got ",
+                      name_of(t.scalar_type()));
+  }
+}
+
 inline void check_same_device(const char* op, const char* what, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(device_type(t) == device_type(x) && t.get_device_index() == x.get_device_index(),
                   op, ": ", what, " and x are on different devices");
