@@ -76,7 +76,7 @@ FASTEBM_TARGET C kth_smallest(const C* values, int64_t n, int k) {
   return smallest.largest();
 }
 
-// The references [first, first + count) as (dim, pitch) of C, up to `padded` with infinity.
+// References [begin, end) of the block at `first` as (dim, pitch) of C; infinity from `count` on.
 template <class C, class Y>
 FASTEBM_TARGET void transpose_references(const NeighborParams& p, int64_t first, int64_t begin,
                                          int64_t end, int64_t count, C* out, int64_t pitch) {

@@ -19,7 +19,7 @@ constexpr int64_t kWholeBytes = 4 << 20;  // packed queries are kept up to this 
 // product is a sum of dim / kDepth sums of kDepth fused products, so with u = 2^-24
 //   |s - t| <= 2 kappa |x'| |y'| + c |y'|^2,  kappa = (kDepth + dim / kDepth + 16) u, c = 64 u;
 // the 16, and 64 for the 48 roundings of |y'|^2, leave room for those of x', y', s and the bound
-// itself. Underflow is covered by `tiny`, and by adding kFloor to both norms.
+// itself. Underflow is covered by `tiny`, and by adding norm_floor() to both norms.
 struct TileRow {
   float square, norm, error;
 };
@@ -55,8 +55,8 @@ struct Candidate {
 
 // One thread's share of the references. For each query: the k smallest upper bounds of scores, of
 // which the largest is the threshold; what the threshold does not rule out; and exact neighbours.
-// Of true neighbours none is lost: k references have scores of at most the threshold plus their
-// bounds, so one whose lower bound is above it has k nearer ones.
+// Of true neighbours none is lost: k references are at most as far as the threshold says, so one
+// whose lower bound is above it has k nearer ones.
 struct TileSlice {
   float* y;       // (kTileRows, kPitch)
   float* x;       // one depth of the block's queries, unless the block is whole

@@ -82,8 +82,8 @@ FASTEBM_TARGET void pack_queries(const NeighborParams& p, const TileBlock& block
 
 // `count` elements of a reference, centred; returns the sum of their squares.
 template <class Y>
-FASTEBM_TARGET float pack_reference(const Y* y, const float* center, int count, float scale,
-                                    float offset, float* out) {
+FASTEBM_TARGET double pack_reference(const Y* y, const float* center, int count, float scale,
+                                     float offset, float* out) {
   int i = 0;
   Floats squares = set(0.0f);
   if constexpr (!std::is_same_v<Y, double>) {
@@ -93,10 +93,10 @@ FASTEBM_TARGET float pack_reference(const Y* y, const float* center, int count, 
       squares = fma(v, v, squares);
     }
   }
-  float total = sum(squares);
+  double total = sum(squares);  // the rest, or all of a float64 sample, in float64
   for (; i < count; ++i) {
     out[i] = static_cast<float>(reference_value(y[i], scale, offset) - center[i]);
-    total += out[i] * out[i];
+    total += static_cast<double>(out[i]) * out[i];
   }
   return total;
 }
