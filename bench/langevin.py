@@ -86,24 +86,10 @@ def rivals(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     }
 
 
-def only_available(calls: dict[str, Callable]) -> tuple[dict[str, Callable], dict[str, str]]:
-    """Splits off the rivals that fail, which means that there is no compiler for torch.compile."""
-    available, reasons = {}, {}
-    for name, call in calls.items():
-        try:
-            call()
-            available[name] = call
-        except Exception as error:
-            if name in (FUSED, BEST_EAGER):
-                raise
-            reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return available, reasons
-
-
 def measure(shape, dtype, device: torch.device, threads: int, seconds: float) -> list[dict]:
     n = shape[0] * shape[1]
     torch.manual_seed(0)
-    calls, reasons = only_available(rivals(shape, dtype, device))
+    calls, reasons = timing.only_available(rivals(shape, dtype, device), (FUSED, BEST_EAGER))
     timings = timing.compare(calls, device, seconds=seconds)
     copy = timing.copy_bandwidth(n * dtype.itemsize, device, seconds / 5)
     case = {

@@ -229,25 +229,11 @@ def check(calls: dict[str, Callable]) -> None:
             raise RuntimeError(f"the rivals differ in law: {name} {got:.4f}, {want:.4f}")
 
 
-def only_available(calls: dict[str, Callable]) -> tuple[dict[str, Callable], dict[str, str]]:
-    """Splits off the rivals that are not installed or that fail, with the reason."""
-    available, reasons = {}, {}
-    for name, call in calls.items():
-        try:
-            call()
-            available[name] = call
-        except Exception as error:
-            if name in (FUSED, BATCHED):
-                raise
-            reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return available, reasons
-
-
 def measure(preset: str, device: torch.device, threads: int, seconds: float, quick: bool) -> list:
     torch.manual_seed(0)
     random.seed(0)
     shape = CASES[preset]
-    calls, reasons = only_available(rivals(Augmentation.preset(preset), shape, device, quick))
+    calls, reasons = timing.only_available(rivals(Augmentation.preset(preset), shape, device, quick), (FUSED, BATCHED))
     check(calls)
     timings = timing.compare(calls, device, seconds=seconds)
     case = {

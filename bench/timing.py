@@ -76,6 +76,23 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def only_available(
+    calls: Mapping[str, Callable[[], object]], required: Sequence[str]
+) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Splits off the rivals that are not installed or that fail, with the reason; one of the
+    required ones may not fail."""
+    available, reasons = {}, {}
+    for name, call in calls.items():
+        try:
+            call()
+            available[name] = call
+        except Exception as error:
+            if name in required:
+                raise
+            reasons[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return available, reasons
+
+
 def compare(
     calls: Mapping[str, Callable[[], object]],
     device: torch.device,
