@@ -233,7 +233,8 @@ def measure(preset: str, device: torch.device, threads: int, seconds: float, qui
     torch.manual_seed(0)
     random.seed(0)
     shape = CASES[preset]
-    calls, reasons = timing.only_available(rivals(Augmentation.preset(preset), shape, device, quick), (FUSED, BATCHED))
+    calls = rivals(Augmentation.preset(preset), shape, device, quick)
+    calls, reasons = timing.only_available(calls, (FUSED, BATCHED))
     check(calls)
     timings = timing.compare(calls, device, seconds=seconds)
     case = {
