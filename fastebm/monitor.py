@@ -6,8 +6,11 @@ import json
 import math
 import time
 
+from fastebm.samplers import data_scale
 from fastebm.training import Trainer
 
+LARGE_GAP = 5.0  # in units of the temperature, where that is above 1
+GROWTH = 1.5  # from one line to the next, twice in a row
 LINES = 20  # of a run, unless it is logged less often
 MODES = ("lines", "json", "quiet")
 
@@ -19,6 +22,8 @@ class Monitor:
         trainer: what is watched.
         console: rich console to print to.
         mode: "lines", some 20 a run; "json", one object at every logging point; "quiet".
+
+    While the gap E(data) - E(chains) is large and growing, a warning names the likely cause.
     """
 
     def __init__(self, trainer: Trainer, console, mode: str = "lines"):
@@ -27,6 +32,7 @@ class Monitor:
         self._trainer, self._console, self._mode = trainer, console, mode
         self._every = max(1, trainer.config.steps // LINES)
         self._next = trainer.iteration + min(self._every, 10)
+        self._gaps: list[float] = []
         self._mark()
 
     def show(self, values: dict[str, float]) -> None:
@@ -37,15 +43,50 @@ class Monitor:
         ):
             return
         rate, share = self._rates()
+        warning = self._warning(values)
         if self._mode == "json":
             timed = {**values, "it_per_s": rate, "sampler_share": share}
             clean = {k: v if math.isfinite(v) else None for k, v in timed.items()}
-            text = json.dumps({"step": step, **clean})
+            told = {} if warning is None else {"warning": warning}
+            text = json.dumps({"step": step, **clean, **told})
         else:
             text = line(step, values, rate, share if self._trainer.device.type == "cpu" else None)
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._say(text)
+        if warning is not None and self._mode == "lines":
+            self._say(f"WARN {warning}", style="yellow")
         self._next = (step // self._every + 1) * self._every
         self._mark()
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def _warning(self, values: dict[str, float]) -> str | None:
+        """What makes the gap grow, if it is large and has grown over the last three lines."""
+        self._gaps = [*self._gaps[-2:], values["energy_gap"]]
+        first, middle, last = map(abs, self._gaps) if len(self._gaps) == 3 else (0, 0, 0)
+        large = last > LARGE_GAP * max(1.0, values["effective_temperature"])
+        if not large or middle < GROWTH * first or last < GROWTH * middle:
+            return None
+        return f"gap {values['energy_gap']:+.3g} and growing: {self._cause()}"
+
+    def _cause(self) -> str:
+        trainer = self._trainer
+        step, noise = trainer.sampler.coefficients(0)
+        remedies = ["lower the step"]
+        if trainer.config.loss != "icd" or trainer.config.kl_weight == 0:
+            remedies.append("train with the KL term (loss icd)")
+        if trainer.config.energy_reg_weight == 0:
+            remedies.append("add an energy penalty")
+        if not trainer.config.noise_first:
+            try:
+                v = data_scale(trainer.x)
+            except ValueError:  # points that coincide have no scale
+                v = math.inf
+            if noise**2 > v:
+                scale = f"noise of variance {noise**2:.3g} a step, the tightest data scale {v:.3g}"
+                return f"step {step:.3g} adds {scale}; {' or '.join(remedies)}"
+        remedies[0] = "more k_steps, a lower lr"
+        return f"the chains fall behind the energy; {' or '.join(remedies)}"
 
     def _mark(self) -> None:
         sampler = self._trainer.sampler

@@ -230,6 +230,9 @@ def test_presets():
     cifar = Augmentation.preset("cifar10")
     assert cifar.scale == (0.08, 1.0) and cifar.hue == (-0.4, 0.4) and cifar.kernel_size is None
     assert Augmentation.preset("imagenet").kernel_size == 11
+    digits = Augmentation.preset("digits")
+    digits.check_shape((1, 8, 8))
+    assert digits.hflip_p == 0 and digits.scale == (0.7, 1.0)
     with pytest.raises(ValueError, match="name must be one of cifar10, .*, got 'cifar'"):
         Augmentation.preset("cifar")
 

@@ -62,6 +62,35 @@ def test_a_line_has_its_numbers():
     ]  # fmt: skip
 
 
+def test_a_growing_gap_is_warned_of_with_its_cause(tmp_path):
+    """Plain CD at a step that no energy can follow (the demo's), before the guard acts."""
+    lost = TrainConfig(
+        data="ring", samples=2000, loss="pcd", steps=160, lr=0.01, step_size=0.05, hidden=64
+    )
+    rows = printed(tmp_path / "lines", "lines", lost, log_every=4)
+    warned = [row for row in rows if row.startswith("WARN")]
+    assert warned
+    for word in ("gap -", "and growing: step 0.05 adds noise of variance 0.1", "lower the step",
+                 "the KL term", "penalty"):  # fmt: skip
+        assert word in warned[0], word
+    assert rows[rows.index(warned[0]) - 1].count("E+") == 1
+    rows = [json.loads(r) for r in printed(tmp_path / "json", "json", lost, log_every=8)
+            if r.startswith("{")]  # fmt: skip
+    assert any("growing" in r.get("warning", "") for r in rows)
+    assert not any(r.startswith("WARN") for r in printed(tmp_path / "well", "lines"))
+
+
+def test_the_cause_of_a_gap_where_the_step_is_not_it():
+    trainer = Trainer(replace(SMALL, loss="icd", energy_reg_weight=0.1))
+    watch = Monitor(trainer, Console(file=io.StringIO(), width=300), "lines")
+    values = {"effective_temperature": 1.0}
+    found = [watch._warning(values | {"energy_gap": gap}) for gap in (1, -3, -7, -8, -30, -50)]
+    assert [f is not None for f in found] == [False, False, True, False, False, True]
+    assert found[2] == (
+        "gap -7 and growing: the chains fall behind the energy; more k_steps, a lower lr"
+    )
+
+
 def test_visits_of_stored_chains():
     buffer = ReplayBuffer(3, (2,), reinit_prob=0.0, seed=0)
     for _ in range(2):
