@@ -64,6 +64,9 @@ def train(
         bool, typer.Option(help="Noise, then the gradient.")
     ] = DEFAULT.noise_first,
     energy: Annotated[str, typer.Option(help="mlp, conv or resnet.")] = DEFAULT.energy,
+    scales: Annotated[
+        int, typer.Option(help="Networks, each at half the resolution of the one before.")
+    ] = DEFAULT.scales,
     hidden: Annotated[int, typer.Option(help="Width of the mlp's two layers.")] = DEFAULT.hidden,
     augmentation: Annotated[
         str | None, typer.Option(help="Preset of fastebm.Augmentation for stored chains, or none.")

@@ -40,6 +40,8 @@ class TrainConfig:
             temperature 1.
         noise_first: noise, then the gradient there, as the authors of ICD do.
         energy: "mlp", "conv" or "resnet", of `fastebm.energies` but for the first.
+        scales: how many networks, each at half the resolution of the one before, energies summed;
+            "conv" and "resnet" only.
         hidden: width of the two hidden layers of "mlp", or of the first layer of the others.
         augmentation: preset of `fastebm.Augmentation`, applied to chains drawn from the buffer.
         ema: decay of the average of the weights that samples and evaluation use; 0: the weights.
@@ -70,6 +72,7 @@ class TrainConfig:
     reinit_prob: float = 0.05
     noise_first: bool = False
     energy: str = "mlp"
+    scales: int = 1
     hidden: int = 64
     augmentation: str | None = None
     adam_beta2: float = 0.999
@@ -92,8 +95,9 @@ class TrainConfig:
             "on_divergence": ON_DIVERGENCE,
         }.items():
             expect(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        for name in ("steps", "batch_size", "k_steps", "hidden"):
+        for name in ("steps", "batch_size", "k_steps", "hidden", "scales"):
             expect(getattr(self, name) >= 1, name, "at least 1")
+        expect(self.scales == 1 or self.energy != "mlp", "scales", "1 with energy mlp")
         expect(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
         expect(0 < self.lr < math.inf, "lr", "a positive number")
         for name in ("ema", "adam_beta2"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastebm.config import ConfigError, TrainConfig
-from fastebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
+from fastebm.energies import ConvEnergy, MLPEnergy, MultiScaleEnergy, ResNetEnergy
 
 
 def build_model(
@@ -45,9 +45,20 @@ def build_energy(
     if len(event_shape) != 3:
         raise ConfigError(f"energy={config.energy!r} takes pictures, the samples are {event_shape}")
     kind = {"conv": ConvEnergy, "resnet": ResNetEnergy}[config.energy]
+    channels, height, width = event_shape
+    factors = [2**s for s in range(config.scales)]
+    if height % factors[-1] or width % factors[-1]:
+        raise ConfigError(
+            f"scales={config.scales} needs sides that are multiples of {factors[-1]}, the samples"
+            f" are {height}x{width}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return kind(event_shape, config.hidden)
+        try:
+            nets = [kind((channels, height // f, width // f), config.hidden) for f in factors]
+        except ValueError as error:
+            raise ConfigError(f"energy={config.energy!r}, scales={config.scales}: {error}") from None
+    return nets[0] if len(nets) == 1 else MultiScaleEnergy(nets, factors)
 
 
 class AutocastEnergy(nn.Module):

@@ -54,11 +54,11 @@ _MNIST = {
     "ema": 0.99,
 }
 
-# All of [code], but for: chains go back to their slot of the buffer rather than into a reservoir,
-# and one network rather than three at three resolutions.
+# All of [code], but that chains go back to their slot of the buffer rather than into a reservoir.
 _CIFAR10 = {
     "loss": "icd",
     "energy": "resnet",
+    "scales": 3,
     "steps": 20_000,  # its author's advice: 10 000 to 20 000
     "batch_size": 128,
     "lr": 2e-4,

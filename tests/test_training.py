@@ -246,6 +246,8 @@ def test_bad_checkpoints(tmp_path):
         ("buffer_size", -3),
         ("n_entropy_refs", 1),
         ("hidden", 0),
+        ("scales", 0),
+        ("scales", 2),
         ("energy", "transformer"),
         ("precision", "float16"),
         ("ema", 1.0),
