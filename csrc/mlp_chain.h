@@ -37,6 +37,7 @@ struct MlpChainParams {
   int64_t n_steps;
   int64_t step_sizes_stride[2], noise_stds_stride[2];  // of a step, of a sample
   bool noise_first;  // x <- x + sigma n, then the gradient there, then the rest of the step
+  bool bfloat16;     // CUDA: products of bfloat16 on tensor cores, sums of float32
   float* energy;     // null, or (B,): E at the point whose gradient the last step used
   float* grad;       // null, or (B, D): that gradient, unclipped
   void* scratch;     // mlp_chain_scratch_*() bytes, 64-byte aligned

@@ -90,7 +90,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 const Tensor& rng, int64_t t, const OptionalTensor& sample_ids,
                 std::optional<double> grad_clip, std::optional<double> grad_norm_clip,
                 std::optional<double> lo, std::optional<double> hi, int64_t tag, bool noise_first,
-                OptionalTensor energy, OptionalTensor grad) {
+                bool bfloat16, OptionalTensor energy, OptionalTensor grad) {
   check_values("x", x, x);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), kOp,
                   ": x must be contiguous, of shape (B, D) with D >= 1");
@@ -104,6 +104,9 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   p.step.step_sizes = table("step_sizes", step_sizes, x, n_steps, p.step_sizes_stride);
   p.step.noise_stds = table("noise_stds", noise_stds, x, n_steps, p.noise_stds_stride);
   p.noise_first = noise_first;
+  p.bfloat16 = bfloat16;
+  STD_TORCH_CHECK(!kCpu || !bfloat16, kOp,
+                  ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
   p.energy = output("energy", energy, x, 1);
   p.grad = output("grad", grad, x, 2);
   p.step.x = p.step.out = x.mutable_data_ptr();
@@ -138,7 +141,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "mlp_chain_(Tensor(a!) x, Tensor[] weights, Tensor?[] biases, int activation, float beta, "
       "float threshold, int n_steps, float step_size, float noise_std, Tensor? step_sizes, "
       "Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, float? grad_clip, "
-      "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, "
+      "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, bool bfloat16, "
       "Tensor(b!)? energy, Tensor(c!)? grad) -> ()");
 }
 

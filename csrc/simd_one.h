@@ -1,5 +1,4 @@
-// One lane: the operations of simd_avx2.h that replay_color_simd.h and mlp_chain_activation_simd.h
-// are written in, for CUDA.
+// One lane: the operations of simd_avx2.h that replay_color_simd.h is written in, for CUDA.
 // Included inside a namespace of its own, where FASTEBM_TARGET says host and device.
 
 using Floats = float;
@@ -10,8 +9,6 @@ FASTEBM_OP Floats add(Floats a, Floats b) { return a + b; }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return a - b; }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return a * b; }  // not contracted: CMakeLists.txt
 FASTEBM_OP Floats div(Floats a, Floats b) { return a / b; }
-FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return fma_rn(a, b, c); }
-FASTEBM_OP Floats abs(Floats a) { return a < 0 ? -a : a + 0.0f; }
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return a < b ? a : b; }
 FASTEBM_OP Floats max(Floats a, Floats b) { return a > b ? a : b; }
