@@ -100,7 +100,7 @@ class ReplayBuffer(nn.Module):
                     f" {augmentation.value_range}"
                 )
         self.augmentation = augmentation
-        self.n_pushed = self.n_draws = 0
+        self.n_pushed = 0
         self.register_buffer(
             "data", torch.zeros((capacity, *self.shape), dtype=dtype, device=device)
         )
@@ -223,13 +223,12 @@ class ReplayBuffer(nn.Module):
         """Samples float32 and where they came from, -1 for initial ones."""
         x, slot = replay_gather(
             *(self.data, idx, self.stream),
-            t=self.n_draws,
             value_range=self.value_range,
             reinit_prob=self.reinit_prob,
             init=self.init if isinstance(self.init, str) else None,
             augmentation=() if self.augmentation is None else self.augmentation.parameters,
         )
-        self.n_draws += 1
+        self.stream[1].add_(1)
         if not isinstance(self.init, str):
             x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
         return x, slot
@@ -261,7 +260,6 @@ class ReplayBuffer(nn.Module):
         return {
             "mode": self.mode,
             "n_pushed": self.n_pushed,
-            "n_draws": self.n_draws,
             "device": self._generator.device.type,
             "generator": self._generator.get_state(),
         }
@@ -271,7 +269,7 @@ class ReplayBuffer(nn.Module):
             raise ValueError(
                 f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
             )
-        self.n_pushed, self.n_draws = state["n_pushed"], state["n_draws"]
+        self.n_pushed = state["n_pushed"]
         if state["device"] == self._local_generator().device.type:
             self._generator.set_state(state["generator"].cpu())
 
