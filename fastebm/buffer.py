@@ -133,7 +133,7 @@ class ReplayBuffer(nn.Module):
         """
         if not 1 <= n <= self.capacity:
             raise ValueError(f"n must be in 1..{self.capacity}, the capacity, got {n}")
-        stored, g = min(n, len(self)), self._local_generator()
+        stored, g = min(n, len(self)), self.generator
         idx = torch.randperm(len(self), generator=g, device=g.device)[:n]
         idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
         x, slot = self._draw(idx)
@@ -187,7 +187,7 @@ class ReplayBuffer(nn.Module):
         Args:
             slots: (b,) int64, as ``sample`` returned them.
         """
-        size, g = len(self), self._local_generator()
+        size, g = len(self), self.generator
         if n is None or n >= size:
             return References(self.data[:size], slots, self._y_scale)
         chosen = torch.randperm(size, generator=g, device=g.device)[:n]
@@ -205,7 +205,7 @@ class ReplayBuffer(nn.Module):
 
     def _push_reservoir(self, q: Tensor) -> None:
         """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""
-        n, g = len(q), self._local_generator()
+        n, g = len(q), self.generator
         i = self.n_pushed + torch.arange(n, device=q.device)
         u = torch.rand(n, generator=g, device=q.device, dtype=torch.float64)
         u = torch.where(i < self.capacity, i, (u * (i + 1)).long())
@@ -247,8 +247,9 @@ class ReplayBuffer(nn.Module):
         lo, hi = self.value_range
         return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
 
-    def _local_generator(self) -> Generator:
-        """The generator; a new one, seeded by the old, after the buffer went to another device."""
+    @property
+    def generator(self) -> Generator:
+        """What slots are chosen by: a new one, seeded by the old, after a change of device."""
         device = self.data.device
         if self._generator.device != device:
             seed = torch.empty((), dtype=torch.int64, device=self._generator.device)
@@ -270,7 +271,7 @@ class ReplayBuffer(nn.Module):
                 f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
             )
         self.n_pushed = state["n_pushed"]
-        if state["device"] == self._local_generator().device.type:
+        if state["device"] == self.generator.device.type:
             self._generator.set_state(state["generator"].cpu())
 
     def extra_repr(self) -> str:

@@ -9,12 +9,12 @@ import torch
 from torch import Generator, Tensor
 
 from fastebm.augmentation import Augmentation
-from fastebm.chain import Coefficients, StepOptions, run_chain, run_last_step
+from fastebm.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.energy import sampling_mode
 from fastebm.mlp_chain import run_mlp_chain
 from fastebm.ops import Clamp, langevin_step_
 from fastebm.plain_mlp import Network, plain_mlp
-from fastebm.rng import INIT, ChainRNG, as_rng
+from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
 from fastebm.scale import data_scale
 from fastebm.settings import box, integer, number, setting, value_at
 
@@ -50,7 +50,16 @@ class LangevinDynamics:
         grad_norm_clip: bound on each chain's gradient norm, applied before ``grad_clip``.
         backend: "eager": the model's gradient by autograd, then the fused step; "fused": all steps
             of a chain in one kernel, for small perceptrons (see ``fastebm.plain_mlp``); "auto": the
-            latter where it is possible. They differ by the rounding of gradients.
+            latter where it is possible, unless ``compile`` or ``graph=True`` ask for something
+            else. They differ by the rounding of gradients.
+        compile: take the gradient of ``sample`` through ``torch.compile`` (of the gradient alone:
+            ``last_step`` stays eager). The same result up to rounding.
+        graph: run ``sample`` as CUDA graphs of up to 32 steps: the launches of a small energy cost
+            more than its arithmetic. ``"auto"``: from the second call with the same shapes and
+            options on, where it works; where not, one ``GraphWarning`` says why. True: a
+            RuntimeError says why. A CPU has none. Parameters and buffers may change in place and
+            are looked for at every call; all other tensors of the model must stay what they are.
+            ``fastebm.clear_graphs()`` gives back what graphs hold.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
@@ -70,6 +79,8 @@ class LangevinDynamics:
         noise_first: bool = False,
         grad_norm_clip: float | None = None,
         backend: str = "auto",
+        compile: bool = False,
+        graph: bool | str = "auto",
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
@@ -86,6 +97,9 @@ class LangevinDynamics:
             if bound is not None:
                 number(name, bound, above_zero=True)
         self.options = StepOptions(box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
+        if backend == "fused" and (compile or graph is True):
+            raise ValueError("backend='fused' has nothing to compile or to capture")
+        self._runner = ChainRunner(model, compile, graph)
         self.step_size_checked = False  # the losses look at their first batch unless it was
 
     def coefficients(self, k: int) -> Coefficients:
@@ -139,7 +153,7 @@ class LangevinDynamics:
         thin: int = 1,
         return_trajectory: bool = False,
         return_diagnostics: bool = False,
-        seed: int | ChainRNG | None = None,
+        seed: int | ChainRNG | DeviceRNG | None = None,
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
@@ -224,10 +238,8 @@ class LangevinDynamics:
             on_step = keep if return_trajectory or return_diagnostics else None
             before_step = None if augmentation is None else augment
             if network is None:
-                run_chain(
-                    *(self.model, x, plan, state, self.options, model_kwargs or {}),
-                    *(sample_ids, on_step, before_step),
-                )
+                chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
+                self._runner.run(chain, on_step, before_step)
             else:
                 run_mlp_chain(
                     *(network, x, plan, state, self.options, sample_ids),
@@ -256,7 +268,7 @@ class LangevinDynamics:
         k: int = 0,
         *,
         create_graph: bool = True,
-        seed: int | ChainRNG | None = None,
+        seed: int | ChainRNG | DeviceRNG | None = None,
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
@@ -293,16 +305,16 @@ class LangevinDynamics:
     def clamp_share(self, x: Tensor) -> Tensor:
         """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
         lo, hi = self.options.clamp or (None, None)
-        on_face = torch.zeros_like(x, dtype=torch.bool)
-        if lo is not None:
+        if lo is None and hi is None:
+            return torch.zeros((), device=x.device)
+        on_face = x <= lo if hi is None else x >= hi
+        if lo is not None and hi is not None:
             on_face |= x <= lo
-        if hi is not None:
-            on_face |= x >= hi
         return on_face.float().mean()
 
     def _network(self, x: Tensor, model_kwargs: dict) -> Network | None:
         """The model as the fused chain takes it; None where chains are run eagerly."""
-        if self.backend == "eager":
+        if self.backend == "eager" or self._runner.is_asked_for:
             return None
         found = plain_mlp(self.model, x, model_kwargs)
         if not isinstance(found, str):

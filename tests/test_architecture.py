@@ -15,7 +15,9 @@ LIBRARY = {
     "info": {"_C"},
     "reference": {"rng"},
     "energy": set(),
-    "chain": {"ops", "rng", "energy"},
+    "capture": set(),
+    "graph": {"capture"},
+    "chain": {"ops", "rng", "energy", "capture", "graph"},
     "plain_mlp": {"_C"},
     "mlp_chain": {"ops", "rng", "chain", "plain_mlp"},
     "scale": set(),
@@ -37,6 +39,7 @@ LIBRARY = {
     "neighbor": {"ops", "faiss_search"},
     "entropy": {"neighbor"},
     "losses": {"energy", "samplers", "buffer", "entropy", "rng", "scale"},
+    "train_step": {"losses", "capture", "graph", "rng"},
 }
 # Energies are leaves: nothing in the library imports them, and among themselves they go down.
 ENERGIES = {
