@@ -32,6 +32,7 @@ from fastebm.losses import (
 from fastebm.neighbor import nearest_neighbor
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
+from fastebm.train_step import GraphedTrainStep
 
 __all__ = [
     "Augmentation",
@@ -40,6 +41,7 @@ __all__ = [
     "DeviceRNG",
     "EnergyFromLogProb",
     "GraphWarning",
+    "GraphedTrainStep",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
     "LossOutput",

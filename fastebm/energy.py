@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -80,11 +79,8 @@ class CompiledGradient:
             e = _energies(model, x, model_kwargs)
             return e.sum(), e
 
-        # Each model with a limit of its own on how many variants are compiled (torch >= 2.13).
-        known = inspect.signature(torch.compile).parameters
-        own = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
         # Of autograd.grad, torch 2.13 compiles no whole graph; of func.grad it does.
-        self._compiled = torch.compile(torch.func.grad(total, has_aux=True), fullgraph=True, **own)
+        self._compiled = torch.compile(torch.func.grad(total, has_aux=True), fullgraph=True)
         self._model, self._checked = model, False
 
     def __call__(self, leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
@@ -92,7 +88,7 @@ class CompiledGradient:
             leaf_gradient(self._model, leaf, model_kwargs, False)
             self._checked = True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _uncached_parametrizations():
                 return self._compiled(leaf.detach(), model_kwargs)
         except Exception as error:
             leaf_gradient(self._model, leaf, model_kwargs, False)  # raises an error of the model
@@ -166,6 +162,16 @@ def fresh_parametrizations() -> Iterator[None]:
         yield
     finally:
         parametrize._cache = outside
+
+
+@contextmanager
+def _uncached_parametrizations() -> Iterator[None]:
+    """What func.grad would leave in the cache is of no use outside it."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 def _parametrized(model: nn.Module) -> bool:
