@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import HAS_GPU
+from readback import NothingIsReadBack
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastebm import (
     ContrastiveDivergence,
@@ -16,19 +16,6 @@ from fastebm import (
 )
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.train_step import train_step
-
-WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "item", "unique")
-
-
-class NothingIsReadBack(TorchDispatchMode):
-    """Fails where, on a device, the host would wait for a value or a number of rows."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().split("::")[1].split(".")[0]
-        assert name not in WAITS, func
-        if name in ("index", "index_put", "index_put_"):
-            assert all(i is None or i.dtype == torch.int64 for i in args[1]), "a mask as index"
-        return func(*args, **(kwargs or {}))
 
 
 def setup(kind, device="cpu", capturable=False, **options):
