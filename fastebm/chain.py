@@ -114,7 +114,7 @@ class ChainRunner:
             if isinstance(first, Tensor):  # the same for all steps
                 inputs[name], first = first.to(chain.x.device), None
             elif any(value != first for value in column):
-                by_step[name], first = _on_device(column, chain.x.device), None
+                by_step[name], first = on_device(column, torch.float64, chain.x.device), None
             constants.append(first)
         options, gradient = chain.options, self.gradient
 
@@ -201,7 +201,9 @@ def run_last_step(
     return x, grad
 
 
-def _on_device(values: list[float], device: torch.device) -> Tensor:
-    """float64, by a copy that does not wait for the device."""
-    host = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor, without a wait for the device; constants of a graph being captured."""
+    if is_active():  # a graph would read the host's memory again when that is gone
+        return torch.cat([torch.full((1,), v, dtype=dtype, device=device) for v in values])
+    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastebm import ops
-from fastebm.chain import BeforeStep, Coefficients, OnStep, StepOptions
+from fastebm.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
 from fastebm.ops import Clamp
 from fastebm.plain_mlp import ACTIVATIONS, Network
 from fastebm.rng import NOISE
@@ -128,7 +128,7 @@ def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
         return torch.stack([v.to(x.dtype).reshape(-1) for v in rows])
     if all(v == first for v in values):
         return first
-    return torch.tensor(values, dtype=x.dtype, device=x.device).unsqueeze(1)
+    return on_device(values, x.dtype, x.device).unsqueeze(1)
 
 
 def _part(table: float | Tensor, start: int, end: int) -> float | Tensor:

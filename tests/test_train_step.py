@@ -1,5 +1,7 @@
 """A training step as one CUDA graph: it waits for nothing, and its replays are eager steps."""
 
+import sys
+
 import pytest
 import torch
 from conftest import HAS_GPU
@@ -11,6 +13,7 @@ from fastebm import (
     GraphedTrainStep,
     ImprovedContrastiveDivergence,
     LangevinDynamics,
+    LossOutput,
     PersistentContrastiveDivergence,
     ReplayBuffer,
 )
@@ -101,6 +104,33 @@ def test_errors():
         other = PersistentContrastiveDivergence(model, sampler, buffer, on_nonfinite="count")
         with pytest.raises(ValueError, match=match):
             GraphedTrainStep(other, optimizer)
+
+
+def test_what_the_host_counts_goes_on_under_replay(monkeypatch):
+    # As on a device: a capture runs the Python of a step, a replay does not.
+    module = sys.modules["fastebm.train_step"]
+    captured, replayed = [], []
+
+    def capture(body, device, generators, share_memory):
+        captured.append(generators)
+        body()
+        return lambda: replayed.append(1)
+
+    monkeypatch.setattr(module, "_check", lambda loss, optimizer: torch.device("cpu"))
+    monkeypatch.setattr(module, "warm_up", lambda body, device, may_wait: body())
+    monkeypatch.setattr(module, "capture", capture)
+    model, loss, optimizer = setup("icd")
+    step = GraphedTrainStep(loss, optimizer)
+    pushed = loss.buffer.n_pushed
+    for i in range(1, 7):
+        assert isinstance(step(torch.randn(40, 2)), LossOutput)
+        assert loss.calls == i and loss.buffer.n_pushed == pushed + 40 * i
+    assert captured == [[loss.buffer.generator]] and len(replayed) == 3
+    with pytest.raises(ValueError, match=r"float32 \(40, 2\) as at first, got torch.float32 \(39"):
+        step(torch.randn(39, 2))
+    model.eval()
+    with pytest.raises(RuntimeError, match="make a new GraphedTrainStep"):
+        step(torch.randn(40, 2))
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")]
