@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -79,8 +80,12 @@ class CompiledGradient:
             e = _energies(model, x, model_kwargs)
             return e.sum(), e
 
-        # Of autograd.grad, torch 2.13 compiles no whole graph; of func.grad it does.
-        self._compiled = torch.compile(torch.func.grad(total, has_aux=True), fullgraph=True)
+        # Of autograd.grad, torch 2.13 compiles no whole graph; of func.grad it does. Its limit on
+        # variants of a function is then for each model, not for all of them (torch >= 2.13).
+        known = inspect.signature(torch.compile).parameters
+        isolated = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+        gradient = torch.func.grad(total, has_aux=True)
+        self._compiled = torch.compile(gradient, fullgraph=True, **isolated)
         self._model, self._checked = model, False
 
     def __call__(self, leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,9 @@ def test_models(no_inductor, model):
 def test_many_models_do_not_use_up_the_limit_of_recompilations(no_inductor):
     x = torch.randn(4, 2)
     with torch._dynamo.config.patch(recompile_limit=2):
-        for _ in range(4):
-            LangevinDynamics(mlp(), 0.1, compile=True).sample(x, 1)
+        samplers = [LangevinDynamics(mlp(), 0.1, compile=True) for _ in range(4)]
+        for sampler in samplers:
+            sampler.sample(x, 1)
 
 
 def test_model_arguments_and_the_loss(no_inductor):
