@@ -26,6 +26,18 @@ FASTEBM_TARGET inline Counters counters_from(const uint64_t* word) {
   return {load_wide(a), load_wide(b)};
 }
 
+// The order in which numbers() leaves word[i] in lane i.
+FASTEBM_TARGET inline Counters counters_by_lane(const uint64_t* word) {
+  alignas(64) uint64_t a[kLanes / 2], b[kLanes / 2];
+  for (int i = 0; i < kLanes; i += 4) {
+    a[i / 2] = word[i];
+    a[i / 2 + 1] = word[i + 1];
+    b[i / 2] = word[i + 2];
+    b[i / 2 + 1] = word[i + 3];
+  }
+  return {load_wide(a), load_wide(b)};
+}
+
 FASTEBM_TARGET inline Counters counters_ascending(uint64_t first) {
   uint64_t word[kLanes];
   for (int i = 0; i < kLanes; ++i) word[i] = static_cast<uint64_t>(i);
@@ -126,33 +138,50 @@ FASTEBM_TARGET inline void philox_round(Wides c[4], Wides k0, Wides k1) {
   c[3] = x;
 }
 
-// Rounds from `first` on, then the numbers, block after block.
+// Rounds from `first` on, then the numbers: v[i] holds element i of each block.
 template <class Law>
-FASTEBM_TARGET inline Normals finish(const RoundKeys& keys, int first, Wides a[4], Wides b[4]) {
+FASTEBM_TARGET inline Normals numbers(const RoundKeys& keys, int first, Wides a[4], Wides b[4]) {
 #pragma GCC unroll 10
   for (int r = first; r < kPhiloxRounds; ++r) {
     philox_round(a, keys.k0[r], keys.k1[r]);
     philox_round(b, keys.k0[r], keys.k1[r]);
   }
-  Floats n0, n1, n2, n3;
-  Law::pair(low_halves(a[0], b[0]), low_halves(a[1], b[1]), &n0, &n1);
-  Law::pair(low_halves(a[2], b[2]), low_halves(a[3], b[3]), &n2, &n3);
-  const Floats t0 = unpack_low(n0, n1), t1 = unpack_high(n0, n1);
-  const Floats t2 = unpack_low(n2, n3), t3 = unpack_high(n2, n3);
+  Normals n;
+  Law::pair(low_halves(a[0], b[0]), low_halves(a[1], b[1]), &n.v[0], &n.v[1]);
+  Law::pair(low_halves(a[2], b[2]), low_halves(a[3], b[3]), &n.v[2], &n.v[3]);
+  return n;
+}
+
+// The same, block after block.
+template <class Law>
+FASTEBM_TARGET inline Normals finish(const RoundKeys& keys, int first, Wides a[4], Wides b[4]) {
+  const Normals n = numbers<Law>(keys, first, a, b);
+  const Floats t0 = unpack_low(n.v[0], n.v[1]), t1 = unpack_high(n.v[0], n.v[1]);
+  const Floats t2 = unpack_low(n.v[2], n.v[3]), t3 = unpack_high(n.v[2], n.v[3]);
   return {{unpack_low_pairs(t0, t2), unpack_high_pairs(t0, t2), unpack_low_pairs(t1, t3),
            unpack_high_pairs(t1, t3)}};
+}
+
+FASTEBM_TARGET inline Wides top_word(const RoundKeys& keys, Wides id) {
+  return or_wide(and_wide(high_half(id), set_wide(0x00ffffff)), keys.tag);
 }
 
 // Blocks of any samples.
 FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& block,
                                       const Counters& sample_id) {
-  const Wides low24 = set_wide(0x00ffffff);
-  const auto top_word = [&](Wides id) FASTEBM_TARGET {
-    return or_wide(and_wide(high_half(id), low24), keys.tag);
-  };
-  Wides a[4] = {keys.step, block.a, sample_id.a, top_word(sample_id.a)};
-  Wides b[4] = {keys.step, block.b, sample_id.b, top_word(sample_id.b)};
+  Wides a[4] = {keys.step, block.a, sample_id.a, top_word(keys, sample_id.a)};
+  Wides b[4] = {keys.step, block.b, sample_id.b, top_word(keys, sample_id.b)};
   return finish<NormalLaw>(keys, 0, a, b);
+}
+
+// The same block of kLanes samples, whose ids counters_by_lane() has put in order: v[i] holds
+// element i of the block, a sample to a lane.
+FASTEBM_TARGET inline Normals normals_by_lane(const RoundKeys& keys, uint64_t block,
+                                              const Counters& sample_id) {
+  const Wides at = set_wide(block);
+  Wides a[4] = {keys.step, at, sample_id.a, top_word(keys, sample_id.a)};
+  Wides b[4] = {keys.step, at, sample_id.b, top_word(keys, sample_id.b)};
+  return numbers<NormalLaw>(keys, 0, a, b);
 }
 
 // What the first three rounds come to where only the block differs: five of their six products

@@ -24,6 +24,7 @@ FASTEBM_OP Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
 FASTEBM_OP Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm256_sqrt_ps(a); }
+FASTEBM_OP Floats abs(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 FASTEBM_OP float sum(Floats v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -22,6 +22,7 @@ FASTEBM_OP Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 FASTEBM_OP Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
 FASTEBM_OP Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 FASTEBM_OP Floats sqrt(Floats a) { return _mm512_sqrt_ps(a); }
+FASTEBM_OP Floats abs(Floats a) { return _mm512_abs_ps(a); }
 FASTEBM_OP float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 // min and max return their second operand where one is NaN.
 FASTEBM_OP Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }

@@ -1,7 +1,9 @@
-// Four lanes, in the vectors of the compiler: for any CPU. What neighbor_simd.h and replay_simd.h
-// use of simd_avx2.h. Included inside a namespace of its own, where FASTEBM_TARGET is empty.
+// Four lanes, in the vectors of the compiler: for any CPU. What mlp_chain_simd.h, neighbor_simd.h
+// and replay_simd.h use of simd_avx2.h. Included inside a namespace of its own, where
+// FASTEBM_TARGET is empty.
 
 typedef float Floats __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
 typedef double Doubles __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
 
@@ -38,6 +40,14 @@ FASTEBM_OP Floats sub(Floats a, Floats b) { return a - b; }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return a * b; }
 FASTEBM_OP Floats div(Floats a, Floats b) { return a / b; }
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // rounded twice
+FASTEBM_OP Floats abs(Floats a) { return a < 0 ? -a : a + 0.0f; }
+FASTEBM_OP Ints bits_of(Floats v) { return load_as<Ints>(&v); }
+FASTEBM_OP Floats floats_of(Ints v) { return load_as<Floats>(&v); }
+FASTEBM_OP Ints add(Ints a, Ints b) { return a + b; }
+template <int kBits>
+FASTEBM_OP Ints shift_left(Ints a) {
+  return a << kBits;
+}
 FASTEBM_OP float sum(Floats v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 FASTEBM_OP float lowest(Floats v) {
   const float a = v[0] < v[1] ? v[0] : v[1], b = v[2] < v[3] ? v[2] : v[3];

@@ -3,6 +3,7 @@
 // clang-format off
 #include "device_cuda.cu"
 #include "langevin_cuda.cu"
+#include "mlp_chain_cuda.cu"
 #include "neighbor_cuda.cu"
 #include "replay_cuda.cu"
 // clang-format on

@@ -20,6 +20,7 @@ from fastebm.energies import (
     TemperedEnergy,
 )
 from fastebm.entropy import knn_cross_entropy, knn_entropy
+from fastebm.graph import GraphWarning, clear_graphs
 from fastebm.info import build_info
 from fastebm.losses import (
     ContrastiveDivergence,
@@ -29,14 +30,18 @@ from fastebm.losses import (
     PersistentContrastiveDivergence,
 )
 from fastebm.neighbor import nearest_neighbor
-from fastebm.rng import ChainRNG
+from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
+from fastebm.train_step import GraphedTrainStep
 
 __all__ = [
     "Augmentation",
     "ChainRNG",
     "ContrastiveDivergence",
+    "DeviceRNG",
     "EnergyFromLogProb",
+    "GraphWarning",
+    "GraphedTrainStep",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
     "LossOutput",
@@ -49,6 +54,7 @@ __all__ = [
     "SumEnergy",
     "TemperedEnergy",
     "build_info",
+    "clear_graphs",
     "energies",
     "knn_cross_entropy",
     "knn_entropy",

@@ -100,7 +100,7 @@ class ReplayBuffer(nn.Module):
                     f" {augmentation.value_range}"
                 )
         self.augmentation = augmentation
-        self.n_pushed = self.n_draws = 0
+        self.n_pushed = 0
         self.register_buffer(
             "data", torch.zeros((capacity, *self.shape), dtype=dtype, device=device)
         )
@@ -133,7 +133,7 @@ class ReplayBuffer(nn.Module):
         """
         if not 1 <= n <= self.capacity:
             raise ValueError(f"n must be in 1..{self.capacity}, the capacity, got {n}")
-        stored, g = min(n, len(self)), self._local_generator()
+        stored, g = min(n, len(self)), self.generator
         idx = torch.randperm(len(self), generator=g, device=g.device)[:n]
         idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
         x, slot = self._draw(idx)
@@ -187,7 +187,7 @@ class ReplayBuffer(nn.Module):
         Args:
             slots: (b,) int64, as ``sample`` returned them.
         """
-        size, g = len(self), self._local_generator()
+        size, g = len(self), self.generator
         if n is None or n >= size:
             return References(self.data[:size], slots, self._y_scale)
         chosen = torch.randperm(size, generator=g, device=g.device)[:n]
@@ -205,7 +205,7 @@ class ReplayBuffer(nn.Module):
 
     def _push_reservoir(self, q: Tensor) -> None:
         """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""
-        n, g = len(q), self._local_generator()
+        n, g = len(q), self.generator
         i = self.n_pushed + torch.arange(n, device=q.device)
         u = torch.rand(n, generator=g, device=q.device, dtype=torch.float64)
         u = torch.where(i < self.capacity, i, (u * (i + 1)).long())
@@ -223,13 +223,12 @@ class ReplayBuffer(nn.Module):
         """Samples float32 and where they came from, -1 for initial ones."""
         x, slot = replay_gather(
             *(self.data, idx, self.stream),
-            t=self.n_draws,
             value_range=self.value_range,
             reinit_prob=self.reinit_prob,
             init=self.init if isinstance(self.init, str) else None,
             augmentation=() if self.augmentation is None else self.augmentation.parameters,
         )
-        self.n_draws += 1
+        self.stream[1].add_(1)
         if not isinstance(self.init, str):
             x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
         return x, slot
@@ -248,8 +247,9 @@ class ReplayBuffer(nn.Module):
         lo, hi = self.value_range
         return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
 
-    def _local_generator(self) -> Generator:
-        """The generator; a new one, seeded by the old, after the buffer went to another device."""
+    @property
+    def generator(self) -> Generator:
+        """What slots are chosen by: a new one, seeded by the old, after a change of device."""
         device = self.data.device
         if self._generator.device != device:
             seed = torch.empty((), dtype=torch.int64, device=self._generator.device)
@@ -261,7 +261,6 @@ class ReplayBuffer(nn.Module):
         return {
             "mode": self.mode,
             "n_pushed": self.n_pushed,
-            "n_draws": self.n_draws,
             "device": self._generator.device.type,
             "generator": self._generator.get_state(),
         }
@@ -271,8 +270,8 @@ class ReplayBuffer(nn.Module):
             raise ValueError(
                 f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
             )
-        self.n_pushed, self.n_draws = state["n_pushed"], state["n_draws"]
-        if state["device"] == self._local_generator().device.type:
+        self.n_pushed = state["n_pushed"]
+        if state["device"] == self.generator.device.type:
             self._generator.set_state(state["generator"].cpu())
 
     def extra_repr(self) -> str:

@@ -1,18 +1,22 @@
-"""How the steps of a chain are run."""
+"""How the steps of a chain are run: eagerly, with a compiled gradient, or as a CUDA graph."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from fastebm.energy import leaf_gradient, sum_scales
+from fastebm.capture import is_active
+from fastebm.energy import CompiledGradient, fresh_parametrizations, leaf_gradient, sum_scales
+from fastebm.graph import GRAPHS, Program, model_key, settings_key
 from fastebm.ops import Clamp, langevin_step, langevin_step_
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
 BeforeStep = Callable[[int, Tensor], None]
+Gradient = Callable[[Tensor, dict], tuple[Tensor, Tensor]]  # (leaf, model_kwargs) -> grad, energies
 
 
 class StepOptions(NamedTuple):
@@ -24,24 +28,127 @@ class StepOptions(NamedTuple):
     noise_first: bool = False
 
 
-def run_chain(
-    model: Callable[..., Tensor],
-    x: Tensor,
-    coefficients: Sequence[Coefficients],
-    rng: Tensor,
-    options: StepOptions,
-    model_kwargs: dict,
-    sample_ids: Tensor | None = None,
+class Chain(NamedTuple):
+    """What is run, whichever way. ``x`` (B, *event) is changed in place."""
+
+    x: Tensor
+    coefficients: Sequence[Coefficients]
+    rng: Tensor
+    options: StepOptions
+    model_kwargs: dict
+    sample_ids: Tensor | None = None
+
+
+class ChainRunner:
+    """Runs the chains of a model in the way asked for. All give the same result, up to rounding.
+
+    Args:
+        compile: see ``LangevinDynamics``.
+        graph: "auto", True or False; see there.
+    """
+
+    def __init__(
+        self, model: Callable[..., Tensor], compile: bool = False, graph: bool | str = "auto"
+    ) -> None:
+        if graph not in ("auto", True, False):
+            raise ValueError(f"graph must be 'auto', True or False, got {graph!r}")
+        self.model, self.graph = model, graph
+        self.is_asked_for = compile or graph is True
+        self.gradient: Gradient = (
+            CompiledGradient(model)
+            if compile
+            else lambda leaf, model_kwargs: leaf_gradient(model, leaf, model_kwargs, False)
+        )
+
+    def run(
+        self, chain: Chain, on_step: OnStep | None = None, before_step: BeforeStep | None = None
+    ) -> None:
+        """Take one step for each of ``chain.coefficients``.
+
+        Gradients must be enabled and the model be in ``sampling_mode``. ``on_step(k, x, grad, e)``
+        sees ``x`` after step k, and gradient and energy (B,) at the point that the step left;
+        ``before_step(k, x)`` may change ``x`` in place. With either there is no graph.
+
+        Raises:
+            RuntimeError: no graph is possible, and one is required.
+        """
+        reason = self._no_graph(chain, on_step is not None or before_step is not None)
+        if reason and self.graph is True:
+            raise RuntimeError(f"graph=True: no CUDA graph of this chain, {reason}")
+        if reason or not chain.coefficients or self.graph is False or is_active():
+            return run_steps(self.gradient, chain, on_step, before_step)
+        key, program = self._program(chain)
+        GRAPHS.run(
+            *(key, program, len(chain.coefficients)),
+            lambda: run_steps(self.gradient, chain),
+            required=self.graph is True,
+        )
+
+    def _no_graph(self, chain: Chain, watched: bool) -> str | None:
+        """Why this chain cannot be a graph."""
+        if chain.x.device.type not in GRAPHS.device_types:
+            return f"it is on {chain.x.device}"
+        if watched:
+            return "trajectories, diagnostics and augmentation need its single steps"
+        if not isinstance(self.model, nn.Module):
+            return "the model is not an nn.Module, so its tensors cannot be watched"
+        for name, value in chain.model_kwargs.items():
+            if not isinstance(value, Tensor):
+                try:
+                    hash(value)
+                except TypeError:
+                    return f"the model's argument {name} is neither a tensor nor hashable"
+        return None
+
+    def _program(self, chain: Chain) -> tuple[tuple, Program]:
+        """The chain for graphs, and the key: all that its graph bakes in."""
+        tensors = {k: v.detach() for k, v in chain.model_kwargs.items() if isinstance(v, Tensor)}
+        values = {k: v for k, v in chain.model_kwargs.items() if k not in tensors}
+        inputs = {"x": chain.x, "rng": chain.rng} | {f"model {k}": v for k, v in tensors.items()}
+        if chain.sample_ids is not None:
+            inputs["sample_ids"] = chain.sample_ids
+        by_step, constants = {}, []
+        for i, name in enumerate(("step_size", "noise_std")):
+            column = [pair[i] for pair in chain.coefficients]
+            first = column[0]
+            if isinstance(first, Tensor):  # the same for all steps
+                inputs[name], first = first.to(chain.x.device), None
+            elif any(value != first for value in column):
+                by_step[name], first = on_device(column, torch.float64, chain.x.device), None
+            constants.append(first)
+        options, gradient = chain.options, self.gradient
+
+        def body(t: dict[str, Tensor], n: int) -> None:
+            pairs = [
+                tuple(
+                    t[name][k : k + 1] if name in by_step else t.get(name, value)
+                    for name, value in zip(("step_size", "noise_std"), constants, strict=True)
+                )
+                for k in range(n)
+            ]
+            kwargs = values | {k: t[f"model {k}"] for k in tensors}
+            with fresh_parametrizations():  # constants of the graph's own memory
+                run_steps(
+                    gradient, Chain(t["x"], pairs, t["rng"], options, kwargs, t.get("sample_ids"))
+                )
+            t["rng"][1].add_(n)
+
+        shapes = tuple((k, v.shape, v.dtype, v.device) for k, v in inputs.items())
+        key = (
+            *(model_key(self.model), settings_key(chain.x.device), gradient, options),
+            *(shapes, tuple(by_step), tuple(constants), tuple(sorted(values.items()))),
+        )
+        return key, Program(body, inputs, by_step)
+
+
+def run_steps(
+    gradient: Gradient,
+    chain: Chain,
     on_step: OnStep | None = None,
     before_step: BeforeStep | None = None,
 ) -> None:
-    """One Langevin step on ``x`` in place for each of ``coefficients``; nothing waits for the
-    device.
-
-    Gradients must be enabled and the model be in ``sampling_mode``. ``on_step(k, x, grad, energy)``
-    sees ``x`` after step k, and gradient and energy (B,) at the point that the step left;
-    ``before_step(k, x)`` may change ``x`` in place.
-    """
+    """``ChainRunner.run``, step by step; nothing waits for the device."""
+    x, coefficients, rng, options, model_kwargs, sample_ids = chain
     clamp, grad_clip, grad_norm_clip, noise_first = options
     leaf = x.detach().requires_grad_()  # the memory of x, so it need not be renewed at each step
     for t, (step_size, noise_std) in enumerate(coefficients):
@@ -50,7 +157,7 @@ def run_chain(
         if noise_first:
             langevin_step_(x, None, 0.0, noise_std, rng, t=t, sample_ids=sample_ids)
             noise_std = 0.0
-        grad, e = leaf_gradient(model, leaf, model_kwargs, False)
+        grad, e = gradient(leaf, model_kwargs)
         langevin_step_(
             *(x, grad, step_size, noise_std, rng),
             t=t,
@@ -92,3 +199,11 @@ def run_last_step(
         clamp=options.clamp,
     )
     return x, grad
+
+
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor, without a wait for the device; constants of a graph being captured."""
+    if is_active():  # a graph would read the host's memory again when that is gone
+        return torch.cat([torch.full((1,), v, dtype=dtype, device=device) for v in values])
+    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)

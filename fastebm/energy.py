@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -66,6 +67,42 @@ def leaf_gradient(
     return grad, e
 
 
+class CompiledGradient:
+    """``leaf_gradient`` without a graph, by ``torch.compile``. What was compiled lives as long as
+    this object; another shape of ``x`` or another model argument is compiled anew.
+
+    Raises:
+        RuntimeError: torch.compile cannot do it, and why. A model's own errors come as they are.
+    """
+
+    def __init__(self, model: Callable[..., Tensor]) -> None:
+        def total(x: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
+            e = _energies(model, x, model_kwargs)
+            return e.sum(), e
+
+        # Of autograd.grad, torch 2.13 compiles no whole graph; of func.grad it does. Its limit on
+        # variants of a function is then for each model, not for all of them (torch >= 2.13).
+        known = inspect.signature(torch.compile).parameters
+        isolated = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+        gradient = torch.func.grad(total, has_aux=True)
+        self._compiled = torch.compile(gradient, fullgraph=True, **isolated)
+        self._model, self._checked = model, False
+
+    def __call__(self, leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
+        if not self._checked:  # that the energy depends on x, which func.grad does not ask
+            leaf_gradient(self._model, leaf, model_kwargs, False)
+            self._checked = True
+        try:
+            with torch.no_grad(), _uncached_parametrizations():
+                return self._compiled(leaf.detach(), model_kwargs)
+        except Exception as error:
+            leaf_gradient(self._model, leaf, model_kwargs, False)  # raises an error of the model
+            raise RuntimeError(
+                "compile=True: torch.compile fails on the gradient of the model; use compile=False."
+                f" {type(error).__name__}: {str(error).strip()}"
+            ) from error
+
+
 def sum_scales(e: Tensor) -> Tensor:
     """(B, S) as (B,)."""
     return e.sum(1) if e.dim() == 2 else e
@@ -108,17 +145,38 @@ def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator
     if parameters and parametrize._cache_enabled and _parametrized(model):
         raise RuntimeError("leave torch.nn.utils.parametrize.cached() before chains of this model")
     try:
-        for module in modules:
-            module.training = False
+        for module in modules:  # as attributes: nn.Module's own assignment looks for parameters
+            vars(module)["training"] = False
         for parameter in parameters:
             parameter.requires_grad_(False)
         with parametrize.cached() if freeze else nullcontext():
             yield
     finally:
         for module in modules:
-            module.training = True
+            vars(module)["training"] = True
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def fresh_parametrizations() -> Iterator[None]:
+    """Inside ``sampling_mode``: parametrised weights are computed anew, once, and forgotten on
+    leaving. For a CUDA graph, which must not read what was computed outside."""
+    outside, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = outside
+
+
+@contextmanager
+def _uncached_parametrizations() -> Iterator[None]:
+    """What func.grad would leave in the cache is of no use outside it."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 def _parametrized(model: nn.Module) -> bool:

@@ -13,11 +13,11 @@ from torch import Generator, Tensor, nn
 from fastebm.buffer import References, ReplayBuffer
 from fastebm.energy import energy
 from fastebm.entropy import nn_log_distance
-from fastebm.rng import ChainRNG, as_rng
+from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers import LangevinDynamics, finite_rows
 from fastebm.scale import MIN_POINTS
 
-ON_NONFINITE = ("raise", "warn", "skip")
+ON_NONFINITE = ("raise", "warn", "skip", "count")
 
 
 class NonFiniteError(RuntimeError):
@@ -56,7 +56,9 @@ class ContrastiveDivergence(nn.Module):
         on_nonfinite: what to do about samples with a non-finite state or energy, which
             ``metrics["n_nonfinite"]`` counts and which never enter a buffer: ``"raise"`` a
             NonFiniteError; ``"warn"`` and compute the loss with them; ``"skip"`` them: leave them
-            out of every mean, and raise only if nothing is left.
+            out of every mean, and raise only if nothing is left. These read one number from the
+            device in each call. ``"count"`` reads nothing: as ``"warn"``, but silent, and
+            the count stays on the device. A buffer gets back what such a chain started from.
 
     Metrics: ``energy_pos``, ``energy_neg`` and their ``_std`` over the batch; ``loss_cd`` =
     ``energy_gap`` = energy_pos - energy_neg; ``energy_reg`` (without its weight); ``grad_norm``,
@@ -100,7 +102,7 @@ class ContrastiveDivergence(nn.Module):
         self,
         x: Tensor,
         model_kwargs: dict | None = None,
-        seed: int | ChainRNG | None = None,
+        seed: int | ChainRNG | DeviceRNG | None = None,
         generator: Generator | None = None,
     ) -> LossOutput:
         """The loss of one batch.
@@ -130,7 +132,6 @@ class ContrastiveDivergence(nn.Module):
         self.calls += 1
         references = self._references(x, slots)  # before the chains come in
         before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
-        t = rng.t
 
         def terms(pos: Tensor | None = None, neg: Tensor | None = None):
             """The loss, of some rows of data and chains if given. The chains' last step comes out
@@ -140,7 +141,7 @@ class ContrastiveDivergence(nn.Module):
                 before if neg is None else before[neg],
                 self.k_steps - 1,
                 create_graph=self._through_last_step,
-                seed=ChainRNG(rng.seed, t, rng.sample_offset),
+                seed=rng.copy(),
                 model_kwargs=kwargs_neg,
                 sample_ids=None if neg is None else neg + rng.sample_offset,
             )
@@ -148,30 +149,44 @@ class ContrastiveDivergence(nn.Module):
             leaf = x_kl.detach().requires_grad_() if self._through_last_step else x_neg
             e_pos = energy(self.model, x if pos is None else x[pos], **_take(kwargs, pos, n))
             e_neg = energy(self.model, leaf, **kwargs_neg)
-            loss = e_pos.mean() - e_neg.mean()
-            metrics = self._metrics(e_pos, e_neg, x_neg, grad)
+            mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
+            squares = e_pos.square().mean() + e_neg.square().mean()
+            loss = gap = mean_pos - mean_neg
             if self.energy_reg_weight:
-                loss = loss + self.energy_reg_weight * _mean_squares(e_pos, e_neg)
+                loss = loss + self.energy_reg_weight * squares
+            metrics = {
+                "loss_cd": gap.detach(),
+                "energy_pos": mean_pos.detach(),
+                "energy_neg": mean_neg.detach(),
+                "energy_pos_std": _std(e_pos),
+                "energy_neg_std": _std(e_neg),
+                "energy_gap": gap.detach(),
+                "energy_reg": squares.detach(),
+                "grad_norm": grad.detach().unsqueeze(-1).flatten(1).norm(dim=1).mean(),
+                "clamp_share": self.sampler.clamp_share(x_neg),
+            }
             if self._through_last_step:
                 own = references
                 if own is not None and neg is not None:
                     own = references._replace(own=references.own[neg])
-                loss = loss + self._last_step_terms(e_neg, leaf, x_kl, own, metrics)
-            finite_pos = finite_rows(e_pos)
-            return loss, x_neg, metrics, finite_pos, finite_rows(x_neg) & finite_rows(e_neg)
+                loss = loss + self._last_step_terms(mean_neg, leaf, x_kl, own, metrics)
+            return loss, x_neg, metrics, e_pos.detach(), e_neg.detach()
 
         with torch.enable_grad():
-            loss, x_neg, metrics, finite_pos, finite_neg = terms()
-            n_pos, n_neg = (n - torch.stack([finite_pos.sum(), finite_neg.sum()])).tolist()
-            if n_pos or n_neg:
-                self._report(n_pos, n_neg, n)
-            if (n_pos or n_neg) and self.on_nonfinite == "skip":
-                loss, _, metrics, *_ = terms(finite_pos.nonzero()[:, 0], finite_neg.nonzero()[:, 0])
+            loss, x_neg, metrics, e_pos, e_neg = terms()
+            stored, metrics["n_nonfinite"] = x_neg, 0.0
+            if self.on_nonfinite == "count" or not _all_finite(metrics, x_neg):
+                finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
+                stored = torch.where(finite[1].view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
+                count = 2 * n - finite[0].sum() - finite[1].sum()
+                if self.on_nonfinite != "count":
+                    count = self._report(*(int(n - rows.sum()) for rows in finite), n)
+                if self.on_nonfinite == "skip" and count:
+                    loss, _, metrics, *_ = terms(*(rows.nonzero()[:, 0] for rows in finite))
+                metrics["n_nonfinite"] = count
         rng.advance(1)
         if self.buffer is not None:
-            whole = slice(None) if n_neg == 0 else finite_neg
-            self.buffer.push(x_neg[whole], slots[whole])
-        metrics["n_nonfinite"] = float(n_pos + n_neg)
+            self.buffer.push(stored, slots)
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
 
     _through_last_step = False  # whether the loss depends on the parameters through the last step
@@ -181,30 +196,13 @@ class ContrastiveDivergence(nn.Module):
 
     def _last_step_terms(
         self,
-        e_neg: Tensor,
+        mean_neg: Tensor,
         leaf: Tensor,
         x_kl: Tensor,
         references: References | None,
         metrics: dict[str, Tensor | float],
     ) -> Tensor:
         raise NotImplementedError
-
-    @torch.no_grad()
-    def _metrics(self, e_pos: Tensor, e_neg: Tensor, x_neg: Tensor, grad: Tensor) -> dict:
-        # A sample's energy is the mean over its scales.
-        pos, neg = (e if e.dim() == 1 else e.mean(1) for e in (e_pos.detach(), e_neg.detach()))
-        mean_pos, mean_neg = pos.mean(), neg.mean()
-        return {
-            "loss_cd": mean_pos - mean_neg,
-            "energy_pos": mean_pos,
-            "energy_neg": mean_neg,
-            "energy_pos_std": pos.std(correction=0),
-            "energy_neg_std": neg.std(correction=0),
-            "energy_gap": mean_pos - mean_neg,
-            "energy_reg": _mean_squares(e_pos, e_neg),
-            "grad_norm": grad.detach().unsqueeze(-1).flatten(1).norm(dim=1).mean(),
-            "clamp_share": self.sampler.clamp_share(x_neg),
-        }
 
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
@@ -216,7 +214,10 @@ class ContrastiveDivergence(nn.Module):
                 f" got {tuple(x.shape[1:])}"
             )
 
-    def _report(self, n_pos: int, n_neg: int, n: int) -> None:
+    def _report(self, n_pos: int, n_neg: int, n: int) -> float:
+        """Raises or warns about samples that are not finite; returns how many there are."""
+        if not n_pos and not n_neg:
+            return 0.0
         message = (
             f"call {self.calls} of {type(self).__name__}: not finite are {n_pos} of {n} energies of"
             f" the data and {n_neg} of {n} chains"
@@ -225,6 +226,7 @@ class ContrastiveDivergence(nn.Module):
         if self.on_nonfinite == "raise" or (self.on_nonfinite == "skip" and not left):
             raise NonFiniteError(message)
         warnings.warn(message, stacklevel=5)  # past nn.Module, to who called the loss
+        return float(n_pos + n_neg)
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):
@@ -319,14 +321,15 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         y, own, y_scale = self.buffer.references(slots, self.n_entropy_refs)
         return References(y.to(x.device), own.to(x.device), y_scale)
 
-    def _last_step_terms(self, e_neg, leaf, x_kl, references, metrics):
+    def _last_step_terms(self, mean_neg, leaf, x_kl, references, metrics):
         # The negative phase and the KL term are energies of the same points, so one forward serves
-        # both. e_neg, taken at a leaf, has a graph to the parameters: the negative phase. Its
+        # both. mean_neg, taken at a leaf, has a graph to the parameters: the negative phase. Its
         # gradient v at the leaf gives the KL term to first order: d E_sg(x_kl) = <v, d x_kl>, and
-        # the first derivative in the parameters, all that backward() computes, is exact.
-        (v,) = torch.autograd.grad(e_neg.mean(), leaf, retain_graph=True)
+        # the first derivative in the parameters, all that backward() computes, is exact. (One
+        # forward of data and chains together would double the work of v: measured slower.)
+        (v,) = torch.autograd.grad(mean_neg, leaf, retain_graph=True)
         x_neg = x_kl.detach()
-        kl = e_neg.mean().detach() + (v * (x_kl - x_neg)).sum()
+        kl = mean_neg.detach() + (v * (x_kl - x_neg)).sum()
         entropy = torch.zeros_like(kl)
         if self.entropy_weight:
             if self.buffer is None:
@@ -339,8 +342,16 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         return self.kl_weight * kl - self.entropy_weight * entropy
 
 
-def _mean_squares(e_pos: Tensor, e_neg: Tensor) -> Tensor:
-    return e_pos.square().mean() + e_neg.square().mean()
+def _all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
+    """Whether energies and chains are; False also where their sums are too large. Means and sums
+    are finite only if all that is summed is, and so there is one number to read."""
+    return math.isfinite(metrics["energy_pos"] + metrics["energy_neg"] + x_neg.sum())
+
+
+@torch.no_grad()
+def _std(e: Tensor) -> Tensor:
+    """Spread of the samples' energies, each the mean over its scales."""
+    return (e if e.dim() == 1 else e.mean(1)).std(correction=0)
 
 
 def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:

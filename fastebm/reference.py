@@ -4,9 +4,11 @@ benchmarks. The package itself never uses this module."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastebm.rng import INIT, NOISE, TRANSITION
 
@@ -18,6 +20,8 @@ __all__ = [
     "augmentation_of",
     "blur",
     "langevin_step",
+    "mlp_chain",
+    "mlp_energy",
     "normals",
     "philox4x32",
     "resized_crop",
@@ -82,6 +86,45 @@ def langevin_step(
         grad = grad.clamp(-grad_clip, grad_clip)
     out = x - step_size * grad + noise_std * noise
     return out if clamp is None else out.clamp(*clamp)
+
+
+def mlp_energy(network: tuple, x: Tensor) -> Tensor:
+    """Energy (B,) of x (B, D) by ``(weights, biases, activation, beta, threshold)``, the fields of
+    ``plain_mlp.Network``."""
+    weights, biases, activation, beta, threshold = network
+    act = {
+        "silu": F.silu,
+        "tanh": torch.tanh,
+        "relu": F.relu,
+        "softplus": lambda z: F.softplus(z, beta, threshold),
+        "gelu": F.gelu,
+        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    }[activation]
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = act(F.linear(x, weight, bias))
+    return F.linear(x, weights[-1], biases[-1])[:, 0]
+
+
+def mlp_chain(
+    network: tuple,
+    x: Tensor,
+    step_sizes: Sequence[float | Tensor],
+    noise_stds: Sequence[float | Tensor],
+    noise: Tensor,
+    noise_first: bool = False,
+    **options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Langevin steps on ``mlp_energy``, one for each row of ``noise`` (K, B, D), each with the
+    ``options`` of ``langevin_step``: x after them, and energy and gradient that the last step used.
+    """
+    for step, sigma, n in zip(step_sizes, noise_stds, noise, strict=True):
+        if noise_first:
+            x = langevin_step(x, torch.zeros_like(x), 0.0, sigma, n)
+        x = x.detach().requires_grad_()
+        e = mlp_energy(network, x)
+        (grad,) = torch.autograd.grad(e.sum(), x)
+        x = langevin_step(x, grad, step, 0.0 if noise_first else sigma, n, **options)
+    return x.detach(), e.detach(), grad
 
 
 def augmentation_of(parameters: list[float], seed: int, step: int, sample: int, shape) -> dict:

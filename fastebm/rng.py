@@ -48,11 +48,18 @@ class ChainRNG:
     def state(self, device: torch.device | str = "cpu") -> Tensor:
         """The stream as the operators read it: int64 (4,) = {key, t, sample_offset, 0}."""
         key = (self.seed + 2**63) % 2**64 - 2**63  # the same 64 bits, signed
-        return torch.tensor([key, self.t, self.sample_offset, 0], dtype=torch.int64, device=device)
+        pinned = torch.device(device).type == "cuda"  # or the copy would wait for the device
+        values = (key, self.t, self.sample_offset, 0)
+        host = torch.tensor(values, dtype=torch.int64, pin_memory=pinned)
+        return host.to(device, non_blocking=True)
 
     def advance(self, n_steps: int) -> None:
         """Count ``n_steps`` more steps as taken."""
         self.t = _integer("t", self.t + n_steps, 0, 2**32)
+
+    def copy(self) -> ChainRNG:
+        """The stream from here on, advanced by itself."""
+        return ChainRNG(self.seed, self.t, self.sample_offset)
 
     def state_dict(self) -> dict[str, int]:
         """The stream as plain integers, for a checkpoint."""
@@ -66,12 +73,56 @@ class ChainRNG:
         return f"ChainRNG(seed={self.seed}, t={self.t}, sample_offset={self.sample_offset})"
 
 
-def as_rng(seed: int | ChainRNG | None = None, generator: Generator | None = None) -> ChainRNG:
+class DeviceRNG:
+    """A ``ChainRNG`` that counts its steps on a device, so that a CUDA graph, replayed, goes on in
+    the stream.
+
+    Args:
+        rng: where the stream starts; not advanced.
+        device: where it is used.
+    """
+
+    __slots__ = ("sample_offset", "_state")
+
+    def __init__(self, rng: ChainRNG, device: torch.device | str) -> None:
+        self.sample_offset = rng.sample_offset
+        self._state = rng.state(device)
+
+    def state(self, device: torch.device | str) -> Tensor:
+        """The stream as the operators read it: always the same tensor, which ``advance`` changes.
+
+        Raises:
+            ValueError: ``device`` is of another type than the stream's.
+        """
+        if torch.device(device).type != self._state.device.type:
+            raise ValueError(f"the stream is on {self._state.device}, it was asked for on {device}")
+        return self._state
+
+    def advance(self, n_steps: int) -> None:
+        """Count ``n_steps`` more steps as taken; does not wait for the device."""
+        self._state[1].add_(n_steps)
+
+    def copy(self) -> DeviceRNG:
+        """The stream from here on, advanced by itself."""
+        other = object.__new__(DeviceRNG)
+        other.sample_offset, other._state = self.sample_offset, self._state.clone()
+        return other
+
+    def host(self) -> ChainRNG:
+        """The stream as three integers. Waits for the device."""
+        key, t, sample_offset, _ = self._state.tolist()
+        return ChainRNG(key, t % 2**32, sample_offset)
+
+
+def as_rng(
+    seed: int | ChainRNG | DeviceRNG | None = None, generator: Generator | None = None
+) -> ChainRNG | DeviceRNG:
     """The stream that ``seed=`` and ``generator=`` of a sampler name.
 
     Args:
-        seed: an int starts a stream at step 0, the same one every time; a ``ChainRNG`` is
-            continued, and advanced by its user; None draws a key from ``generator``.
+        seed: an int starts a stream at step 0, the same one every time; a ``ChainRNG`` or
+            ``DeviceRNG`` is continued, and advanced by its user; None draws a key from
+            ``generator``.
         generator: torch's default CPU generator when None.
 
     Raises:
@@ -79,7 +130,7 @@ def as_rng(seed: int | ChainRNG | None = None, generator: Generator | None = Non
     """
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both")
-    if isinstance(seed, ChainRNG):
+    if isinstance(seed, (ChainRNG, DeviceRNG)):
         return seed
     return ChainRNG.from_generator(generator) if seed is None else ChainRNG(seed)
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
-from numbers import Integral, Real
 
 import torch
 from torch import Generator, Tensor
 
 from fastebm.augmentation import Augmentation
-from fastebm.chain import Coefficients, StepOptions, run_chain, run_last_step
+from fastebm.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.energy import sampling_mode
+from fastebm.mlp_chain import run_mlp_chain
 from fastebm.ops import Clamp, langevin_step_
-from fastebm.rng import INIT, ChainRNG, as_rng
+from fastebm.plain_mlp import Network, plain_mlp
+from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
 from fastebm.scale import data_scale
+from fastebm.settings import box, integer, number, setting, value_at
 
 __all__ = ["LangevinDynamics", "StepSizeWarning", "data_scale"]
 
 Schedule = Callable[[int], float]
+BACKENDS = ("auto", "eager", "fused")
 
 
 class StepSizeWarning(UserWarning):
@@ -46,6 +48,18 @@ class LangevinDynamics:
         grad_clip: bound on |grad|, element by element.
         noise_first: ``x <- x + sigma * n``, then the gradient there, then the rest of the step.
         grad_norm_clip: bound on each chain's gradient norm, applied before ``grad_clip``.
+        backend: "eager": the model's gradient by autograd, then the fused step; "fused": all steps
+            of a chain in one kernel, for small perceptrons (see ``fastebm.plain_mlp``); "auto": the
+            latter where it is possible, unless ``compile`` or ``graph=True`` ask for something
+            else. They differ by the rounding of gradients.
+        compile: take the gradient of ``sample`` through ``torch.compile`` (of the gradient alone:
+            ``last_step`` stays eager). The same result up to rounding.
+        graph: run ``sample`` as CUDA graphs of up to 32 steps: the launches of a small energy cost
+            more than its arithmetic. ``"auto"``: from the second call with the same shapes and
+            options on, where it works; where not, one ``GraphWarning`` says why. True: a
+            RuntimeError says why. A CPU has none. Parameters and buffers may change in place and
+            are looked for at every call; all other tensors of the model must stay what they are.
+            ``fastebm.clear_graphs()`` gives back what graphs hold.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
@@ -64,29 +78,37 @@ class LangevinDynamics:
         grad_clip: float | None = None,
         noise_first: bool = False,
         grad_norm_clip: float | None = None,
+        backend: str = "auto",
+        compile: bool = False,
+        graph: bool | str = "auto",
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
-        self.model = model
-        self.step_size = _setting("step_size", step_size, above_zero=True, per_chain=True)
-        self.noise_scale = _setting("noise_scale", noise_scale)
-        self.temperature = _setting("temperature", temperature)
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        self.model, self.backend = model, backend
+        self.step_size = setting("step_size", step_size, above_zero=True, per_chain=True)
+        self.noise_scale = setting("noise_scale", noise_scale)
+        self.temperature = setting("temperature", temperature)
         if noise_std is not None:
-            noise_std = _setting("noise_std", noise_std, per_chain=True)
+            noise_std = setting("noise_std", noise_std, per_chain=True)
         self.noise_std = noise_std
         for name, bound in (("grad_clip", grad_clip), ("grad_norm_clip", grad_norm_clip)):
             if bound is not None:
-                _number(name, bound, above_zero=True)
-        self.options = StepOptions(_box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
+                number(name, bound, above_zero=True)
+        self.options = StepOptions(box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
+        if backend == "fused" and (compile or graph is True):
+            raise ValueError("backend='fused' has nothing to compile or to capture")
+        self._runner = ChainRunner(model, compile, graph)
         self.step_size_checked = False  # the losses look at their first batch unless it was
 
     def coefficients(self, k: int) -> Coefficients:
         """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,)."""
-        step = _at(k, "step_size", self.step_size, above_zero=True)
+        step = value_at(k, "step_size", self.step_size, above_zero=True)
         if self.noise_std is not None:
-            return step, _at(k, "noise_std", self.noise_std)
-        scale = _at(k, "noise_scale", self.noise_scale)
-        sigma = (2 * step * _at(k, "temperature", self.temperature)) ** 0.5
+            return step, value_at(k, "noise_std", self.noise_std)
+        scale = value_at(k, "noise_scale", self.noise_scale)
+        sigma = (2 * step * value_at(k, "temperature", self.temperature)) ** 0.5
         return step, scale * sigma
 
     @property
@@ -131,7 +153,7 @@ class LangevinDynamics:
         thin: int = 1,
         return_trajectory: bool = False,
         return_diagnostics: bool = False,
-        seed: int | ChainRNG | None = None,
+        seed: int | ChainRNG | DeviceRNG | None = None,
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
@@ -169,7 +191,8 @@ class LangevinDynamics:
             finite in the end, and ``effective_temperature``.
 
         Raises:
-            ValueError, TypeError: an argument is not what it should be; nothing has run then.
+            ValueError, TypeError: an argument is not what it should be, or the model is not one
+                for ``backend="fused"``; nothing has run then.
         """
         for name, value, least in (
             ("n_steps", n_steps, 0),
@@ -177,7 +200,7 @@ class LangevinDynamics:
             ("thin", thin, 1),
             ("augment_every", augment_every, 1),
         ):
-            _integer(name, value, least)
+            integer(name, value, least)
         total = burn_in + n_steps
         plan = self._plan(total)
         rng = as_rng(seed, generator)
@@ -189,6 +212,7 @@ class LangevinDynamics:
             x = _chains(x)
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
+        network = self._network(x, model_kwargs or {})
         kept: list[Tensor] = []
         log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "grad_norm": []}
 
@@ -211,12 +235,17 @@ class LangevinDynamics:
 
         with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model):
             x = x.clone(memory_format=torch.contiguous_format)
-            run_chain(
-                *(self.model, x, plan, state, self.options, model_kwargs or {}),
-                sample_ids=sample_ids,
-                on_step=keep if return_trajectory or return_diagnostics else None,
-                before_step=None if augmentation is None else augment,
-            )
+            on_step = keep if return_trajectory or return_diagnostics else None
+            before_step = None if augmentation is None else augment
+            if network is None:
+                chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
+                self._runner.run(chain, on_step, before_step)
+            else:
+                run_mlp_chain(
+                    *(network, x, plan, state, self.options, sample_ids),
+                    *(on_step, range(burn_in + thin - 1, total if on_step else 0, thin)),
+                    *(before_step, range(0, total if before_step else 0, augment_every)),
+                )
         rng.advance(total)
         out = x
         if return_trajectory:
@@ -239,7 +268,7 @@ class LangevinDynamics:
         k: int = 0,
         *,
         create_graph: bool = True,
-        seed: int | ChainRNG | None = None,
+        seed: int | ChainRNG | DeviceRNG | None = None,
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
@@ -260,7 +289,7 @@ class LangevinDynamics:
         Returns:
             x after the step, and grad E(x), both (B, *event) and with a graph.
         """
-        _integer("k", k, 0)
+        integer("k", k, 0)
         coefficients = self.coefficients(k)
         rng = as_rng(seed, generator)
         x = _chains(x)
@@ -276,12 +305,23 @@ class LangevinDynamics:
     def clamp_share(self, x: Tensor) -> Tensor:
         """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
         lo, hi = self.options.clamp or (None, None)
-        on_face = torch.zeros_like(x, dtype=torch.bool)
-        if lo is not None:
+        if lo is None and hi is None:
+            return torch.zeros((), device=x.device)
+        on_face = x <= lo if hi is None else x >= hi
+        if lo is not None and hi is not None:
             on_face |= x <= lo
-        if hi is not None:
-            on_face |= x >= hi
         return on_face.float().mean()
+
+    def _network(self, x: Tensor, model_kwargs: dict) -> Network | None:
+        """The model as the fused chain takes it; None where chains are run eagerly."""
+        if self.backend == "eager" or self._runner.is_asked_for:
+            return None
+        found = plain_mlp(self.model, x, model_kwargs)
+        if not isinstance(found, str):
+            return found
+        if self.backend == "fused":
+            raise ValueError(f"backend='fused' takes small perceptrons only: {found}")
+        return None
 
     def _plan(self, n_steps: int) -> list[Coefficients]:
         """The coefficients of every step, checked before the first."""
@@ -294,10 +334,10 @@ class LangevinDynamics:
     ) -> Tensor:
         if n is None or dim is None:
             raise ValueError("give x, or n_samples and dim")
-        _integer("n_samples", n, 0)
+        integer("n_samples", n, 0)
         event = (dim,) if isinstance(dim, int) else tuple(dim)
         for d in event:
-            _integer("dim", d, 1)
+            integer("dim", d, 1)
         like = next((p for p in _parameters(self.model) if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
         state = rng.state(x.device)
@@ -325,51 +365,3 @@ def _chains(x: Tensor) -> Tensor:
         kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor (B, *event), got {kind}")
     return x.detach()
-
-
-def _setting(name: str, value, *, above_zero: bool = False, per_chain: bool = False):
-    """A checked number, tensor (B,), or schedule."""
-    if isinstance(value, Tensor):
-        if not per_chain:
-            raise TypeError(f"{name} must be a number or a schedule, got a tensor")
-        if value.dim() > 1 or not value.is_floating_point() or value.requires_grad:
-            raise ValueError(
-                f"{name} must be a floating-point tensor (B,) without a gradient, got {value.dtype}"
-                f" {tuple(value.shape)}"
-            )
-        bad = ~value.isfinite() | ((value <= 0) if above_zero else (value < 0))
-        if bad.any():
-            raise ValueError(
-                f"{name} must be finite and {'>' if above_zero else '>='} 0, got {value[bad][0]}"
-            )
-        return value.detach().clone()
-    return value if callable(value) else _number(name, value, above_zero)
-
-
-def _at(k: int, name: str, value, above_zero: bool = False) -> float | Tensor:
-    return _number(f"{name}({k})", value(k), above_zero) if callable(value) else value
-
-
-def _number(name: str, value, above_zero: bool = False) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        raise ValueError(f"{name} must be finite and {'>' if above_zero else '>='} 0, got {value}")
-    return float(value)
-
-
-def _integer(name: str, value: int, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-
-
-def _box(clamp: Clamp | None) -> Clamp | None:
-    if clamp is None:
-        return None
-    try:
-        lo, hi = (None if c is None else float(c) for c in clamp)
-    except (TypeError, ValueError):
-        raise ValueError(f"clamp must be a pair (lo, hi), got {clamp!r}") from None
-    if not (-math.inf if lo is None else lo) <= (math.inf if hi is None else hi):
-        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
-    return lo, hi

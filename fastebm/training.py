@@ -82,8 +82,9 @@ class Trainer:
                 augmentation=self.augmentation(config.augmentation),
             )
         self.loss = self._loss(on_nonfinite)
+        betas, fused = (0.0, config.adam_beta2), self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, betas=(0.0, config.adam_beta2)
+            self.model.parameters(), lr=config.lr, betas=betas, fused=fused
         )
         self.generator = torch.Generator().manual_seed(config.seed)
         self.iteration = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastebm import _C, ops
+from fastebm import _C, mlp_chain, ops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -31,6 +31,7 @@ DEVICES = [
 if HAS_SIMT:
     importlib.import_module("fastebm._simt")
     ops.register_operators("fastebm_simt")
+    mlp_chain.register_operator("fastebm_simt")
 
 
 def pytest_configure(config):

@@ -6,92 +6,21 @@ import warnings
 
 import pytest
 import torch
+from loss_reference import EPS, K, assert_same, gradients, langevin, mlp, naive
 from torch import nn
 
-from fastebm import reference
 from fastebm.buffer import ReplayBuffer
 from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
     LossOutput,
-    NonFiniteError,
     PersistentContrastiveDivergence,
 )
 from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 
-STEP, SIGMA, K, EPS = 0.1, 0.2, 3, 1e-2
 COMMON = {"energy_pos", "energy_neg", "energy_pos_std", "energy_neg_std", "energy_gap", "loss_cd"}
 COMMON |= {"energy_reg", "grad_norm", "clamp_share", "n_nonfinite"}
-
-
-def mlp(scales=1):
-    return nn.Sequential(
-        nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 5), nn.SiLU(), nn.Linear(5, scales)
-    ).double()
-
-
-def langevin(model, **options):
-    options = {"noise_std": SIGMA, "clamp": (-1.5, 1.5), "grad_clip": 0.6} | options
-    return LangevinDynamics(model, STEP, **options)
-
-
-def noise_of(sampler, seed, x, k):
-    """What the sampler adds in step k, taken from a step on a flat energy."""
-    flat = LangevinDynamics(lambda x: 0 * x.flatten(1).sum(1), 1.0, noise_std=1.0)
-    rng = ChainRNG(seed, t=k)
-    return flat.sample(torch.zeros_like(x), 1, seed=rng)
-
-
-def naive(model, sampler, x, start, seed, k_steps, kl, ent, reg, refs=None, skip=None):
-    """Every term with a graph of its own, nothing shared; refs None: no entropy term."""
-
-    def energies(x):
-        return model(x)  # (B, S)
-
-    def step(x, k, create_graph):
-        x = x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(energies(x).sum(), x, create_graph=create_graph)
-        clipped = dict(grad_clip=sampler.options.grad_clip, clamp=sampler.options.clamp)
-        noise = noise_of(sampler, seed, x, k)
-        return reference.langevin_step(x.detach(), grad, STEP, SIGMA, noise, **clipped), grad
-
-    z = start
-    for k in range(k_steps - 1):
-        z = step(z, k, False)[0].detach()
-    x_kl, grad = step(z, k_steps - 1, True)
-    x_neg = x_kl.detach()
-    loss = energies(x).mean() - energies(x_neg).mean()
-    loss = loss + reg * ((energies(x) ** 2).mean() + (energies(x_neg) ** 2).mean())
-    constant = torch.func.functional_call
-    frozen = {n: p.detach() for n, p in model.named_parameters()}
-    loss = loss + kl * constant(model, frozen, (x_kl,)).mean()
-    if refs is None:
-        return loss, x_neg, grad
-    terms = []
-    for i in range(len(x_kl)):
-        squares = [((x_kl[i] - y) ** 2).sum() for j, y in enumerate(refs) if j != skip[i]]
-        terms.append(torch.log(torch.stack(squares).min() + EPS**2) / 2)
-    return loss - ent * torch.stack(terms).mean(), x_neg, grad
-
-
-def gradients(loss, model):
-    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-
-
-def assert_same(out, expected, model):
-    loss, x_neg, grad = expected
-    torch.testing.assert_close(out.loss, loss, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(out.x_neg, x_neg, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(
-        out.metrics["grad_norm"], grad.norm(dim=1).mean(), rtol=1e-10, atol=0
-    )
-    mine = gradients(out.loss, model)
-    theirs = gradients(loss, model)
-    scale = max(g.abs().max() for g in theirs if g is not None)
-    for a, b in zip(mine, theirs, strict=True):
-        a, b = (torch.zeros(()) if g is None else g for g in (a, b))
-        assert (a - b).abs().max() <= 1e-10 * scale
 
 
 @pytest.mark.parametrize("scales", [1, 3])
@@ -344,128 +273,6 @@ def _saved(state):
     torch.save(state, file)
     file.seek(0)
     return file
-
-
-def rotten(model):
-    """The model, with an energy that is NaN where |x_0| > 2."""
-
-    def f(x):
-        return torch.where(x[:, :1].abs() > 2, math.nan, 1.0) * model(x)
-
-    return f
-
-
-def losses_of(model, sampler, buffer, mode):
-    return [
-        ContrastiveDivergence(model, sampler, K, on_nonfinite=mode),
-        PersistentContrastiveDivergence(model, sampler, buffer, K, on_nonfinite=mode),
-        ImprovedContrastiveDivergence(
-            model, sampler, buffer, K, entropy_eps=EPS, energy_reg_weight=0.1, on_nonfinite=mode
-        ),
-    ]
-
-
-@pytest.mark.parametrize("which", range(3))
-def test_nonfinite_raises_and_leaves_the_buffer_alone(which):
-    model = rotten(mlp())
-    buffer = ReplayBuffer(12, (2,), seed=0)
-    loss = losses_of(model, langevin(model), buffer, "raise")[which]
-    x = torch.zeros(5, 2, dtype=torch.float64)
-    loss(x)
-    stored = buffer.all().clone()
-    x[3, 0] = 9.0
-    chains = 1 if which == 0 else 0
-    with pytest.raises(NonFiniteError, match=rf"call 2 .* 1 of 5 energies .* {chains} of 5 chains"):
-        loss(x)
-    assert torch.equal(buffer.all(), stored)
-
-
-@pytest.mark.parametrize("which", range(3))
-def test_nonfinite_warns_and_stays_out_of_the_buffer(which):
-    model = rotten(mlp())
-    buffer = ReplayBuffer(12, (2,), 0.0, seed=0)
-    buffer.data[:6] = 9.0
-    loss = losses_of(model, langevin(model, clamp=None), buffer, "warn")[which]
-    x = torch.zeros(12, 2, dtype=torch.float64)
-    x[:6] = 9.0
-    with pytest.warns(UserWarning, match="6 of 12 chains"):
-        out = loss(x)
-    assert out.loss.isnan() and buffer.all().isfinite().all()
-    assert (buffer.data[:6] == 9).all()
-    assert out.metrics["n_nonfinite"] == (12 if which == 0 else 6 + 6)
-
-
-@pytest.mark.parametrize("which", range(3))
-def test_nonfinite_samples_are_skipped_as_if_they_had_not_been(which):
-    good = mlp()
-    model = rotten(good)
-    x = torch.randn(6, 2, dtype=torch.float64).clamp(-1, 1)
-    start = torch.randn(12, 2).clamp(-1, 1)
-    start[5] = 9.0
-    buffers = [ReplayBuffer(12, (2,), 0.0, init=lambda n: start[:n], seed=0) for _ in range(2)]
-    sampler = langevin(model, clamp=None)
-    loss = losses_of(model, sampler, buffers[0], "skip")[which]
-    x[2, 0] = 9.0
-    keep_pos = torch.arange(6) != 2
-    if which == 0:
-        chain_start, keep_neg = x, keep_pos
-    else:
-        chain_start, idx = buffers[1].sample(6)
-        while 5 not in idx:  # until the bad slot is among the chains
-            buffers[0].sample(6)
-            chain_start, idx = buffers[1].sample(6)
-        chain_start, keep_neg = chain_start.double(), idx != 5
-    with pytest.warns(UserWarning, match="1 of 6 energies of the data and 1 of 6 chains"):
-        out = loss(x, seed=4)
-    assert out.metrics["n_nonfinite"] == 2 and out.x_neg.shape == x.shape
-
-    # The same by hand: the chains on the good model, then only the good rows.
-    refs, skip = None, None
-    if which == 2:
-        stored, own, _ = buffers[1].references(idx)
-        refs, skip = stored.double(), own.tolist()
-    good_sampler = langevin(good, clamp=None)
-    rows = keep_neg.nonzero()[:, 0]
-    weights = (1.0, 0.3, 0.1) if which == 2 else (0.0, 0.0, 0.0)
-    terms = [  # one chain at a time, each with its noise
-        naive_row(good, good_sampler, chain_start, i, 4, weights, refs, skip) for i in rows.tolist()
-    ]
-    e_pos = good(x[keep_pos])
-    expected = e_pos.mean() + weights[2] * (e_pos**2).mean() + torch.stack(terms).mean()
-    torch.testing.assert_close(out.loss, expected, rtol=1e-10, atol=1e-12)
-    for a, b in zip(gradients(out.loss, good), gradients(expected, good), strict=True):
-        a, b = (torch.zeros(()) if g is None else g for g in (a, b))
-        torch.testing.assert_close(a.double(), b.double(), rtol=1e-9, atol=1e-11)
-    if which:
-        stored = buffers[0].all()
-        assert (stored[5] == 9).all() and stored.isfinite().all()
-
-
-def naive_row(model, sampler, start, i, seed, weights, refs, skip):
-    """What chain i adds to the mean over the chains."""
-    kl, ent, reg = weights
-    zero = torch.zeros(1, 2, dtype=torch.float64)
-    z = start[i : i + 1]
-    for k in range(K):
-        z = z.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
-        noise = noise_of(sampler, seed, start, k)[i : i + 1] + zero
-        z = reference.langevin_step(z.detach(), grad, STEP, SIGMA, noise, grad_clip=0.6)
-    x_neg = z.detach()
-    frozen = {n: p.detach() for n, p in model.named_parameters()}
-    total = -model(x_neg).mean() + reg * (model(x_neg) ** 2).mean()
-    total = total + kl * torch.func.functional_call(model, frozen, (z,)).mean()
-    if refs is not None:
-        squares = [((z[0] - y) ** 2).sum() for j, y in enumerate(refs) if j != skip[i]]
-        total = total - ent * torch.log(torch.stack(squares).min() + EPS**2) / 2
-    return total
-
-
-def test_skip_raises_when_nothing_is_left():
-    model = rotten(mlp())
-    loss = ContrastiveDivergence(model, langevin(model), K, on_nonfinite="skip")
-    with pytest.raises(NonFiniteError, match="3 of 3 chains"):
-        loss(torch.full((3, 2), 9.0, dtype=torch.float64))
 
 
 def test_errors():

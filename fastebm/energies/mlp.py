@@ -46,6 +46,11 @@ class MLPEnergy(Energy):
         self.net = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         start(self.net, spectral_norm)
 
+    @property
+    def flat_net(self) -> nn.Sequential:
+        """What ``forward`` is made of, for ``fastebm.plain_mlp``."""
+        return self.net
+
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:].numel() != self.dim:
             raise ValueError(f"x must have samples of {self.dim} elements, got {tuple(x.shape)}")

@@ -1,0 +1,104 @@
+// All steps of a Langevin chain on the energy of a small multi-layer perceptron: what a caller
+// fills in, the launchers, and what one step shares. No torch, no Python.
+//
+// E(x) = w_L . h_L + b_L with h_0 = x, z_l = W_l h_(l-1) + b_l, h_l = act(z_l). Its gradient, with
+// the slopes s_l = act'(z_l): g_L = w_L * s_L, g_(l-1) = (W_l^T g_l) * s_(l-1), grad = W_1^T g_1.
+// Then the step of langevin.h. Samples never meet, so a tile of them goes through all steps where
+// it lies: in a core's cache, or in a multiprocessor's registers and shared memory.
+#pragma once
+#include "langevin.h"
+
+namespace fastebm {
+
+constexpr int kMaxHidden = 4;     // hidden layers, at least 1
+constexpr int kMaxWidth = 256;    // of a hidden layer
+constexpr int kMaxDimCuda = 256;  // of a sample, on a device; a CPU takes any
+
+enum class Activation { kSilu, kTanh, kRelu, kSoftplus, kGelu, kGeluTanh };
+constexpr int kActivations = 6;
+
+// The network. Weights are dense and row-major as torch keeps them, float32.
+struct Mlp {
+  int64_t dim;
+  int hidden;                           // hidden layers; there are hidden + 1 linear ones
+  int width[kMaxHidden];                // of each hidden layer
+  const float* weight[kMaxHidden + 1];  // layer l: (width[l], width[l - 1]); the last (1, width)
+  const float* bias[kMaxHidden + 1];    // null for none, or one value for each output
+  Activation activation;
+  float beta, threshold;  // of softplus: log(1 + exp(beta z)) / beta, and z where beta z is above
+};
+
+// A chain. `step` describes its steps: x = out (B, D) float32, no grad, no mask; step k of the
+// chain, k < n_steps, takes the noise of step.t + k. Coefficients that are tables have n_steps or 1
+// rows of B or 1 values: strides of 0 stand for what all share.
+struct MlpChainParams {
+  LangevinParams step;
+  Mlp mlp;
+  int64_t n_steps;
+  int64_t step_sizes_stride[2], noise_stds_stride[2];  // of a step, of a sample
+  bool noise_first;  // x <- x + sigma n, then the gradient there, then the rest of the step
+  bool bfloat16;     // CUDA: products of bfloat16 on tensor cores, sums of float32
+  float* energy;     // null, or (B,): E at the point whose gradient the last step used
+  float* grad;       // null, or (B, D): that gradient, unclipped
+  void* scratch;     // mlp_chain_scratch_*() bytes, 64-byte aligned
+  int tasks;         // CPU: shares of the batch, each of which has a part of the scratch
+};
+
+// CPU: the tasks [begin, end) of p.tasks; CUDA: all samples, on `stream`. 0 or a cudaError_t.
+using MlpChainLauncher = int(const MlpChainParams& p, int64_t begin, int64_t end, void* stream);
+MlpChainLauncher mlp_chain_cpu, mlp_chain_cuda;
+
+// Sets p->tasks for so many threads, and returns the bytes of scratch.
+int64_t mlp_chain_scratch_cpu(MlpChainParams* p, int threads);
+int64_t mlp_chain_scratch_cuda(const MlpChainParams& p);
+
+// The coefficients of step k, with the sample's gradient scaled by `scale`.
+FASTEBM_HD RowCoefficients<float> chain_coefficients(const MlpChainParams& p, int64_t k,
+                                                     int64_t row, float scale) {
+  const auto entry = [&](const void* table, const int64_t* stride, double value) {
+    if (!table) return static_cast<float>(value);
+    return checked_coefficient(static_cast<const float*>(table)[k * stride[0] + row * stride[1]]);
+  };
+  RowCoefficients<float> c;
+  c.step = entry(p.step.step_sizes, p.step_sizes_stride, p.step.step_size);
+  c.sigma = entry(p.step.noise_stds, p.noise_stds_stride, p.step.noise_std);
+  c.scale = scale;
+  c.clip = static_cast<float>(p.step.grad_clip);
+  c.lo = static_cast<float>(p.step.lo);
+  c.hi = static_cast<float>(p.step.hi);
+  return c;
+}
+
+FASTEBM_HD NoiseKey chain_noise_key(const MlpChainParams& p, int64_t k) {
+  NoiseKey key = noise_key(p.step);
+  key.step += static_cast<uint32_t>(k);
+  return key;
+}
+
+// Noise before the gradient is asked for: langevin_element() with neither gradient nor box.
+FASTEBM_HD float noise_element(float x, float n, float sigma) { return fma_rn(sigma, n, x); }
+
+// Returns f(constant) for the activation, as a compile-time constant.
+template <Activation kActivation>
+struct ActivationConstant {
+  static constexpr Activation value = kActivation;
+};
+template <class F>
+int visit_activation(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::kSilu:
+      return f(ActivationConstant<Activation::kSilu>{});
+    case Activation::kTanh:
+      return f(ActivationConstant<Activation::kTanh>{});
+    case Activation::kRelu:
+      return f(ActivationConstant<Activation::kRelu>{});
+    case Activation::kSoftplus:
+      return f(ActivationConstant<Activation::kSoftplus>{});
+    case Activation::kGelu:
+      return f(ActivationConstant<Activation::kGelu>{});
+    default:
+      return f(ActivationConstant<Activation::kGeluTanh>{});
+  }
+}
+
+}  // namespace fastebm

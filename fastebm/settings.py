@@ -1,0 +1,58 @@
+"""Checks of what users set: numbers, schedules, boxes."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+from torch import Tensor
+
+from fastebm.ops import Clamp
+
+
+def setting(name: str, value, *, above_zero: bool = False, per_chain: bool = False):
+    """A checked number, tensor (B,), or schedule."""
+    if isinstance(value, Tensor):
+        if not per_chain:
+            raise TypeError(f"{name} must be a number or a schedule, got a tensor")
+        if value.dim() > 1 or not value.is_floating_point() or value.requires_grad:
+            raise ValueError(
+                f"{name} must be a floating-point tensor (B,) without a gradient, got {value.dtype}"
+                f" {tuple(value.shape)}"
+            )
+        bad = ~value.isfinite() | ((value <= 0) if above_zero else (value < 0))
+        if bad.any():
+            raise ValueError(
+                f"{name} must be finite and {'>' if above_zero else '>='} 0, got {value[bad][0]}"
+            )
+        return value.detach().clone()
+    return value if callable(value) else number(name, value, above_zero)
+
+
+def value_at(k: int, name: str, value, above_zero: bool = False) -> float | Tensor:
+    return number(f"{name}({k})", value(k), above_zero) if callable(value) else value
+
+
+def number(name: str, value, above_zero: bool = False) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        raise ValueError(f"{name} must be finite and {'>' if above_zero else '>='} 0, got {value}")
+    return float(value)
+
+
+def integer(name: str, value: int, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def box(clamp: Clamp | None) -> Clamp | None:
+    if clamp is None:
+        return None
+    try:
+        lo, hi = (None if c is None else float(c) for c in clamp)
+    except (TypeError, ValueError):
+        raise ValueError(f"clamp must be a pair (lo, hi), got {clamp!r}") from None
+    if not (-math.inf if lo is None else lo) <= (math.inf if hi is None else hi):
+        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
+    return lo, hi

@@ -1,0 +1,139 @@
+"""A whole training step as one CUDA graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fastebm.capture import Body, capture, warm_up
+from fastebm.graph import model_key
+from fastebm.losses import ContrastiveDivergence, LossOutput
+from fastebm.rng import ChainRNG, DeviceRNG
+
+WARM_UP_STEPS = 3  # the optimiser makes its state in the first; libraries choose in all
+
+
+class GraphedTrainStep:
+    """Draw, chains, loss, backward pass, optimiser and push, captured as one CUDA graph: what a
+    step of a small energy spends on launches goes, and the host is free.
+
+    Every call is one training step. The first three run eagerly, the fourth is captured, and from
+    then on the graph is replayed; the numbers are those of eager steps with the same seed. Nothing
+    waits for the device, so non-finite energies and chains are counted, not raised: look at
+    ``metrics["n_nonfinite"]`` where you log.
+
+    Args:
+        loss: a loss with ``on_nonfinite="count"``, its model on a CUDA device. A buffer must be of
+            mode ``"slot"``, its initial samples ``"uniform"`` or ``"normal"``.
+        optimizer: with ``capturable=True``. A learning rate that is to change must be a tensor,
+            changed in place: a number is a constant of the graph.
+        seed: of the chains' noise: an int, or a ``ChainRNG``, which is not advanced (``rng`` is).
+        max_grad_norm: bound on the norm of the gradient in all parameters; None: none.
+
+    Attributes:
+        rng: the chains' stream; ``rng.host()`` for a checkpoint.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be.
+    """
+
+    def __init__(
+        self,
+        loss: ContrastiveDivergence,
+        optimizer: Optimizer,
+        seed: int | ChainRNG = 0,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        self._device = _check(loss, optimizer)
+        self.loss, self.optimizer, self.max_grad_norm = loss, optimizer, max_grad_norm
+        self.rng = DeviceRNG(seed if isinstance(seed, ChainRNG) else ChainRNG(seed), self._device)
+        self._x: Tensor | None = None
+        self._out: LossOutput | None = None
+        self._replay: Body | None = None
+        self._key: object = None
+        self._calls = 0
+
+    def __call__(self, x: Tensor) -> LossOutput:
+        """One step on the data ``x`` (B, *event), of the same shape and dtype in every call.
+
+        Returns:
+            The loss, the chains' ends and the metrics, without graphs. After the first three calls
+            the next call overwrites them.
+
+        Raises:
+            ValueError: ``x`` has another shape, dtype or device than before.
+            RuntimeError: the step cannot be captured; or parameters or buffers of the model were
+                replaced by others, or its modes changed, since it was.
+        """
+        if self._x is None:
+            self._x = x.detach().to(self._device, copy=True)
+        elif x.shape != self._x.shape or x.dtype != self._x.dtype:
+            raise ValueError(
+                f"x must be {self._x.dtype} {tuple(self._x.shape)} as at first, got {x.dtype}"
+                f" {tuple(x.shape)}"
+            )
+        else:
+            self._x.copy_(x, non_blocking=True)
+        self._calls += 1
+        if self._calls <= WARM_UP_STEPS:
+            warm_up(self._step, self._device, may_wait=self._calls == 1)
+            return self._out
+        key = model_key(self.loss.model)
+        if self._replay is None:
+            buffer = self.loss.buffer
+            generators = [] if buffer is None else [buffer.generator]
+            self._replay = capture(self._step, self._device, generators, share_memory=False)
+            self._key = key
+        elif key != self._key:
+            raise RuntimeError(
+                "the model's parameters or buffers are not those that were captured, or its modes"
+                " changed: make a new GraphedTrainStep"
+            )
+        else:  # what the step counts on the host
+            self.loss.calls += 1
+            if self.loss.buffer is not None:
+                self.loss.buffer.n_pushed += len(x)
+        self._replay()
+        return self._out
+
+    def _step(self) -> None:
+        self._out = train_step(self.loss, self.optimizer, self._x, self.rng, self.max_grad_norm)
+
+
+def train_step(
+    loss: ContrastiveDivergence,
+    optimizer: Optimizer,
+    x: Tensor,
+    rng: DeviceRNG,
+    max_grad_norm: float | None = None,
+) -> LossOutput:
+    """The step that is captured; waits for nothing. Arguments as in ``GraphedTrainStep``."""
+    optimizer.zero_grad(set_to_none=True)
+    out = loss(x, seed=rng)
+    out.loss.backward()
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(loss.model.parameters(), max_grad_norm)
+    optimizer.step()
+    return out._replace(loss=out.loss.detach())
+
+
+def _check(loss: ContrastiveDivergence, optimizer: Optimizer) -> torch.device:
+    """The device; raises where the step cannot be captured."""
+    if not isinstance(loss, ContrastiveDivergence):
+        raise TypeError(f"loss must be a loss of fastebm, got {type(loss).__name__}")
+    if not isinstance(loss.model, nn.Module):
+        raise TypeError(f"the loss's model must be an nn.Module, got {type(loss.model).__name__}")
+    if loss.on_nonfinite != "count":
+        raise ValueError(f'loss must have on_nonfinite="count", got {loss.on_nonfinite!r}')
+    buffer = loss.buffer
+    if buffer is not None and buffer.mode != "slot":
+        raise ValueError(f'the buffer must be of mode "slot", got {buffer.mode!r}')
+    if buffer is not None and not isinstance(buffer.init, str):
+        raise ValueError('the buffer must start at "uniform" or "normal" samples, got a function')
+    device = next((p.device for p in loss.model.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        raise ValueError(f"GraphedTrainStep needs a model on a CUDA device, it is on {device}")
+    if not all(group.get("capturable") for group in optimizer.param_groups):
+        raise ValueError("optimizer must be made with capturable=True")
+    return device
