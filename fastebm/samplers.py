@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Generator, Tensor
@@ -233,7 +234,8 @@ class LangevinDynamics:
             if k % augment_every == 0:
                 x.copy_(augmentation.transform(x, state, k, sample_ids))
 
-        with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model):
+        mode = sampling_mode(self.model) if network is None else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), mode:
             x = x.clone(memory_format=torch.contiguous_format)
             on_step = keep if return_trajectory or return_diagnostics else None
             before_step = None if augmentation is None else augment

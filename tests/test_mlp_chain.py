@@ -94,6 +94,23 @@ def levels(device):
     return SIMD_LEVELS if device == "cpu" and ops._op is torch.ops.fastebm else SIMD_LEVELS[-1:]
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_and_slopes_to_their_last_digits(device, activation, set_simd):
+    # One unit of weight 1: the energy is the activation, the gradient its slope.
+    z = torch.cat([torch.linspace(-30, 30, 12001), torch.logspace(-8, 4, 4001)])
+    z = torch.cat([z, -z])[:, None].to(device)
+    net = network(1, (1,), activation, bias=False)
+    net = net._replace(weights=[torch.ones(1, 1, device=device)] * 2)
+    _, e, g = reference.mlp_chain(double(net), z.double(), [0.0], [0.0], torch.zeros(1, 1, 1))
+    size = z[:, 0].double().abs().clamp(max=1)  # a tail far below it needs no digits
+    for level in levels(device):
+        set_simd(level)
+        energy, grad = torch.empty(len(z), device=device), torch.empty_like(z)
+        mlp_chain_(z.clone(), net, 1, 0.0, 0.0, rng(device), energy=energy, grad=grad)
+        assert ((energy.double() - e).abs() <= UNIT * (8 * e.abs() + size / 64)).all(), level
+        assert ((grad.double() - g).abs() <= 5 * UNIT).all(), level
+
+
 @pytest.mark.parametrize("batch, dim, widths", SHAPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_energy_and_gradient(device, activation, batch, dim, widths, set_simd):
