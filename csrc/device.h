@@ -137,6 +137,30 @@ __device__ inline uint32_t bfloat16_pair(float low, float high) {
 #endif
 }
 
+// Computes: four 8 x 8 matrices of 16-bit elements out of shared memory; kTransposed: transposed.
+// Layout:   lane 8 i + j gives the address of row j of matrix i, eight elements, 16-byte aligned.
+//           Lane 4 g + t gets in r[i] elements 2 t (low) and 2 t + 1 of row g of matrix i, as
+//           mma_bfloat16 wants them; kTransposed: of column g.
+// Needs:    all 32 lanes here; sm_75.
+template <bool kTransposed>
+__device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
+#ifdef __CUDACC__
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+#else
+  simt::load_matrices(r, row, kTransposed);
+#endif
+}
+
 // Computes: c += a b on tensor cores, for kTiles matrices b: a 16 x 16 and b 16 x 8 of bfloat16, c
 //           16 x 8 of float.
 // Layout:   lane 4 g + t of the warp holds rows g and g + 8 of a, column g of b, and of both the
