@@ -43,6 +43,22 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, voi
 #endif
 }
 
+// Shared memory that one block may have on the current device, in bytes; 48 KB if it cannot be
+// told.
+inline int max_shared_bytes() {
+#ifdef __CUDACC__
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+          cudaSuccess)
+    return bytes;
+  cudaGetLastError();
+  return 48 * 1024;
+#else
+  return static_cast<int>(simt::kMaxSharedBytes);
+#endif
+}
+
 // What went wrong, for a non-zero code that launch() has just returned.
 inline const char* error_text(int code) {
 #ifdef __CUDACC__
