@@ -23,18 +23,15 @@ struct FloatTile {
   __device__ FloatTile(const ChainPlan& plan, unsigned char* at)
       : x(reinterpret_cast<SampleRow<kSamples>*>(at)),
         h(x + plan.columns[0]),
-        slopes(h + widest(plan)) {}
+        slopes(h + most_rows(plan)) {}
   __device__ SampleRow<kSamples>* slope(const ChainPlan& plan, int l) const {
     return slopes + plan.bias[l] / 4;
   }
-  FASTEBM_HD static int widest(const ChainPlan& plan) {
-    int rows = plan.columns[0];
-    for (int l = 0; l + 1 < plan.layers; ++l) rows = rows < plan.rows[l] ? plan.rows[l] : rows;
-    return rows;
+  FASTEBM_HD static int most_rows(const ChainPlan& plan) {
+    return plan.widest < plan.columns[0] ? plan.columns[0] : plan.widest;
   }
-  FASTEBM_HD static int bytes(const ChainPlan& plan) {
-    return (plan.columns[0] + widest(plan) + plan.last / 4) *
-           static_cast<int>(sizeof(SampleRow<kSamples>));
+  static int bytes(const ChainPlan& plan) {
+    return (plan.columns[0] + most_rows(plan) + plan.last / 4) * 4 * kSamples;
   }
 };
 
@@ -148,8 +145,7 @@ __global__ void __launch_bounds__(kChainThreads)
   using Row = SampleRow<kSamples>;
   unsigned char* shared = dynamic_shared<unsigned char>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const FloatTile<kSamples> tile(
-      plan, shared + plan.weight_bytes() + warp * FloatTile<kSamples>::bytes(plan));
+  const FloatTile<kSamples> tile(plan, shared + plan.weight_bytes() + warp * plan.tile_bytes);
   const int64_t first = (int64_t{blockIdx.x} * plan.warps + warp) * kSamples;
   const SampleShare share =
       sample_share(p, first + lane % kSamples, &tile.x[0].v[lane % kSamples],
@@ -220,7 +216,8 @@ __global__ void __launch_bounds__(kChainThreads)
       for (int h = 16; h >= kSamples; h /= 2) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, h);
       c.scale = norm_clip_scale<float>(squares, p.step.grad_norm_clip);
     }
-    take_step(share, k, share.noisy && !p.noise_first, c);
+    const bool noisy = share.noisy && !p.noise_first;
+    take_step(share, k, noisy, noisy ? first_noise(share, k) : Normals4{}, c);
   }
   weights.finish();
   write_share(share, share.x, p.step.out);

@@ -5,6 +5,8 @@
 // rows of an odd number of 16-byte quads, so that neither rows nor columns of them meet in a bank.
 // Where they fit, a CUDA block copies them all; else slabs of them go through two stages.
 #pragma once
+#include <algorithm>
+
 #include "device.h"
 #include "mlp_chain.h"
 
@@ -27,14 +29,16 @@ struct ChainPlan {
   int pitch[kMaxHidden];    // bytes of a row
   int matrix[kMaxHidden];   // offsets
   int bias[kMaxHidden];     //
+  int widest;               // padded features of the widest hidden layer
   int last;                 // of the last layer's weights, and its bias after them
   int vector_bytes;         // of all that is not a matrix, and so the offset of the first
   int bytes;                // of the whole
   bool resident;            // all of it is in shared memory
   int warps;                // of a CUDA block
-  int samples;              // of a warp (float32), or of a CUDA block (bfloat16)
+  int tile_bytes;           // of shared memory for a warp's samples, or (bfloat16) a block's
 
   FASTEBM_HD int weight_bytes() const { return resident ? bytes : vector_bytes + 2 * kStageBytes; }
+  int shared_bytes(int tiles) const { return weight_bytes() + tiles * tile_bytes; }
 };
 
 // The packed form of a network whose matrices have elements of `size` bytes: what all plans share.
@@ -49,6 +53,7 @@ inline ChainPlan pack_plan(const Mlp& mlp, int size) {
     plan.pitch[l] = (plan.columns[l] * size / 16 | 1) * 16;
     plan.bias[l] = at;
     at += plan.rows[l] * 4;
+    plan.widest = std::max(plan.widest, plan.rows[l]);
   }
   plan.last = at;
   at += (plan.rows[mlp.hidden - 1] + 4) * 4;
@@ -93,10 +98,8 @@ __global__ void __launch_bounds__(kChainThreads)
 
 template <class E>
 int launch_pack(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  unsigned rows = 1;
-  for (int l = 0; l < plan.layers; ++l)
-    rows = rows < static_cast<unsigned>(plan.rows[l]) ? static_cast<unsigned>(plan.rows[l]) : rows;
-  return launch(pack_kernel<E>, dim3(rows, static_cast<unsigned>(plan.layers) + 1),
+  return launch(pack_kernel<E>,
+                dim3(static_cast<unsigned>(plan.widest), static_cast<unsigned>(plan.layers) + 1),
                 dim3(kChainThreads), 0, stream, p.mlp, plan,
                 static_cast<unsigned char*>(p.scratch));
 }

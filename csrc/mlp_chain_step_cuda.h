@@ -69,13 +69,18 @@ __device__ __forceinline__ double share_of_squares(const SampleShare& s) {
   return sum;
 }
 
-// x <- clamp(x - step * clip(grad) + sigma n), with the noise of step k unless !noisy.
-__device__ __forceinline__ void take_step(const SampleShare& s, int64_t k, bool noisy,
+// The noise of this share's first block, which can be had before the gradient is there.
+__device__ __forceinline__ Normals4 first_noise(const SampleShare& s, int64_t k) {
+  return 4 * s.first < s.dim ? share_noise(s, k, s.first) : Normals4{};
+}
+
+// x <- clamp(x - step * clip(grad) + sigma n), unless !noisy with the noise of step k, of which
+// that of the first block is given.
+__device__ __forceinline__ void take_step(const SampleShare& s, int64_t k, bool noisy, Normals4 n,
                                           const RowCoefficients<float>& c) {
 #pragma unroll 1
   for (int b = s.first; 4 * b < s.dim; b += s.every) {
-    Normals4 n{};
-    if (noisy) n = share_noise(s, k, b);
+    if (noisy && b != s.first) n = share_noise(s, k, b);
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       if (4 * b + j < s.dim) {
