@@ -41,37 +41,53 @@ struct WarpSums {
   float v[kTiles][2][2][4];
 };
 
-// sum += in W^T, or kTransposed in W, for all samples and the features n, n + 1, ..., n + 31 of
-// those that there are; the inner dimension is that of `in`.
+// Fragments of a step of 16 of the inner dimension.
+template <int kTiles>
+struct WarpFragments {
+  uint32_t in[kTiles][4], w[2][4];
+};
+
+// sum += in W^T, or kTransposed in W, for all samples and the 32 features from n on; the inner
+// dimension is that of `in`. Fragments are loaded one step before they are multiplied.
 template <bool kTransposed, int kTiles>
 __device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int inner, int features,
                                          int n, const Bfloat16* in, int pitch,
                                          WarpSums<kTiles>& sum) {
   const int lane = threadIdx.x % 32;
-  const int pairs = features - n < 32 ? (features - n) / 16 : 2;
   in += lane % 16 * pitch + lane / 16 * 8;
   for (int from = 0; from < inner;) {
     const Slab<Bfloat16> slab = weights.next();
+    const int along = kTransposed ? slab.pitch : 1, across = kTransposed ? 1 : slab.pitch;
     const Bfloat16* w =
         slab.at + (kTransposed ? lane % 16 * slab.pitch + n + lane / 16 * 8
                                : (n + lane % 8 + lane / 16 * 8) * slab.pitch + lane / 8 % 2 * 8);
-    const int along = kTransposed ? slab.pitch : 1, across = kTransposed ? 1 : slab.pitch;
-    if (pairs > 0)
-#pragma unroll 4
-      for (int k = 0; k < slab.count; k += 16) {
-        uint32_t a[kTiles][4];
+    const auto load = [&](int k, WarpFragments<kTiles>& f) {
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m) load_matrices<false>(a[m], in + 16 * m * pitch + from + k);
+      for (int m = 0; m < kTiles; ++m)
+        load_matrices<false>(f.in[m], in + 16 * m * pitch + from + k);
 #pragma unroll
-        for (int c = 0; c < 2; ++c)
-          if (c < pairs) {
-            uint32_t r[4];
-            load_matrices<kTransposed>(r, w + k * along + 16 * c * across);
-            const uint32_t b[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
+      for (int c = 0; c < 2; ++c)
+        load_matrices<kTransposed>(f.w[c], w + k * along + 16 * c * across);
+    };
+    const auto use = [&](const WarpFragments<kTiles>& f) {
 #pragma unroll
-            for (int m = 0; m < kTiles; ++m) mma_bfloat16(sum.v[m][c], a[m], b);
-          }
+      for (int c = 0; c < 2; ++c) {
+        const uint32_t b[2][2] = {{f.w[c][0], f.w[c][1]}, {f.w[c][2], f.w[c][3]}};
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m) mma_bfloat16(sum.v[m][c], f.in[m], b);
       }
+    };
+    if (n < features) {
+      WarpFragments<kTiles> even, odd;
+      load(0, even);
+#pragma unroll 2
+      for (int k = 0; k < slab.count; k += 32) {
+        load(k + 16, odd);
+        use(even);
+        if (k + 32 < slab.count) load(k + 32, even);
+        use(odd);
+      }
+    }
     from += slab.count;
   }
 }
@@ -81,9 +97,9 @@ __device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int in
 template <int kTiles, class F>
 __device__ __forceinline__ void for_each_pair(int n, int features, F&& f) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;  // see mma_bfloat16()
+  if (n < features)
 #pragma unroll
-  for (int c = 0; c < 2; ++c)
-    if (n + 16 * c < features)
+    for (int c = 0; c < 2; ++c)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
 #pragma unroll

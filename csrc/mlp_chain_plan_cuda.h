@@ -44,7 +44,7 @@ struct ChainPlan {
 // The packed form of a network whose matrices have elements of `size` bytes: what all plans share.
 inline ChainPlan pack_plan(const Mlp& mlp, int size) {
   ChainPlan plan{};
-  const int multiple = size == 2 ? 16 : 4;  // a tile of the tensor cores, or four floats
+  const int multiple = size == 2 ? 32 : 4;  // a warp's features on tensor cores; four floats
   plan.layers = mlp.hidden;
   int at = 0;
   for (int l = 0; l < mlp.hidden; ++l) {
