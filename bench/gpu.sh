@@ -100,6 +100,8 @@ phase scores 60 bash -c 'nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constex
 small_case='
 import torch
 from fastebm import Augmentation, ops
+from fastebm.mlp_chain import mlp_chain_
+from fastebm.plain_mlp import Network
 from fastebm.rng import ChainRNG
 rng = ChainRNG(1).state("cuda")
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
@@ -130,6 +132,13 @@ for dtype in (torch.uint8, torch.float32, torch.bfloat16):
                 ops.replay_gather(
                     images, index, rng, reinit_prob=0.2, init=init, augmentation=parameters
                 )
+for n, dim, widths in ((20, 3, (40, 9)), (5, 70, (256, 256, 200)), (4200, 2, (8,))):
+    sizes = (dim, *widths, 1)
+    weights = [torch.randn(b, a).cuda() / a**0.5 for a, b in zip(sizes, sizes[1:])]
+    net = Network(weights, [None] * len(weights), "silu")
+    for precision in ("fp32", "bf16"):
+        x = torch.randn(n, dim).cuda()
+        mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
 torch.cuda.synchronize()
 print("done")
 '

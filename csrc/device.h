@@ -43,6 +43,22 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, voi
 #endif
 }
 
+// Shared memory that one block may have on the current device, in bytes; 48 KB if it cannot be
+// told.
+inline int max_shared_bytes() {
+#ifdef __CUDACC__
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+          cudaSuccess)
+    return bytes;
+  cudaGetLastError();
+  return 48 * 1024;
+#else
+  return static_cast<int>(simt::kMaxSharedBytes);
+#endif
+}
+
 // What went wrong, for a non-zero code that launch() has just returned.
 inline const char* error_text(int code) {
 #ifdef __CUDACC__
@@ -134,6 +150,41 @@ __device__ inline uint32_t bfloat16_pair(float low, float high) {
   return pair;
 #else
   return simt::bfloat16_pair(low, high);
+#endif
+}
+
+// tanh(v) within 2^-11 of its size: one instruction of sm_75.
+__device__ inline float tanh_approximate(float v) {
+#ifdef __CUDACC__
+  float r;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+#else
+  return std::tanh(v);
+#endif
+}
+
+// Computes: four 8 x 8 matrices of 16-bit elements out of shared memory; kTransposed: transposed.
+// Layout:   lane 8 i + j gives the address of row j of matrix i, eight elements, 16-byte aligned.
+//           Lane 4 g + t gets in r[i] elements 2 t (low) and 2 t + 1 of row g of matrix i, as
+//           mma_bfloat16 wants them; kTransposed: of column g.
+// Needs:    all 32 lanes here; sm_75.
+template <bool kTransposed>
+__device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
+#ifdef __CUDACC__
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(from)
+                 : "memory");
+#else
+  simt::load_matrices(r, row, kTransposed);
 #endif
 }
 

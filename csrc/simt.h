@@ -35,6 +35,7 @@
 #define __global__ static  // internal linkage, also for templates: see __shared__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 // One section holds every shared variable of the module, so that a launch can poison them all.
 // The function around the variable must have internal linkage: g++ cannot mix in COMDAT data.
 #define __shared__ static __attribute__((section("simt_shared")))

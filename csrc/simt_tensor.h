@@ -52,6 +52,29 @@ inline double bfloat16_of(uint32_t pair, int half) {
   return v;
 }
 
+struct MatricesLane {
+  const void* row;
+  uint32_t* r;
+};
+
+// Four 8 x 8 matrices of 16-bit elements in the layout of ldmatrix.x4; all lanes read at once.
+inline void load_matrices(uint32_t* r, const void* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) fail("a matrix row that is not on a multiple of 16");
+  MatricesLane mine{row, r};
+  meet(0xFFFFFFFFu, reinterpret_cast<uint64_t>(&mine), [transposed](const auto& all) {
+    const auto lane = [&](unsigned l) { return reinterpret_cast<const MatricesLane*>(all[l]); };
+    for (unsigned l = 0; l < 32; ++l)
+      for (unsigned i = 0; i < 4; ++i) {
+        const auto element = [&](unsigned j, unsigned k) -> uint32_t {
+          return static_cast<const uint16_t*>(lane(8 * i + j)->row)[k];
+        };
+        const unsigned g = l / 4, t = 2 * (l % 4);
+        lane(l)->r[i] = transposed ? element(t, g) | element(t + 1, g) << 16
+                                   : element(g, t) | element(g, t + 1) << 16;
+      }
+  });
+}
+
 struct MmaLane {
   float (*c)[4];
   const uint32_t* a;

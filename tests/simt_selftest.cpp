@@ -142,6 +142,26 @@ __global__ void mma_kernel(const float* a, const float* b, float* c) {
     for (int r = 0; r < 4; ++r) c[16 * (g + 8 * (r >> 1)) + 8 * i + 2 * t + (r & 1)] = sums[i][r];
 }
 
+// Element k of row j of matrix i is 64 i + 8 j + k; a lane's four pairs to out[4 lane]. Rows are
+// overwritten at once, by which time all lanes have read.
+template <bool kTransposed>
+__global__ void matrices_kernel(uint32_t* out) {
+  uint16_t* rows = fastebm::dynamic_shared<uint16_t>();
+  const unsigned lane = threadIdx.x;
+  for (unsigned k = 0; k < 8; ++k) rows[8 * lane + k] = static_cast<uint16_t>(8 * lane + k);
+  __syncwarp();
+  uint32_t pairs[4];
+  fastebm::load_matrices<kTransposed>(pairs, rows + 8 * lane);
+  for (unsigned k = 0; k < 8; ++k) rows[8 * lane + k] = 0;
+  for (unsigned i = 0; i < 4; ++i) out[4 * lane + i] = pairs[i];
+}
+
+__global__ void misaligned_matrices_kernel(uint32_t* out) {
+  uint32_t pairs[4];
+  fastebm::load_matrices<false>(pairs, fastebm::dynamic_shared<uint16_t>() + 1);
+  out[threadIdx.x] = pairs[0];
+}
+
 __global__ void overrun_kernel(float* out) {
   fastebm::dynamic_shared<float>()[threadIdx.x + 1] = 1;
   out[threadIdx.x] = 0;
@@ -324,6 +344,25 @@ void test_mma() {
   check(fastebm::bfloat16_pair(1.00390625f, -1.01171875f) == 0xBF823F80u, "ties to even bfloat16");
 }
 
+void test_matrices() {
+  std::vector<uint32_t> rows(128), columns(128);
+  bool right = true;
+  for_each_schedule([&] {
+    right = right && !fastebm::launch(matrices_kernel<false>, 1, 32, 512, nullptr, rows.data());
+    right = right && !fastebm::launch(matrices_kernel<true>, 1, 32, 512, nullptr, columns.data());
+    for (uint32_t lane = 0; lane < 32; ++lane)
+      for (uint32_t i = 0; i < 4; ++i) {
+        const uint32_t g = lane / 4, t = 2 * (lane % 4), matrix = 64 * i;
+        const uint32_t row = matrix + 8 * g + t, column = matrix + 8 * t + g;
+        right = right && rows[4 * lane + i] == (row | (row + 1) << 16);
+        right = right && columns[4 * lane + i] == (column | (column + 8) << 16);
+      }
+  });
+  check(right, "matrices out of shared memory, and transposed");
+  check(reports("multiple of 16", misaligned_matrices_kernel, 1, 32, 64, rows.data()),
+        "a misaligned matrix row");
+}
+
 void test_memory() {
   std::vector<int> per_block(12);
   bool counts = true;
@@ -371,6 +410,7 @@ int main(int argc, char**) {
   test_warp();
   test_copies();
   test_mma();
+  test_matrices();
   test_memory();
   return failures != 0;
 }

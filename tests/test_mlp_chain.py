@@ -221,7 +221,7 @@ def test_samples_do_not_depend_on_batch_threads_or_vectors(device, batch, dim, w
             assert torch.equal(run(x[-1:], batch - 1), whole[-1:]), level
     finally:
         torch.set_num_threads(threads)
-    if "avx512" in results:
+    if len(results) == 3:  # all levels of a CPU
         assert torch.equal(results["avx2"], results["avx512"])
 
 
@@ -255,9 +255,11 @@ def test_chains_have_the_law_of_their_energy(device):
         "softplus",
     )
     net = net._replace(weights=[w.to(device) for w in net.weights])
-    n, step = 20_000, 0.05
+    n, step, steps = 20_000, 0.05, 200
+    if ops._op is not torch.ops.fastebm:  # emulated, a hundred times slower
+        n, steps = 2_000, 40
     start = torch.rand(n, 2).logit().to(device)  # already of that law
-    x = mlp_chain_(start.clone(), net, 200, step, math.sqrt(2 * step), rng(device)).cpu().double()
+    x = mlp_chain_(start.clone(), net, steps, step, math.sqrt(2 * step), rng(device)).cpu().double()
     assert (x - start.cpu()).abs().mean() > 1.0  # they have moved
     variance, kurtosis = math.pi**2 / 3, 4.2
     for column in x.T:
