@@ -13,7 +13,9 @@ from fastebm import energies, ops
 from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.energies import (
+    RBM,
     EnergyFromLogProb,
+    GaussianRBM,
     MixtureEnergy,
     MultiScaleEnergy,
     SumEnergy,
@@ -33,10 +35,12 @@ from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 
 __all__ = [
+    "RBM",
     "Augmentation",
     "ChainRNG",
     "ContrastiveDivergence",
     "EnergyFromLogProb",
+    "GaussianRBM",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
     "LossOutput",

@@ -190,6 +190,25 @@ def replay_gather(
     )
 
 
+def bernoulli_sigmoid(
+    logits: Tensor,
+    rng: Tensor,
+    *,
+    t: int = 0,
+    sample_ids: Tensor | None = None,
+    beta: float = 1.0,
+    tag: int = 0x86,
+    dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Placeholder in plain torch until the operator is in: Bernoulli(sigmoid(beta logits))."""
+    key, step = int(rng[0]), int(rng[1]) + t
+    g = torch.Generator().manual_seed(hash((key, step, tag)) % 2**63)
+    u = torch.rand(logits.shape, generator=g).to(logits.device)
+    drawn = (u < (beta * logits).sigmoid()).to(dtype or logits.dtype)
+    return drawn if out is None else out.copy_(drawn)
+
+
 def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     """A number for the operator, or a contiguous (B,) tensor of the compute type."""
     if not isinstance(value, Tensor):
