@@ -81,7 +81,8 @@ FASTEBM_TARGET inline void normal_pair(Ints w0, Ints w1, Floats* n0, Floats* n1)
   *n1 = mul(r, sin_q);
 }
 
-// What two words become: standard normals, or uniform numbers in [0, 1) of 24 bits.
+// What two words become: standard normals, uniform numbers in [0, 1) of 24 bits, or they stay as
+// they are.
 struct NormalLaw {
   FASTEBM_TARGET static void pair(Ints w0, Ints w1, Floats* n0, Floats* n1) {
     normal_pair(w0, w1, n0, n1);
@@ -92,6 +93,12 @@ struct UniformLaw {
     const Floats unit = set(5.9604644775390625e-8f);
     *n0 = mul(to_float(shift_right_unsigned<8>(w0)), unit);
     *n1 = mul(to_float(shift_right_unsigned<8>(w1)), unit);
+  }
+};
+struct WordLaw {
+  FASTEBM_TARGET static void pair(Ints w0, Ints w1, Floats* n0, Floats* n1) {
+    *n0 = floats_of(w0);
+    *n1 = floats_of(w1);
   }
 };
 
@@ -144,6 +151,7 @@ FASTEBM_TARGET inline Normals finish(const RoundKeys& keys, int first, Wides a[4
 }
 
 // Blocks of any samples.
+template <class Law = NormalLaw>
 FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& block,
                                       const Counters& sample_id) {
   const Wides low24 = set_wide(0x00ffffff);
@@ -152,7 +160,7 @@ FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& blo
   };
   Wides a[4] = {keys.step, block.a, sample_id.a, top_word(sample_id.a)};
   Wides b[4] = {keys.step, block.b, sample_id.b, top_word(sample_id.b)};
-  return finish<NormalLaw>(keys, 0, a, b);
+  return finish<Law>(keys, 0, a, b);
 }
 
 // What the first three rounds come to where only the block differs: five of their six products
@@ -191,4 +199,36 @@ FASTEBM_TARGET inline Normals normals_of_sample(const RoundKeys& keys, const Sam
   three_rounds(block.a, a);
   three_rounds(block.b, b);
   return finish<Law>(keys, 3, a, b);
+}
+
+// What numbers_of_batch() keeps from one call to the next.
+struct BatchWords {
+  SampleWords words;
+  int64_t row = -1;
+};
+
+// `count` blocks, at most kLanes, of the samples of p in order, from `block` of sample `row` on. A
+// sample has `blocks` of them.
+template <class Law, class Params>
+FASTEBM_TARGET inline Normals numbers_of_batch(const Params& p, const NoiseKey& key,
+                                               const RoundKeys& keys, int64_t blocks, int64_t row,
+                                               int64_t block, int count, BatchWords* kept) {
+  if (block + count <= blocks && blocks >= kLanes) {
+    if (row != kept->row) kept->words = sample_words(key, sample_id(p, kept->row = row));
+    return normals_of_sample<Law>(keys, kept->words,
+                                  counters_ascending(static_cast<uint64_t>(block)));
+  }
+  if (blocks <= kShortSample && !p.sample_ids) {
+    Counters at, ids;
+    counters_across(static_cast<uint64_t>(block), sample_id(p, row), static_cast<uint64_t>(blocks),
+                    &at, &ids);
+    return normals<Law>(keys, at, ids);
+  }
+  uint64_t ids[kLanes] = {}, at[kLanes] = {};
+  for (int i = 0; i < count; ++i) {
+    ids[i] = sample_id(p, row);
+    at[i] = static_cast<uint64_t>(block);
+    if (++block == blocks) block = 0, ++row;
+  }
+  return normals<Law>(keys, counters_from(at), counters_from(ids));
 }

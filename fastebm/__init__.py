@@ -22,6 +22,7 @@ from fastebm.energies import (
     TemperedEnergy,
 )
 from fastebm.entropy import knn_cross_entropy, knn_entropy
+from fastebm.gibbs import GibbsSampler
 from fastebm.info import build_info
 from fastebm.losses import (
     ContrastiveDivergence,
@@ -41,6 +42,7 @@ __all__ = [
     "ContrastiveDivergence",
     "EnergyFromLogProb",
     "GaussianRBM",
+    "GibbsSampler",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
     "LossOutput",

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from fastebm.buffer import References, ReplayBuffer
 from fastebm.energy import energy
 from fastebm.entropy import nn_log_distance
+from fastebm.gibbs import NO_DERIVATIVE, GibbsSampler
 from fastebm.rng import ChainRNG, as_rng
 from fastebm.samplers import LangevinDynamics, finite_rows
 from fastebm.scale import MIN_POINTS
@@ -50,8 +51,9 @@ class ContrastiveDivergence(nn.Module):
 
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S).
-        sampler: its chains; ``sampler.model`` is this model (or what it wraps, for DDP).
-        k_steps: Langevin steps, >= 1.
+        sampler: its chains, a LangevinDynamics or, for an RBM, a GibbsSampler; ``sampler.model`` is
+            this model (or what it wraps, for DDP).
+        k_steps: steps of a chain, >= 1.
         energy_reg_weight: weight of the energies' squares.
         on_nonfinite: what to do about samples with a non-finite state or energy, which
             ``metrics["n_nonfinite"]`` counts and which never enter a buffer: ``"raise"`` a
@@ -61,7 +63,7 @@ class ContrastiveDivergence(nn.Module):
     Metrics: ``energy_pos``, ``energy_neg`` and their ``_std`` over the batch; ``loss_cd`` =
     ``energy_gap`` = energy_pos - energy_neg; ``energy_reg`` (without its weight); ``grad_norm``,
     the mean of |grad E| in the last step; ``clamp_share``, of the chains' elements on a face of the
-    box; ``n_nonfinite``.
+    box (these two of Langevin chains); ``n_nonfinite``.
 
     Source: Hinton, Training products of experts by minimizing contrastive divergence, 2002.
     """
@@ -69,7 +71,7 @@ class ContrastiveDivergence(nn.Module):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics,
+        sampler: LangevinDynamics | GibbsSampler,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
@@ -77,15 +79,18 @@ class ContrastiveDivergence(nn.Module):
         super().__init__()
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if not isinstance(sampler, LangevinDynamics):
-            raise TypeError(f"sampler must be a LangevinDynamics, got {type(sampler).__name__}")
+        if not isinstance(sampler, (LangevinDynamics, GibbsSampler)):
+            raise TypeError(
+                f"sampler must be a LangevinDynamics or a GibbsSampler, got"
+                f" {type(sampler).__name__}"
+            )
         if not isinstance(k_steps, int) or k_steps < 1:
             raise ValueError(f"k_steps must be an integer >= 1, got {k_steps!r}")
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(
                 f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
             )
-        per_chain = [sampler.step_size, sampler.noise_std]
+        per_chain = [getattr(sampler, name, None) for name in ("step_size", "noise_std")]
         if on_nonfinite == "skip" and any(isinstance(v, Tensor) and v.dim() for v in per_chain):
             raise ValueError('on_nonfinite="skip" needs one step_size and noise_std for all chains')
         self.__dict__["model"] = model  # past nn.Module, which would register it
@@ -190,11 +195,11 @@ class ContrastiveDivergence(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def _metrics(self, e_pos: Tensor, e_neg: Tensor, x_neg: Tensor, grad: Tensor) -> dict:
+    def _metrics(self, e_pos: Tensor, e_neg: Tensor, x_neg: Tensor, grad: Tensor | None) -> dict:
         # A sample's energy is the mean over its scales.
         pos, neg = (e if e.dim() == 1 else e.mean(1) for e in (e_pos.detach(), e_neg.detach()))
         mean_pos, mean_neg = pos.mean(), neg.mean()
-        return {
+        metrics = {
             "loss_cd": mean_pos - mean_neg,
             "energy_pos": mean_pos,
             "energy_neg": mean_neg,
@@ -202,9 +207,11 @@ class ContrastiveDivergence(nn.Module):
             "energy_neg_std": neg.std(correction=0),
             "energy_gap": mean_pos - mean_neg,
             "energy_reg": _mean_squares(e_pos, e_neg),
-            "grad_norm": grad.detach().unsqueeze(-1).flatten(1).norm(dim=1).mean(),
-            "clamp_share": self.sampler.clamp_share(x_neg),
         }
+        if grad is None:  # Gibbs
+            return metrics
+        norm = grad.detach().unsqueeze(-1).flatten(1).norm(dim=1).mean()
+        return metrics | {"grad_norm": norm, "clamp_share": self.sampler.clamp_share(x_neg)}
 
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
@@ -215,6 +222,9 @@ class ContrastiveDivergence(nn.Module):
                 f"x must have samples of the buffer's shape {self.buffer.shape},"
                 f" got {tuple(x.shape[1:])}"
             )
+        # On a device, which this waits for, the first batch only.
+        if isinstance(self.sampler, GibbsSampler) and (x.device.type == "cpu" or not self.calls):
+            self.sampler.model.check_data(x)
 
     def _report(self, n_pos: int, n_neg: int, n: int) -> None:
         message = (
@@ -241,7 +251,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics,
+        sampler: LangevinDynamics | GibbsSampler,
         buffer: ReplayBuffer,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
@@ -249,6 +259,11 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         _check_buffer(buffer)
+        if isinstance(sampler, GibbsSampler) and buffer.data.dtype == torch.uint8:
+            raise ValueError(
+                "buffer must be float32 or bfloat16 for a GibbsSampler: uint8 would dither the"
+                " states of its units"
+            )
         self.buffer = buffer
 
 
@@ -299,6 +314,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         on_nonfinite: str = "raise",
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
+        if not isinstance(sampler, LangevinDynamics):
+            raise TypeError(NO_DERIVATIVE)
         if buffer is not None:
             _check_buffer(buffer)
         self.buffer = buffer

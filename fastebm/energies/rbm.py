@@ -10,7 +10,7 @@ from torch.nn.functional import linear, softplus
 
 from fastebm.energies.compose import Energy
 from fastebm.energies.layers import check_size
-from fastebm.ops import bernoulli_sigmoid, langevin_step_
+from fastebm.ops import bernoulli_sigmoid_, langevin_step_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng
 
 _START = 0.01  # standard deviation of the weights that training starts from (Hinton 2010, 8)
@@ -73,7 +73,7 @@ class _Restricted(Energy):
         logits = self.hidden_logits(v)
         state = _state(seed, generator, logits)
         options = {"t": t, "sample_ids": sample_ids, "beta": beta}
-        return bernoulli_sigmoid(logits, state, tag=HIDDEN, out=logits, **options)
+        return bernoulli_sigmoid_(logits, state, tag=HIDDEN, **options)
 
     def gibbs_step(
         self, v: Tensor, seed: Seed = None, *, generator: Generator | None = None, **options
@@ -138,7 +138,7 @@ class RBM(_Restricted):
         """v (B, V) in {0, 1} given h (B, H). Other arguments as in ``sample_hidden``."""
         logits = self.visible_logits(h)
         state = _state(seed, generator, logits)
-        return bernoulli_sigmoid(logits, state, tag=VISIBLE, out=logits, **options)
+        return bernoulli_sigmoid_(logits, state, tag=VISIBLE, **options)
 
     def check_data(self, v: Tensor) -> None:
         """Raise ValueError unless v has V elements a sample, all in [0, 1]. Waits for the device:
