@@ -63,6 +63,37 @@ FASTEBM_TARGET inline void draw_run(const T* logits, Out* out, int64_t count, co
   std::memcpy(out + i, drawn, sizeof(Out) * left);
 }
 
+// What words_of_batch() keeps from one call to the next.
+struct BatchWords {
+  SampleWords words;
+  int64_t row = -1;
+};
+
+// The words of `count` blocks, at most kLanes, of the batch in order, from `block` of sample `row`
+// on. A sample has `blocks` of them.
+FASTEBM_TARGET inline Normals words_of_batch(const BernoulliParams& p, const NoiseKey& key,
+                                             const RoundKeys& keys, int64_t blocks, int64_t row,
+                                             int64_t block, int count, BatchWords* kept) {
+  if (block + count <= blocks && blocks >= kLanes) {
+    if (row != kept->row) kept->words = sample_words(key, sample_id(p, kept->row = row));
+    return normals_of_sample<WordLaw>(keys, kept->words,
+                                      counters_ascending(static_cast<uint64_t>(block)));
+  }
+  if (blocks <= kShortSample && !p.sample_ids) {
+    Counters at, ids;
+    counters_across(static_cast<uint64_t>(block), sample_id(p, row), static_cast<uint64_t>(blocks),
+                    &at, &ids);
+    return normals<WordLaw>(keys, at, ids);
+  }
+  uint64_t ids[kLanes] = {}, at[kLanes] = {};
+  for (int i = 0; i < count; ++i) {
+    ids[i] = sample_id(p, row);
+    at[i] = static_cast<uint64_t>(block);
+    if (++block == blocks) block = 0, ++row;
+  }
+  return normals<WordLaw>(keys, counters_from(at), counters_from(ids));
+}
+
 // Blocks [begin, end) of the batch, kLanes at a time. Full blocks lie together and go straight from
 // registers; where samples end inside a block, the words that no element needs are left out first.
 template <class T, class Out>
@@ -76,7 +107,7 @@ FASTEBM_TARGET int draw(const BernoulliParams& p, int64_t begin, int64_t end) {
   BatchWords words;
   while (begin < end) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, end - begin));
-    const Normals n = numbers_of_batch<WordLaw>(p, key, keys, blocks, row, block, count, &words);
+    const Normals n = words_of_batch(p, key, keys, blocks, row, block, count, &words);
     const int64_t at = row * p.dim + 4 * block;
     const T* logits = static_cast<const T*>(p.logits) + at;
     Out* out = static_cast<Out*>(p.out) + at;

@@ -63,14 +63,32 @@ FASTEBM_TARGET void step(const LangevinParams& p, int64_t begin, int64_t end) {
   const RoundKeys keys = round_keys(key);
   const bool noisy = needs_noise(p), per_row = rows_differ(p), whole_blocks = p.dim % 4 == 0;
   int64_t row = begin / blocks, block = begin - row * blocks, row_of_c = row;
+  int64_t row_of_words = -1;
   auto c = coefficients_of<T>(p, row);
-  BatchWords words;
+  SampleWords words;
   Normals n{};
   while (begin < end) {
     if (per_row && row != row_of_c) c = coefficients_of<T>(p, row_of_c = row);
     const int count = static_cast<int>(std::min<int64_t>(kLanes, end - begin));
     const bool one_row = block + count <= blocks;
-    if (noisy) n = numbers_of_batch<NormalLaw>(p, key, keys, blocks, row, block, count, &words);
+    if (noisy && one_row && blocks >= kLanes) {
+      if (row != row_of_words) words = sample_words(key, sample_id(p, row_of_words = row));
+      n = normals_of_sample(keys, words, counters_ascending(static_cast<uint64_t>(block)));
+    } else if (noisy && blocks <= kShortSample && !p.sample_ids) {
+      Counters at, ids;
+      counters_across(static_cast<uint64_t>(block), sample_id(p, row),
+                      static_cast<uint64_t>(blocks), &at, &ids);
+      n = normals(keys, at, ids);
+    } else if (noisy) {
+      uint64_t ids[kLanes] = {}, at[kLanes] = {};
+      int64_t r = row, b = block;
+      for (int i = 0; i < count; ++i) {
+        ids[i] = sample_id(p, r);
+        at[i] = static_cast<uint64_t>(b);
+        if (++b == blocks) b = 0, ++r;
+      }
+      n = normals(keys, counters_from(at), counters_from(ids));
+    }
 
     const bool full = whole_blocks || (one_row && 4 * (block + count) <= p.dim);
     const int64_t at = row * p.dim + 4 * block;

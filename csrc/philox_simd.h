@@ -200,35 +200,3 @@ FASTEBM_TARGET inline Normals normals_of_sample(const RoundKeys& keys, const Sam
   three_rounds(block.b, b);
   return finish<Law>(keys, 3, a, b);
 }
-
-// What numbers_of_batch() keeps from one call to the next.
-struct BatchWords {
-  SampleWords words;
-  int64_t row = -1;
-};
-
-// `count` blocks, at most kLanes, of the samples of p in order, from `block` of sample `row` on. A
-// sample has `blocks` of them.
-template <class Law, class Params>
-FASTEBM_TARGET inline Normals numbers_of_batch(const Params& p, const NoiseKey& key,
-                                               const RoundKeys& keys, int64_t blocks, int64_t row,
-                                               int64_t block, int count, BatchWords* kept) {
-  if (block + count <= blocks && blocks >= kLanes) {
-    if (row != kept->row) kept->words = sample_words(key, sample_id(p, kept->row = row));
-    return normals_of_sample<Law>(keys, kept->words,
-                                  counters_ascending(static_cast<uint64_t>(block)));
-  }
-  if (blocks <= kShortSample && !p.sample_ids) {
-    Counters at, ids;
-    counters_across(static_cast<uint64_t>(block), sample_id(p, row), static_cast<uint64_t>(blocks),
-                    &at, &ids);
-    return normals<Law>(keys, at, ids);
-  }
-  uint64_t ids[kLanes] = {}, at[kLanes] = {};
-  for (int i = 0; i < count; ++i) {
-    ids[i] = sample_id(p, row);
-    at[i] = static_cast<uint64_t>(block);
-    if (++block == blocks) block = 0, ++row;
-  }
-  return normals<Law>(keys, counters_from(at), counters_from(ids));
-}
