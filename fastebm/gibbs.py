@@ -87,12 +87,12 @@ class GibbsSampler:
             sample_ids: int64 (B,), whose random numbers each chain gets; default: its row.
 
         Returns:
-            The last state, of the shape of ``x``, or with ``return_trajectory`` (B, n_kept, *event).
-            With ``return_diagnostics`` a pair of it and a dict: ``mean`` and ``var`` over the chains
-            (n_kept, *event), ``energy`` (n_kept, B), the free energy of the kept states,
-            ``change``, (n_kept,), the mean absolute change of a unit in the kept step (0: the
-            chains are stuck), ``n_nonfinite``, the number of chains that are not finite in the end,
-            and ``effective_temperature``.
+            The last state, of the shape of ``x``, or with ``return_trajectory``
+            (B, n_kept, *event). With ``return_diagnostics`` a pair of it and a dict: ``mean`` and
+            ``var`` over the chains (n_kept, *event), ``energy`` (n_kept, B), the free energy of
+            the kept states, ``change`` (n_kept,), the mean absolute change of a unit in the kept
+            step (0: the chains are stuck), ``n_nonfinite``, the number of chains that are not
+            finite in the end, and ``effective_temperature``.
 
         Raises:
             ValueError, TypeError: an argument is not what it should be; nothing has run then. On a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -42,6 +43,10 @@ class _Restricted(Energy):
     def free_energy(self, v: Tensor) -> Tensor:
         """``-log sum_h exp(-E(v, h))``, (B,)."""
         return self._alone(self._visible(v)) - softplus(self.hidden_logits(v)).sum(1)
+
+    def hidden_free_energy(self, h: Tensor) -> Tensor:
+        """``-log`` of the sum (integral) of ``exp(-E(v, h))`` over v, (B,), of h (B, H)."""
+        return self._summed_visible(self._hidden(h)) - h @ self.c
 
     def hidden_logits(self, v: Tensor) -> Tensor:
         """(B, H): p(h_j = 1 | v) is the sigmoid of these."""
@@ -140,6 +145,23 @@ class RBM(_Restricted):
         state = _state(seed, generator, logits)
         return bernoulli_sigmoid_(logits, state, tag=VISIBLE, **options)
 
+    def flip_energies(self, v: Tensor) -> Tensor:
+        """What the free energy gains when one v_i becomes 1 - v_i, for each i: (B, V).
+
+        The hidden inputs of v are shared by its V neighbours, so this costs V H softplus a sample.
+        """
+        v = self._visible(v)
+        inputs, change = self.hidden_logits(v), 1 - 2 * v
+        before = softplus(inputs).sum(1, keepdim=True)
+        after = [
+            softplus(a + d[:, None] * self.W.T).sum(1) for a, d in zip(inputs, change, strict=True)
+        ]
+        return before - torch.stack(after) - change * self.b
+
+    def binary_layers(self) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
+        """The layers that can be enumerated, each its number of units and its free energy."""
+        return [(self.n_visible, self.free_energy), (self.n_hidden, self.hidden_free_energy)]
+
     def check_data(self, v: Tensor) -> None:
         """Raise ValueError unless v has V elements a sample, all in [0, 1]. Waits for the device:
         for data and starting points, not for each step."""
@@ -154,6 +176,9 @@ class RBM(_Restricted):
 
     def _scaled(self, v: Tensor) -> Tensor:
         return v
+
+    def _summed_visible(self, h: Tensor) -> Tensor:
+        return -softplus(self.visible_logits(h)).sum(1)
 
 
 class GaussianRBM(_Restricted):
@@ -206,6 +231,10 @@ class GaussianRBM(_Restricted):
         )
         return mean.addcmul_(noise, (self.log_var / 2).exp())
 
+    def binary_layers(self) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
+        """The hidden layer: see ``RBM``."""
+        return [(self.n_hidden, self.hidden_free_energy)]
+
     def check_data(self, v: Tensor) -> None:
         """Raise ValueError unless v has V elements a sample, all finite. Waits for the device."""
         if not self._visible(v).isfinite().all():
@@ -216,6 +245,10 @@ class GaussianRBM(_Restricted):
 
     def _scaled(self, v: Tensor) -> Tensor:
         return v * self._precision()
+
+    def _summed_visible(self, h: Tensor) -> Tensor:
+        gained = (self.visible_mean(h).square() - self.b.square()) * self._precision()
+        return -(gained + self.log_var + math.log(2 * math.pi)).sum(1) / 2
 
     def _precision(self) -> Tensor:
         return (-self.log_var).exp()
