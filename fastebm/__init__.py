@@ -11,6 +11,7 @@ except ModuleNotFoundError:
     ) from None
 from fastebm import energies, ops
 from fastebm.augmentation import Augmentation
+from fastebm.bernoulli import bernoulli_sigmoid
 from fastebm.buffer import ReplayBuffer
 from fastebm.energies import (
     RBM,
@@ -54,6 +55,7 @@ __all__ = [
     "StepSizeWarning",
     "SumEnergy",
     "TemperedEnergy",
+    "bernoulli_sigmoid",
     "build_info",
     "energies",
     "knn_cross_entropy",
