@@ -176,7 +176,7 @@ def _backward(chains, betas: list[float], rng: ChainRNG) -> tuple[Tensor, Tensor
     return log_w, torch.stack(acceptance[::-1]) if acceptance else torch.ones(0)
 
 
-def _estimate(log_w: Tensor, acceptance: Tensor, confidence: float, sign: int) -> AISEstimate:
+def _estimate(log_w: Tensor, acceptance: Tensor, confidence: float, sign: int = 1) -> AISEstimate:
     n, n_bad = len(log_w), int((~log_w.isfinite()).sum())
     if n_bad:
         raise FloatingPointError(f"the weights of {n_bad} of {n} chains are NaN or infinite")

@@ -16,7 +16,7 @@ from fastebm.ops import bernoulli_sigmoid, langevin_step_
 from fastebm.rng import ACCEPT, HIDDEN, INIT, VISIBLE, ChainRNG
 
 TARGET_ACCEPTANCE = 0.574  # the best for Langevin proposals in many dimensions
-PILOT_STEPS, PILOT_GAIN = 400, 0.1  # at least so many steps find the sizes; change at each, in logs
+PILOT_STEPS, PILOT_GAIN = 400, 0.3  # at least so many steps find the sizes; change at each, in logs
 
 
 class GibbsChains:

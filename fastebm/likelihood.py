@@ -41,7 +41,7 @@ def log_partition(model: Callable[..., Tensor], n_units: int | None = None) -> T
         sources, parameters = list(model.parameters()), list(double.parameters())
     else:
         double, sources, parameters = model, [], []
-    n, layer = _layer(double, n_units)
+    n, layer = enumerable_layer(double, n_units)
     wanted = torch.is_grad_enabled() and any(p.requires_grad for p in sources)
     device = sources[0].device if sources else torch.device("cpu")
     log_z, gradients = _sum_states(layer, n, parameters if wanted else [], device)
@@ -96,7 +96,7 @@ def check_unit_interval(x: Tensor) -> None:
         raise ValueError(f"x must have values in [0, 1]; {n_bad} of {x.numel()} are not, or NaN")
 
 
-def _layer(model, n_units: int | None) -> tuple[int, Callable[[Tensor], Tensor]]:
+def enumerable_layer(model, n_units: int | None) -> tuple[int, Callable[[Tensor], Tensor]]:
     """How many units are enumerated, and the energy of their states."""
     if hasattr(model, "binary_layers"):
         if n_units is not None:

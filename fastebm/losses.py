@@ -124,14 +124,11 @@ class ContrastiveDivergence(nn.Module):
         self._check(x)
         rng = as_rng(seed, generator)
         kwargs, n = model_kwargs or {}, len(x)
-        x, slots = x.detach(), None
+        x = x.detach()
         if not self.sampler.step_size_checked and n >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
-        start = x
-        if self.buffer is not None:
-            start, slots = self.buffer.sample(n)
-            start = start.to(x)
+        start, slots = self._start(x, rng)
         self.calls += 1
         references = self._references(x, slots)  # before the chains come in
         before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
@@ -178,6 +175,13 @@ class ContrastiveDivergence(nn.Module):
             self.buffer.push(x_neg[whole], slots[whole])
         metrics["n_nonfinite"] = float(n_pos + n_neg)
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
+
+    def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, Tensor | None]:
+        """Where the chains start, and the slots of the buffer that they go back to."""
+        if self.buffer is None:
+            return x, None
+        start, slots = self.buffer.sample(len(x))
+        return start.to(x), slots
 
     _through_last_step = False  # whether the loss depends on the parameters through the last step
 
