@@ -142,8 +142,7 @@ def _run(model, base, betas, x, n, n_steps, step_size, confidence, rng) -> AISEs
         chains = MetropolisChains(model, base, n_steps, step_size)
     else:
         raise TypeError(
-            "base must be a BernoulliBase, GaussianBase or UniformBase,"
-            f" got {type(base).__name__}"
+            f"base must be a BernoulliBase, GaussianBase or UniformBase, got {type(base).__name__}"
         )
     if x is not None:
         chains.check(x)

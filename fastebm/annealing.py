@@ -12,7 +12,7 @@ from torch.nn.functional import linear, softplus
 
 from fastebm.bases import BernoulliBase, GaussianBase, UniformBase
 from fastebm.energy import input_gradient, sampling_mode
-from fastebm.ops import bernoulli_sigmoid, langevin_step_
+from fastebm.ops import bernoulli_sigmoid, bernoulli_sigmoid_, langevin_step_
 from fastebm.rng import ACCEPT, HIDDEN, INIT, VISIBLE, ChainRNG
 
 TARGET_ACCEPTANCE = 0.574  # the best for Langevin proposals in many dimensions
@@ -57,7 +57,7 @@ class GibbsChains:
         """At x, or at n samples of the base."""
         if x is None:
             logits = self.base_logits.repeat(n, 1)
-            x = bernoulli_sigmoid(logits, rng.state(logits.device), tag=INIT, out=logits)
+            x = bernoulli_sigmoid_(logits, rng.state(logits.device), tag=INIT)
             rng.advance(1)
         self._set(x.to(self.b))
 
@@ -73,7 +73,7 @@ class GibbsChains:
             state = rng.state(self.v.device)
             h = bernoulli_sigmoid(self.inputs, state, beta=beta, tag=HIDDEN)
             logits = torch.lerp(self.base_logits, torch.addmm(self.b, h, self.W), beta)
-            self._set(bernoulli_sigmoid(logits, state, tag=VISIBLE, out=logits))
+            self._set(bernoulli_sigmoid_(logits, state, tag=VISIBLE))
             rng.advance(1)
         return torch.ones(())
 

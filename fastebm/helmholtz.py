@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from fastebm.ops import bernoulli_sigmoid
+from fastebm.ops import bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng
 
 
@@ -146,7 +146,7 @@ class HelmholtzMachine(nn.Module):
 
 
 def _draw(logits: Tensor, rng: ChainRNG, tag: int) -> Tensor:
-    drawn = bernoulli_sigmoid(logits, rng.state(logits.device), tag=tag, out=logits)
+    drawn = bernoulli_sigmoid_(logits, rng.state(logits.device), tag=tag)
     rng.advance(1)
     return drawn
 

@@ -218,9 +218,7 @@ class ContrastiveDivergence(nn.Module):
         return metrics | {"grad_norm": norm, "clamp_share": self.sampler.clamp_share(x_neg)}
 
     def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
-            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
+        check_batch(x)
         if self.buffer is not None and x.shape[1:] != self.buffer.shape:
             raise ValueError(
                 f"x must have samples of the buffer's shape {self.buffer.shape},"
@@ -358,6 +356,13 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 entropy = nn_log_distance(x_kl, y, own, self.entropy_eps, y_scale=y_scale)
         metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
         return self.kl_weight * kl - self.entropy_weight * entropy
+
+
+def check_batch(x: Tensor) -> None:
+    """ValueError unless x can be a batch of data."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
 
 
 def _mean_squares(e_pos: Tensor, e_neg: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from fastebm.energy import energy, sum_scales
 from fastebm.likelihood import enumerable_layer, log_partition
-from fastebm.losses import ContrastiveDivergence, LossOutput, NonFiniteError
+from fastebm.losses import ContrastiveDivergence, LossOutput, NonFiniteError, check_batch
 from fastebm.ops import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers import finite_rows
@@ -56,8 +56,11 @@ class ExactMaximumLikelihood(nn.Module):
 
         Raises:
             NonFiniteError: energies of the data are not finite.
-            ValueError: what ``log_partition`` raises.
+            ValueError: x is not what the machine takes; and what ``log_partition`` raises.
         """
+        check_batch(x)
+        if hasattr(self.model, "check_data"):
+            self.model.check_data(x)
         e = sum_scales(energy(self.model, x)).double()
         n_bad = int((~finite_rows(e)).sum())
         if n_bad:

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.helmholtz import HelmholtzMachine
-from fastebm.losses import LossOutput, NonFiniteError
+from fastebm.losses import LossOutput, NonFiniteError, check_batch
 from fastebm.rng import ChainRNG, as_rng
 
 
@@ -52,9 +52,7 @@ class WakeSleep(nn.Module):
             ValueError: x is not what it should be; nothing has run then.
             NonFiniteError: a log-probability is not finite.
         """
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or len(x) == 0:
-            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be a floating-point tensor (B, V), B >= 1, got {got}")
+        check_batch(x)
         self.model.check_data(x)
         rng = as_rng(seed, generator)
         awake, dream = self.model.recognise(x, rng), self.model.dream(len(x), rng)

@@ -26,6 +26,13 @@ LIBRARY = {
     "neighbor": {"ops", "faiss_search"},
     "entropy": {"neighbor"},
     "losses": {"energy", "samplers", "gibbs", "buffer", "entropy", "rng", "scale"},
+    "likelihood": {"energy"},
+    "bases": {"ops", "rng"},
+    "annealing": {"ops", "rng", "energy", "bases"},
+    "ais": {"rng", "annealing", "bases"},
+    "maximum_likelihood": {"energy", "likelihood", "losses", "ops", "rng", "samplers"},
+    "helmholtz": {"ops", "rng"},
+    "wake_sleep": {"helmholtz", "losses", "rng"},
 }
 # Energies are leaves: nothing in the library imports them, and among themselves they go down.
 ENERGIES = {
