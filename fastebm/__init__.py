@@ -9,7 +9,7 @@ except ModuleNotFoundError:
         f"the fastebm in {__path__[0]} is not built: start Python in another directory to use the"
         " installed one, or install this one with pip install -e ."
     ) from None
-from fastebm import energies, ops
+from fastebm import ais, energies, ops
 from fastebm.augmentation import Augmentation
 from fastebm.bernoulli import bernoulli_sigmoid
 from fastebm.buffer import ReplayBuffer
@@ -24,7 +24,9 @@ from fastebm.energies import (
 )
 from fastebm.entropy import knn_cross_entropy, knn_entropy
 from fastebm.gibbs import GibbsSampler
+from fastebm.helmholtz import HelmholtzMachine
 from fastebm.info import build_info
+from fastebm.likelihood import log_partition, pseudo_likelihood
 from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
@@ -32,9 +34,11 @@ from fastebm.losses import (
     NonFiniteError,
     PersistentContrastiveDivergence,
 )
+from fastebm.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
 from fastebm.neighbor import nearest_neighbor
 from fastebm.rng import ChainRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
+from fastebm.wake_sleep import WakeSleep
 
 __all__ = [
     "RBM",
@@ -42,11 +46,14 @@ __all__ = [
     "ChainRNG",
     "ContrastiveDivergence",
     "EnergyFromLogProb",
+    "ExactMaximumLikelihood",
     "GaussianRBM",
     "GibbsSampler",
+    "HelmholtzMachine",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
     "LossOutput",
+    "MaximumLikelihood",
     "MixtureEnergy",
     "MultiScaleEnergy",
     "NonFiniteError",
@@ -55,11 +62,15 @@ __all__ = [
     "StepSizeWarning",
     "SumEnergy",
     "TemperedEnergy",
+    "WakeSleep",
+    "ais",
     "bernoulli_sigmoid",
     "build_info",
     "energies",
     "knn_cross_entropy",
     "knn_entropy",
+    "log_partition",
     "nearest_neighbor",
     "ops",
+    "pseudo_likelihood",
 ]

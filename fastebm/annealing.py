@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import linear, softplus
 
 from fastebm.bases import BernoulliBase, GaussianBase, UniformBase
+from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.energy import input_gradient, sampling_mode
-from fastebm.ops import bernoulli_sigmoid, bernoulli_sigmoid_, langevin_step_
+from fastebm.ops import langevin_step_
 from fastebm.rng import ACCEPT, HIDDEN, INIT, VISIBLE, ChainRNG
 
 TARGET_ACCEPTANCE = 0.574  # the best for Langevin proposals in many dimensions

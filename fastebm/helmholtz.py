@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from fastebm.ops import bernoulli_sigmoid_
+from fastebm.bernoulli import bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng
 
 
