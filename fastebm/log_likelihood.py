@@ -13,13 +13,18 @@ from torch import Tensor
 
 from fastebm.ais import AISEstimate, ais, reverse_ais
 from fastebm.bases import BernoulliBase, GaussianBase, UniformBase
+from fastebm.config import ConfigError
 from fastebm.data import need
 from fastebm.evaluation import total_energy
 from fastebm.helmholtz import HelmholtzMachine
 from fastebm.likelihood import MAX_UNITS, log_partition, pseudo_likelihood
+from fastebm.ood import read_set
+from fastebm.rng import ChainRNG
+from fastebm.training import Trainer
 
 BASES = ("fitted", "uniform")
 BATCH = 1000
+REVERSE_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Settings:
     base: str = "fitted"
     exact: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        if self.base not in BASES:
+            raise ConfigError(f"base must be one of {', '.join(BASES)}, got {self.base!r}")
+        if self.n_importance < 1:
+            raise ConfigError(f"n_importance must be at least 1, got {self.n_importance}")
 
 
 def measure(
@@ -73,7 +84,7 @@ def measure(
     if layers:
         for x in sets.values():
             model.check_data(x)
-    scores = {name: -total_energy(model, x).mean().item() for name, x in sets.items()}
+    scores = {name: -_mean(lambda v: total_energy(model, v), x) for name, x in sets.items()}
     result: dict = {}
     if settings.exact and layers and min(n for n, _ in layers) <= MAX_UNITS:
         with torch.no_grad():
@@ -94,13 +105,15 @@ def measure(
             result["reverse"] = _summary(reverse)
     if binary:
         result["pseudo_likelihood"] = {
-            name: torch.cat([pseudo_likelihood(model, part) for part in x.split(BATCH)])
-            .mean()
-            .item()
+            name: _mean(lambda v: pseudo_likelihood(model, v), x)
             for name, x in sets.items()
             if name != "train"
         }
     return result
+
+
+def _mean(score: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    return torch.cat([score(part) for part in x.split(BATCH)]).mean().item()
 
 
 def _base(binary: bool, train: Tensor, box: tuple[float, float], name: str):
@@ -108,7 +121,8 @@ def _base(binary: bool, train: Tensor, box: tuple[float, float], name: str):
         return BernoulliBase.fit(train.flatten(1))
     if name == "fitted":
         return GaussianBase.fit(train)
-    return UniformBase.box(*box, tuple(train.shape[1:]))
+    lo, hi = (torch.full_like(train[0], side) for side in box)
+    return UniformBase(lo, hi)
 
 
 def _summary(found: AISEstimate) -> dict:
@@ -122,25 +136,22 @@ def _summary(found: AISEstimate) -> dict:
 
 
 def _importance(model: HelmholtzMachine, sets: dict[str, Tensor], settings: Settings) -> dict:
-    """Importance-weighted bound: log-likelihoods from below, with the interval of the mean over the
-    noise of the hidden units only, which is small; so None."""
-    n = settings.n_importance
-
-    def mean(estimate, x: Tensor, k: int) -> float:
-        parts = [estimate(part, k, settings.seed + i) for i, part in enumerate(x.split(BATCH))]
-        return torch.cat(parts).mean().item()
-
+    n, rng = settings.n_importance, ChainRNG(settings.seed)
     return {
-        "method": f"importance sampling, {n} samples of q(h | v), a lower bound",
-        "log_likelihood": {k: mean(model.log_likelihood, x, n) for k, x in sets.items()},
-        "bound": {k: mean(model.log_likelihood_bound, x, 1) for k, x in sets.items()},
+        "method": f"importance sampling, {n} samples of q(h | v): a lower bound",
+        "log_likelihood": {
+            k: _mean(lambda v: model.log_likelihood(v, n, rng), x) for k, x in sets.items()
+        },
+        "bound": {
+            k: _mean(lambda v: model.log_likelihood_bound(v, 1, rng), x) for k, x in sets.items()
+        },
         "interval": dict.fromkeys(sets),
     }
 
 
 def table(result: dict):
     """A rich table of `measure`'s result."""
-    view = need("rich.table").Table(title=f"log-likelihood in nats, by {result['method']}")
+    view = need("rich.table").Table(title="nats a sample")
     for name in ("data", "log-likelihood", "interval"):
         view.add_column(name, justify="left" if name == "data" else "right")
     for name, value in result["log_likelihood"].items():
@@ -154,8 +165,8 @@ def table(result: dict):
 
 
 def notes(result: dict) -> list[str]:
-    """What is to be known about log Z, a line each."""
-    lines = []
+    """How it was found and what is to be known about log Z, a line each."""
+    lines = [f"by {result['method']}"]
     for way, found in (("log Z", result), ("log Z in reverse", result.get("reverse", {}))):
         if "log_z" in found:
             text = f"{way} = {found['log_z']:.2f}"
@@ -174,20 +185,52 @@ def notes(result: dict) -> list[str]:
     return lines
 
 
+def parse_betas(text: str) -> str | int:
+    """The value of --betas: a name or a number."""
+    return int(text) if text.isdigit() else text
+
+
+def is_binary(model: Callable[..., Tensor]) -> bool:
+    """Whether the samples of the model are 0 and 1."""
+    return isinstance(model, HelmholtzMachine) or hasattr(model, "flip_energies")
+
+
 def run(
-    model: Callable[..., Tensor],
-    sets: dict[str, Tensor],
-    box: tuple[float, float],
+    trainer: Trainer,
+    data: str | None,
+    samples: int | None,
+    reverse: int,
     settings: Settings,
     path: Path,
     console=None,
-    model_samples: Tensor | None = None,
 ) -> dict:
-    """`measure`, written to `path` as JSON and printed."""
+    """`measure` of a trained model, written to `path` as JSON and printed.
+
+    Args:
+        data: a file or named set; None: the test data of the run. Binary models take it as bits,
+            drawn once.
+        samples: of each set; None: all.
+        reverse: so many chains of REVERSE_STEPS steps are annealed back; 0: none.
+
+    Raises:
+        ConfigError: an option that makes no sense, or data the model does not take.
+    """
+    own, model = trainer.dataset, trainer.eval_model
+    x = own.test if data in (None, trainer.config.data) else read_set(data, own)
+    sets = {"train": own.train[:samples], "test" if data is None else Path(data).stem: x[:samples]}
+    if is_binary(model):
+        sets = {name: own.bits(v, settings.seed) for name, v in sets.items()}
+    sets = {name: v.to(trainer.device) for name, v in sets.items()}
     start = time.perf_counter()
-    result = measure(model, sets, box, settings, model_samples)
-    result["n"] = {name: len(x) for name, x in sets.items()}
-    result["seconds"] = time.perf_counter() - start
+    try:
+        back = trainer.sample(reverse, REVERSE_STEPS, settings.seed) if reverse else None
+        result = measure(model, sets, own.clamp, settings, back)
+    except (ValueError, FloatingPointError) as error:
+        raise ConfigError(str(error)) from None
+    result |= {
+        "n": {name: len(v) for name, v in sets.items()},
+        "seconds": time.perf_counter() - start,
+    }
     path.write_text(json.dumps(result, indent=2) + "\n")
     if console is not None:
         console.print(table(result))

@@ -3,14 +3,20 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
+from fastebm.cli import app
+from fastebm.config import TrainConfig
+from fastebm.data import DataError, load
 from fastebm.energies import RBM, GaussianRBM
 from fastebm.helmholtz import HelmholtzMachine
 from fastebm.likelihood import log_partition
 from fastebm.log_likelihood import Settings, measure, notes, run
+from fastebm.training import Trainer
 
 BOX = (0.0, 1.0)
 
@@ -75,21 +81,62 @@ def test_a_helmholtz_machine_is_bounded():
 
 
 def test_small_effective_samples_are_said():
-    few = {"log_z": 1.0, "log_z_interval": (0.0, 2.0), "ess": 3.0, "n_chains": 100}
+    few = {
+        "method": "annealing",
+        "log_z": 1.0,
+        "log_z_interval": (0.0, 2.0),
+        "ess": 3.0,
+        "n_chains": 100,
+    }
     assert any("too low" in line for line in notes({**few, "acceptance": 1.0}))
     assert not any("too low" in line for line in notes({**few, "ess": 80.0, "acceptance": 1.0}))
 
 
 def test_run_writes_and_prints(tmp_path):
-    rbm, console = fill(RBM(6, 3)), Console(width=100, record=True, quiet=False)
-    sets = {"train": bits(50, 6), "test": bits(40, 6)}
-    result = run(rbm, sets, BOX, Settings(betas=30, exact=False), tmp_path / "l.json", console)
-    written = json.loads((tmp_path / "l.json").read_text())
-    assert written["n"] == {"train": 50, "test": 40}
+    trainer = Trainer(TrainConfig(data="ring", samples=400, steps=10, loss="cd", hidden=4))
+    console, path = Console(width=100, record=True, quiet=False), tmp_path / "l.json"
+    result = run(trainer, None, 50, 20, Settings(betas=30), path, console)
+    written = json.loads(path.read_text())
+    assert written["n"] == {"train": 50, "test": 50} and written["reverse"]["n_chains"] == 20
     assert written["log_likelihood"] == result["log_likelihood"]
     text = console.export_text()
     assert "annealed importance sampling" in text and "effective sample size" in text
-    assert "test, pseudo-likelihood" in text
+
+
+def test_bits_have_the_means_of_the_pixels(tmp_path):
+    q = np.tile(np.array([0, 51, 255, 128], np.uint8), (50_000, 1))
+    np.savez(tmp_path / "q.npz", x_train=q[:, :, None], x_test=q[:50, :, None])
+    data = load(str(tmp_path / "q.npz"))
+    bits = data.bits(data.train, 0)
+    mean = bits.flatten(1).mean(0)
+    assert mean[0] == 0 and mean[2] == 1  # black stays black
+    assert abs(mean[1] - 0.2) < 4.5 * 0.4 / math.sqrt(50_000)
+    assert abs(mean[3] - 128 / 255) < 4.5 * 0.5 / math.sqrt(50_000)
+    assert torch.equal(bits, data.bits(data.train, 0))
+    assert not torch.equal(bits, data.bits(data.train, 1))
+    ring = load("ring", 100)
+    with pytest.raises(DataError, match="bits need values in"):
+        ring.bits(ring.train, 0)
+
+
+def test_the_command_and_its_errors(tmp_path):
+    path = tmp_path / "c.pt"
+    Trainer(TrainConfig(data="ring", samples=400, steps=10, loss="cd", hidden=4)).save(path)
+
+    def call(*options):
+        return CliRunner().invoke(app, ["likelihood", "--checkpoint", str(path), *options])
+
+    result = call("--betas", "20", "--samples", "40")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "likelihood.json").read_text())["n_chains"] == 100
+    for options, text in (
+        (["--betas", "fine"], "betas must be"),
+        (["--base", "data"], "base must be one of fitted, uniform"),
+        (["--n-chains", "1"], "n_chains must be an integer >= 2"),
+        (["--confidence", "2"], "confidence must be in"),
+    ):
+        result = call(*options)
+        assert result.exit_code == 2 and text in result.output, result.output
 
 
 def test_data_that_the_machine_does_not_take():
