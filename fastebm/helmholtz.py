@@ -49,6 +49,11 @@ class HelmholtzMachine(nn.Module):
         for layer in (*self.generative, *self.recognition):
             nn.init.zeros_(layer.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The Helmholtz free energy, (B,), by one h with the same noise in every call: an energy of
+        x, normalised up to its gap to -log p(x)."""
+        return -self.log_likelihood_bound(x, 1, 0).to(x.dtype)
+
     @torch.no_grad()
     def recognise(
         self, v: Tensor, seed: int | ChainRNG | None = None, generator: Generator | None = None

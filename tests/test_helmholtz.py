@@ -149,6 +149,12 @@ def test_likelihood_is_bounded_and_estimated_from_below():
     assert bool(((weights.mean(0) - exact.exp()).abs() < 5 * spread).all())  # unbiased for p(v)
 
 
+def test_as_an_energy_it_is_the_bound():
+    net, v = machine(), bits(V)
+    torch.testing.assert_close(net(v), -net.log_likelihood_bound(v, 1, 0))
+    assert torch.equal(net(v), net(v))
+
+
 def test_wake_sleep_learns():
     # Two patterns with their bits flipped at 5 %: 0.693 + 6 x 0.199 = 1.88 nats is the best.
     g = torch.Generator().manual_seed(0)
