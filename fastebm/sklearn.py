@@ -178,10 +178,10 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _start(self, X) -> None:
         self.random_state_ = check_random_state(self.random_state)
-        n = X.shape[0]
-        mean = np.clip(np.asarray(X.mean(0)).ravel(), 1 / (n + 1), n / (n + 1))
+        mean = (np.asarray(X.sum(0)).ravel() + 1) / (X.shape[0] + 2)  # as RBM.fit_visible
         weights = self.random_state_.normal(0, 0.01, (self.n_components, X.shape[1]))
         self.components_ = weights.astype(X.dtype)
+        mean = mean.clip(1e-6, 1 - 1e-6)  # of data outside [0, 1]
         self.intercept_visible_ = np.log(mean / (1 - mean)).astype(X.dtype)
         self.intercept_hidden_ = np.zeros(self.n_components, X.dtype)
         self.h_samples_ = np.zeros((self.batch_size, self.n_components), X.dtype)

@@ -163,6 +163,16 @@ class RBM(_Restricted):
         """The layers that can be enumerated, each its number of units and its free energy."""
         return [(self.n_visible, self.free_energy), (self.n_hidden, self.hidden_free_energy)]
 
+    @torch.no_grad()
+    def fit_visible(self, v: Tensor) -> None:
+        """Set the visible biases to where the machine without hidden units fits v (B, V) best: the
+        logits of its means, kept off 0 and 1 by one sample more of each.
+
+        Source: Hinton 2010, 8.1.
+        """
+        n = len(v)
+        self.b.copy_(((self._visible(v).sum(0) + 1) / (n + 2)).logit())
+
     def check_data(self, v: Tensor) -> None:
         """Raise ValueError unless v has V elements a sample, all in [0, 1]. Waits for the device:
         for data and starting points, not for each step."""
@@ -235,6 +245,14 @@ class GaussianRBM(_Restricted):
     def binary_layers(self) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
         """The hidden layer: see ``RBM``."""
         return [(self.n_hidden, self.hidden_free_energy)]
+
+    @torch.no_grad()
+    def fit_visible(self, v: Tensor) -> None:
+        """Set the visible biases and variances to those of v (B, V), where the machine without
+        hidden units fits it best; variances at least a hundredth of their mean."""
+        var, mean = torch.var_mean(self._visible(v), 0, correction=0)
+        self.b.copy_(mean)
+        self.log_var.copy_(var.clamp(min=0.01 * float(var.mean())).log())
 
     def check_data(self, v: Tensor) -> None:
         """Raise ValueError unless v has V elements a sample, all finite. Waits for the device."""
