@@ -74,11 +74,12 @@ asan: tools
 	  $(BIN)/pytest -q -p no:cacheprovider -k "(simt or cuda_kernel) and not opcheck and not compile" \
 	  tests/test_noise.py tests/test_ops.py tests/test_neighbor.py tests/test_neighbor_blocks.py \
 	  tests/test_replay.py tests/test_augmentation.py tests/test_mlp_chain.py \
-	  tests/test_mlp_chain_cuda.py
+	  tests/test_mlp_chain_cuda.py tests/test_bernoulli.py
 
 bench:
 	$(BIN)/python bench/langevin.py
 	$(BIN)/python bench/neighbor.py
+	$(BIN)/python bench/gibbs.py
 
 gpu:
 	bench/gpu.sh runs/gpu

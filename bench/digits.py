@@ -89,8 +89,7 @@ def run(job: tuple[str, int, float]) -> dict:
     row["quality"] = quality.evaluate(trainer, sets, "classifier")["samples"]
     test = trainer.dataset.test
     energies = [
-        ood.energies(trainer, x)
-        for x in (test, ood.derived_set("pairs", test, trainer.dataset))
+        ood.energies(trainer, x) for x in (test, ood.derived_set("pairs", test, trainer.dataset))
     ]
     row["pairs"] = ood.detection(*energies, n_boot=2)["auroc"]
     return row

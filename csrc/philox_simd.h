@@ -93,7 +93,8 @@ FASTEBM_TARGET inline void normal_pair(Ints w0, Ints w1, Floats* n0, Floats* n1)
   *n1 = mul(r, sin_q);
 }
 
-// What two words become: standard normals, or uniform numbers in [0, 1) of 24 bits.
+// What two words become: standard normals, uniform numbers in [0, 1) of 24 bits, or they stay as
+// they are.
 struct NormalLaw {
   FASTEBM_TARGET static void pair(Ints w0, Ints w1, Floats* n0, Floats* n1) {
     normal_pair(w0, w1, n0, n1);
@@ -104,6 +105,12 @@ struct UniformLaw {
     const Floats unit = set(5.9604644775390625e-8f);
     *n0 = mul(to_float(shift_right_unsigned<8>(w0)), unit);
     *n1 = mul(to_float(shift_right_unsigned<8>(w1)), unit);
+  }
+};
+struct WordLaw {
+  FASTEBM_TARGET static void pair(Ints w0, Ints w1, Floats* n0, Floats* n1) {
+    *n0 = floats_of(w0);
+    *n1 = floats_of(w1);
   }
 };
 
@@ -167,11 +174,12 @@ FASTEBM_TARGET inline Wides top_word(const RoundKeys& keys, Wides id) {
 }
 
 // Blocks of any samples.
+template <class Law = NormalLaw>
 FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& block,
                                       const Counters& sample_id) {
   Wides a[4] = {keys.step, block.a, sample_id.a, top_word(keys, sample_id.a)};
   Wides b[4] = {keys.step, block.b, sample_id.b, top_word(keys, sample_id.b)};
-  return finish<NormalLaw>(keys, 0, a, b);
+  return finish<Law>(keys, 0, a, b);
 }
 
 // The same block of kLanes samples, whose ids counters_by_lane() has put in order: v[i] holds

@@ -2,6 +2,7 @@
 // Built with -ffp-contract=off, like the CPU kernels: bits must not depend on contraction.
 // clang-format off
 #include "device_cuda.cu"
+#include "gibbs_cuda.cu"
 #include "langevin_cuda.cu"
 #include "mlp_chain_cuda.cu"
 #include "neighbor_cuda.cu"

@@ -14,7 +14,7 @@ except ModuleNotFoundError as missing:
     raise SystemExit(2) from None
 
 from fastebm import fit
-from fastebm.cli_eval import evaluate, ood, sample
+from fastebm.cli_eval import evaluate, likelihood, ood, sample
 from fastebm.cli_train import train
 from fastebm.terminal import console, one_line_errors
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, sample, ood, evaluate):
+for command in (train, sample, ood, evaluate, likelihood):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""`fastebm sample`, `ood` and `evaluate`: commands about a checkpoint."""
+"""`fastebm sample`, `ood`, `evaluate` and `likelihood`: commands about a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from fastebm import log_likelihood as density
 from fastebm import ood as ood_detection
 from fastebm import quality, report, training
 from fastebm.config import ConfigError
@@ -119,4 +120,43 @@ def evaluate(
         trainer = training.restore(checkpoint, device=usable_device(device))
         path = out or checkpoint.parent / "quality.json"
         quality.run(trainer, n, long_steps, features, seed, path, console)
+        console.print(str(path), soft_wrap=True)
+
+
+def likelihood(
+    checkpoint: Annotated[Path, typer.Option(help="Of a trained model.")],
+    data: Annotated[
+        str | None, typer.Option(help="Set to evaluate [default: the test data of the run].")
+    ] = None,
+    betas: Annotated[
+        str, typer.Option(help="Of annealed importance sampling: sm2008, or a number of steps.")
+    ] = "sm2008",
+    n_chains: Annotated[int, typer.Option(help="Of annealed importance sampling.")] = 100,
+    confidence: float = 0.95,
+    n_importance: Annotated[
+        int, typer.Option(help="Samples for each datum, of a Helmholtz machine.")
+    ] = 100,
+    base: Annotated[
+        str, typer.Option(help="Where energies are annealed from: fitted (Gaussian) or uniform.")
+    ] = "fitted",
+    reverse: Annotated[
+        int, typer.Option(help="Also anneal back, so many samples of long chains.")
+    ] = 0,
+    exact: Annotated[bool, typer.Option(help="Enumerate small machines.")] = True,
+    samples: Annotated[int | None, typer.Option(help="Of each set [default: all].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file [default: likelihood.json by CHECKPOINT].")
+    ] = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Log-likelihood of held-out data: log Z exactly where it can be, else with an interval."""
+    with one_line_errors():
+        check_seed(seed)
+        settings = density.Settings(
+            *(density.parse_betas(betas), n_chains, confidence, n_importance, base, exact, seed)
+        )
+        trainer = training.restore(checkpoint, device=usable_device(device))
+        path = out or checkpoint.parent / "likelihood.json"
+        density.run(trainer, data, samples, reverse, settings, path, console)
         console.print(str(path), soft_wrap=True)

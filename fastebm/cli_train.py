@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastebm import fit, report, training
-from fastebm.config import ConfigError, TrainConfig
+from fastebm.config import MACHINES, ConfigError, TrainConfig
 from fastebm.presets import PRESETS
 from fastebm.terminal import console, errors, one_line_errors, usable_device
 from fastebm.training import Trainer
@@ -33,7 +33,9 @@ def train(
         str | None,
         typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}; options override them."),
     ] = None,
-    loss: Annotated[str, typer.Option(help="cd, pcd or icd.")] = DEFAULT.loss,
+    loss: Annotated[
+        str, typer.Option(help="cd, pcd, icd or mle; wake-sleep for helmholtz.")
+    ] = DEFAULT.loss,
     seed: int = DEFAULT.seed,
     steps: Annotated[int | None, typer.Option(help="Iterations [default: 2000].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of --steps.")] = None,
@@ -43,7 +45,9 @@ def train(
     lr: Annotated[float, typer.Option(help="Of Adam.")] = DEFAULT.lr,
     lr_schedule: Annotated[str, typer.Option(help="constant or cosine.")] = DEFAULT.lr_schedule,
     max_grad_norm: Annotated[float, typer.Option(help="0: no bound.")] = DEFAULT.max_grad_norm,
-    k_steps: Annotated[int, typer.Option(help="Langevin steps of a chain.")] = DEFAULT.k_steps,
+    k_steps: Annotated[
+        int, typer.Option(help="Langevin or Gibbs steps of a chain.")
+    ] = DEFAULT.k_steps,
     step_size: Annotated[float | None, typer.Option(help="[default: from the data]")] = None,
     noise_std: Annotated[
         float | None, typer.Option(help="[default: sqrt(2 step); pictures: 0.005 of the box]")
@@ -63,11 +67,18 @@ def train(
     noise_first: Annotated[
         bool, typer.Option(help="Noise, then the gradient.")
     ] = DEFAULT.noise_first,
-    energy: Annotated[str, typer.Option(help="mlp, conv or resnet.")] = DEFAULT.energy,
+    energy: Annotated[
+        str,
+        typer.Option(
+            "--energy", "--model", help="mlp, conv, resnet, rbm, gaussian-rbm or helmholtz."
+        ),
+    ] = DEFAULT.energy,
     scales: Annotated[
         int, typer.Option(help="Networks, each at half the resolution of the one before.")
     ] = DEFAULT.scales,
-    hidden: Annotated[int, typer.Option(help="Width of the mlp's two layers.")] = DEFAULT.hidden,
+    hidden: Annotated[
+        int, typer.Option(help="Width of a hidden layer; hidden units.")
+    ] = DEFAULT.hidden,
     augmentation: Annotated[
         str | None, typer.Option(help="Preset of fastebm.Augmentation for stored chains, or none.")
     ] = DEFAULT.augmentation,
@@ -193,9 +204,15 @@ def _free(path: Path) -> Path:
 def _headline(trainer: Trainer) -> str:
     c, n = trainer.config, len(trainer.x)
     shape = "x".join(map(str, trainer.dataset.event_shape))
+    text = (
+        f"{c.data}: {n} samples of {shape}; {c.energy}, {c.loss}, {c.steps} steps of"
+        f" {c.batch_size} ({c.steps / trainer.batches_per_epoch:.1f} epochs)"
+    )
+    if c.loss != "wake-sleep":
+        text += f", k = {c.k_steps}"
+    if c.energy in MACHINES:
+        return text
     return (
-        f"{c.data}: {n} samples of {shape}; {c.loss}, {c.steps} steps of {c.batch_size}"
-        f" ({c.steps / trainer.batches_per_epoch:.1f} epochs), k = {c.k_steps},"
-        f" step size {c.step_size:g}, noise {c.noise_std:.3g},"
+        f"{text}, step size {c.step_size:g}, noise {c.noise_std:.3g},"
         f" effective temperature {trainer.sampler.effective_temperature:.3g}"
     )

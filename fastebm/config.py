@@ -14,9 +14,17 @@ import torch
 from fastebm.data import Dataset
 from fastebm.samplers import data_scale
 
-LOSSES = ("cd", "pcd", "icd")
+LOSSES = ("cd", "pcd", "icd", "mle", "wake-sleep")
 SCHEDULES = ("constant", "cosine")
-ENERGIES = ("mlp", "conv", "resnet")
+NETWORKS = ("mlp", "conv", "resnet")  # sampled by Langevin dynamics
+MACHINES = ("rbm", "gaussian-rbm", "helmholtz")  # with conditional laws to draw from
+ENERGIES = NETWORKS + MACHINES
+_LOSSES_OF = dict.fromkeys(NETWORKS, ("cd", "pcd", "icd", "mle"))
+_LOSSES_OF |= dict.fromkeys(("rbm", "gaussian-rbm"), ("cd", "pcd", "mle"))
+_LOSSES_OF["helmholtz"] = ("wake-sleep",)
+# What only networks and their chains have, and what it is for a machine.
+_OF_NETWORKS = {"step_size": None, "noise_std": None, "noise_first": False, "augmentation": None}
+_OF_NETWORKS |= {"precision": "float32", "scales": 1}
 PRECISIONS = ("float32", "bfloat16")
 ON_DIVERGENCE = ("stop", "step", "lr")
 
@@ -31,23 +39,27 @@ class TrainConfig:
 
     Attributes:
         data, samples, dim: see `fastebm.data.load`.
-        loss: "cd" (chains start at the data), "pcd" (from the buffer) or "icd" (from the buffer, or
-            from the data when buffer_size = 0).
+        loss: "cd" (chains start at the data), "pcd" (from the buffer), "icd" (from the buffer, or
+            from the data when buffer_size = 0) or "mle" (from noise: take many k_steps). An RBM
+            takes all but "icd", "helmholtz" takes "wake-sleep" and nothing else does.
         steps, epochs: iterations; epochs, when given, decides instead.
         lr_schedule: "constant", or "cosine" down to zero over `steps`.
         max_grad_norm: bound on the norm of the parameters' gradient; 0: none.
         step_size, noise_std: of Langevin. noise_std None with vector data: sqrt(2 step_size), the
             temperature 1.
         noise_first: noise, then the gradient there, as the authors of ICD do.
-        energy: "mlp", "conv" or "resnet", of `fastebm.energies` but for the first.
+        energy: "mlp", "conv" or "resnet", of `fastebm.energies` but for the first; "rbm" or
+            "gaussian-rbm", whose chains are Gibbs steps; or "helmholtz". "rbm" and "helmholtz" see
+            the data as bits, drawn anew at each visit.
         scales: how many networks, each at half the resolution of the one before, energies summed;
             "conv" and "resnet" only.
-        hidden: width of the two hidden layers of "mlp", or of the first layer of the others.
+        hidden: width of the two hidden layers of "mlp" and "helmholtz", of the one of an RBM, or of
+            the first layer of the others.
         augmentation: preset of `fastebm.Augmentation`, applied to chains drawn from the buffer.
         ema: decay of the average of the weights that samples and evaluation use; 0: the weights.
         precision: "bfloat16": the energy's layers under autocast; chains stay float32.
         on_divergence: what the guard lowers when it goes back to a snapshot: "step" size or "lr";
-            "stop": end the run.
+            "stop": end the run. A machine has no step size, and "step" is "lr" for it.
         max_rollbacks: of the guard; then the run ends.
     """
 
@@ -95,6 +107,10 @@ class TrainConfig:
             "on_divergence": ON_DIVERGENCE,
         }.items():
             expect(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        known = _LOSSES_OF[self.energy]
+        expect(self.loss in known, "loss", f"{' or '.join(known)} with energy={self.energy!r}")
+        for name, value in _OF_NETWORKS.items() if self.energy in MACHINES else ():
+            expect(getattr(self, name) == value, name, f"left alone with energy={self.energy!r}")
         for name in ("steps", "batch_size", "k_steps", "hidden", "scales"):
             expect(getattr(self, name) >= 1, name, "at least 1")
         expect(self.scales == 1 or self.energy != "mlp", "scales", "1 with energy mlp")
@@ -119,19 +135,25 @@ class TrainConfig:
 
     @property
     def uses_buffer(self) -> bool:
-        return self.loss != "cd" and self.buffer_size > 0
+        return self.loss in ("pcd", "icd") and self.buffer_size > 0
 
     def resolve(self, dataset: Dataset) -> TrainConfig:
         """Fill in what depends on the data: number of steps, step size and noise.
 
         Vectors: temperature 1 at a fifth of the variance of the tightest scale (half of it is the
         most any energy can follow). Pictures: a large step and little noise, 0.25 and 0.005 of a
-        unit box.
+        unit box. Machines: neither.
         """
         if self.batch_size > len(dataset.train):
             raise ConfigError(
                 f"batch_size={self.batch_size}, but there are {len(dataset.train)} samples"
             )
+        steps = self.steps
+        if self.epochs is not None:
+            steps = self.epochs * (len(dataset.train) // self.batch_size)
+        if self.energy in MACHINES:
+            action = "lr" if self.on_divergence == "step" else self.on_divergence
+            return replace(self, steps=steps, epochs=None, on_divergence=action)
         width = dataset.clamp[1] - dataset.clamp[0]
         step, noise = self.step_size, self.noise_std
         if step is None and dataset.is_image:
@@ -143,9 +165,6 @@ class TrainConfig:
                 raise ConfigError(f"give a step size: none can be guessed, as {error}") from None
         if noise is None:
             noise = 0.005 * width if dataset.is_image else math.sqrt(2 * step)
-        steps = self.steps
-        if self.epochs is not None:
-            steps = self.epochs * (len(dataset.train) // self.batch_size)
         return replace(self, steps=steps, epochs=None, step_size=step, noise_std=noise)
 
 

@@ -85,6 +85,20 @@ class Dataset:
         x, edge = self.train[:2000], (hi - lo) / 200
         return ((x <= lo + edge) | (x >= hi - edge)).float().mean()
 
+    def bits(self, x: Tensor, seed: int) -> Tensor:
+        """Samples x (N, *event) of this set as 0 and 1, drawn with their values as probabilities;
+        a q that was uint8 has q / 255 (its middle of a bin would light black pixels).
+
+        Raises:
+            DataError: values are outside [0, 1].
+        """
+        p = (x - self.bin_width / 2) / (1 - self.bin_width)
+        if not bool(((p > -1e-6) & (p < 1 + 1e-6)).all()):
+            lo, hi = float(x.min()), float(x.max())
+            raise DataError(f"{self.name}: bits need values in [0, 1], got {lo:g} to {hi:g}")
+        g = torch.Generator(x.device).manual_seed(seed)
+        return torch.bernoulli(p.clamp(0, 1), generator=g)
+
     def fingerprint(self) -> str:
         """Hash of the training samples: a resumed run must see the same ones."""
         return hashlib.sha256(self.train.contiguous().numpy().tobytes()).hexdigest()[:16]

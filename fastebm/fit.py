@@ -159,8 +159,9 @@ def fit(
     there with "lines" only.
     """
     c = trainer.config
-    with suppress(ValueError):  # points that coincide have no scale to compare with
-        trainer.sampler.check_step_size(trainer.x)
+    if not trainer.sampler.step_size_checked:
+        with suppress(ValueError):  # points that coincide have no scale to compare with
+            trainer.sampler.check_step_size(trainer.x)
     settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
     settings["effective_temperature"] = trainer.sampler.effective_temperature
     settings["versions"] = trainer.state_dict()["versions"]
@@ -182,7 +183,8 @@ def fit(
                 if reason is None and _due(trainer, log_every):
                     values = trainer.probe()
                     log.write(trainer.iteration, values, "; ".join(notes) or None)
-                    bar.update(task, note=f"gap {values['energy_gap']:+.3f}")
+                    name = "energy_gap" if "energy_gap" in values else "bound"
+                    bar.update(task, note=f"{name.removeprefix('energy_')} {values[name]:+.3f}")
                     watch.show(values)
                     reason = guard.check(values)
                     notes = notes if reason else []

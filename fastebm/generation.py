@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastebm.config import ConfigError
+from fastebm.config import MACHINES, ConfigError
 from fastebm.rng import ChainRNG
 from fastebm.training import Trainer
 
@@ -33,6 +33,8 @@ def generate(
         if augment not in (None, "none"):
             raise ConfigError(f"augment={augment!r} needs --rounds")
         return trainer.sample(n, steps, seed)
+    if trainer.config.energy in MACHINES:
+        raise ConfigError(f"rounds are of Langevin chains; {trainer.config.energy} has none")
     name = trainer.config.augmentation if augment is None else augment
     rng, sampler = ChainRNG(seed), trainer.eval_sampler
     x = sampler.sample(

@@ -46,17 +46,16 @@ class Limits:
         """The first limit, times `share`, that the values of `Trainer.probe` break, in words, or
         None."""
         scale = max(1.0, values["effective_temperature"])
-        data_share = values["data_clamp_share"]
-        clamp = (values["clamp_share"] - data_share) / max(1 - data_share, 1e-6)
-        sizes = {
-            "mean |E| on data": (values["energy_abs"], self.energy * scale),
-            "the gap E(data) - E(chains)": (abs(values["energy_gap"]), self.gap * scale),
-            "the norm of the parameters' gradient": (
-                values["param_grad_norm"],
-                self.grad_norm * scale,
-            ),
-            "the share of the chains at the clamp, beyond the data's,": (clamp, self.clamp),
-        }
+        sizes = {"mean |E| on data": (values["energy_abs"], self.energy * scale)}
+        if "energy_gap" in values:  # not of wake-sleep
+            gap = abs(values["energy_gap"])
+            sizes["the gap E(data) - E(chains)"] = (gap, self.gap * scale)
+        norm = values["param_grad_norm"]
+        sizes["the norm of the parameters' gradient"] = (norm, self.grad_norm * scale)
+        if "clamp_share" in values:  # of Langevin chains
+            data_share = values["data_clamp_share"]
+            clamp = (values["clamp_share"] - data_share) / max(1 - data_share, 1e-6)
+            sizes["the share of the chains at the clamp, beyond the data's,"] = (clamp, self.clamp)
         for name, (size, limit) in sizes.items():
             if not math.isfinite(size):
                 return f"{name} is not finite"

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from fastebm.buffer import References, ReplayBuffer
 from fastebm.energy import energy
 from fastebm.entropy import nn_log_distance
+from fastebm.gibbs import NO_DERIVATIVE, GibbsSampler
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers import LangevinDynamics, finite_rows
 from fastebm.scale import MIN_POINTS
@@ -50,8 +51,9 @@ class ContrastiveDivergence(nn.Module):
 
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S).
-        sampler: its chains; ``sampler.model`` is this model (or what it wraps, for DDP).
-        k_steps: Langevin steps, >= 1.
+        sampler: its chains, a LangevinDynamics or, for an RBM, a GibbsSampler; ``sampler.model`` is
+            this model (or what it wraps, for DDP).
+        k_steps: steps of a chain, >= 1.
         energy_reg_weight: weight of the energies' squares.
         on_nonfinite: what to do about samples with a non-finite state or energy, which
             ``metrics["n_nonfinite"]`` counts and which never enter a buffer: ``"raise"`` a
@@ -63,7 +65,7 @@ class ContrastiveDivergence(nn.Module):
     Metrics: ``energy_pos``, ``energy_neg`` and their ``_std`` over the batch; ``loss_cd`` =
     ``energy_gap`` = energy_pos - energy_neg; ``energy_reg`` (without its weight); ``grad_norm``,
     the mean of |grad E| in the last step; ``clamp_share``, of the chains' elements on a face of the
-    box; ``n_nonfinite``.
+    box (these two of Langevin chains); ``n_nonfinite``.
 
     Source: Hinton, Training products of experts by minimizing contrastive divergence, 2002.
     """
@@ -71,7 +73,7 @@ class ContrastiveDivergence(nn.Module):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics,
+        sampler: LangevinDynamics | GibbsSampler,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
@@ -79,15 +81,18 @@ class ContrastiveDivergence(nn.Module):
         super().__init__()
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if not isinstance(sampler, LangevinDynamics):
-            raise TypeError(f"sampler must be a LangevinDynamics, got {type(sampler).__name__}")
+        if not isinstance(sampler, (LangevinDynamics, GibbsSampler)):
+            raise TypeError(
+                f"sampler must be a LangevinDynamics or a GibbsSampler, got"
+                f" {type(sampler).__name__}"
+            )
         if not isinstance(k_steps, int) or k_steps < 1:
             raise ValueError(f"k_steps must be an integer >= 1, got {k_steps!r}")
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(
                 f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
             )
-        per_chain = [sampler.step_size, sampler.noise_std]
+        per_chain = [getattr(sampler, name, None) for name in ("step_size", "noise_std")]
         if on_nonfinite == "skip" and any(isinstance(v, Tensor) and v.dim() for v in per_chain):
             raise ValueError('on_nonfinite="skip" needs one step_size and noise_std for all chains')
         self.__dict__["model"] = model  # past nn.Module, which would register it
@@ -121,14 +126,11 @@ class ContrastiveDivergence(nn.Module):
         self._check(x)
         rng = as_rng(seed, generator)
         kwargs, n = model_kwargs or {}, len(x)
-        x, slots = x.detach(), None
+        x = x.detach()
         if not self.sampler.step_size_checked and n >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
-        start = x
-        if self.buffer is not None:
-            start, slots = self.buffer.sample(n)
-            start = start.to(x)
+        start, slots = self._start(x, rng)
         self.calls += 1
         references = self._references(x, slots)  # before the chains come in
         before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
@@ -162,9 +164,11 @@ class ContrastiveDivergence(nn.Module):
                 "energy_neg_std": _std(e_neg),
                 "energy_gap": gap.detach(),
                 "energy_reg": squares.detach(),
-                "grad_norm": grad.detach().unsqueeze(-1).flatten(1).norm(dim=1).mean(),
-                "clamp_share": self.sampler.clamp_share(x_neg),
             }
+            if grad is not None:  # Gibbs has none
+                norms = grad.detach().unsqueeze(-1).flatten(1).norm(dim=1)
+                metrics["grad_norm"] = norms.mean()
+                metrics["clamp_share"] = self.sampler.clamp_share(x_neg)
             if self._through_last_step:
                 own = references
                 if own is not None and neg is not None:
@@ -189,6 +193,13 @@ class ContrastiveDivergence(nn.Module):
             self.buffer.push(stored, slots)
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
 
+    def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, Tensor | None]:
+        """Where the chains start, and the slots of the buffer that they go back to."""
+        if self.buffer is None:
+            return x, None
+        start, slots = self.buffer.sample(len(x))
+        return start.to(x), slots
+
     _through_last_step = False  # whether the loss depends on the parameters through the last step
 
     def _references(self, x: Tensor, slots: Tensor | None) -> References | None:
@@ -205,14 +216,15 @@ class ContrastiveDivergence(nn.Module):
         raise NotImplementedError
 
     def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
-            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
+        check_batch(x)
         if self.buffer is not None and x.shape[1:] != self.buffer.shape:
             raise ValueError(
                 f"x must have samples of the buffer's shape {self.buffer.shape},"
                 f" got {tuple(x.shape[1:])}"
             )
+        # On a device, which this waits for, the first batch only.
+        if isinstance(self.sampler, GibbsSampler) and (x.device.type == "cpu" or not self.calls):
+            self.sampler.model.check_data(x)
 
     def _report(self, n_pos: int, n_neg: int, n: int) -> float:
         """Raises or warns about samples that are not finite; returns how many there are."""
@@ -243,7 +255,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics,
+        sampler: LangevinDynamics | GibbsSampler,
         buffer: ReplayBuffer,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
@@ -251,6 +263,11 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         _check_buffer(buffer)
+        if isinstance(sampler, GibbsSampler) and buffer.data.dtype == torch.uint8:
+            raise ValueError(
+                "buffer must be float32 or bfloat16 for a GibbsSampler: uint8 would dither the"
+                " states of its units"
+            )
         self.buffer = buffer
 
 
@@ -301,6 +318,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         on_nonfinite: str = "raise",
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
+        if not isinstance(sampler, LangevinDynamics):
+            raise TypeError(NO_DERIVATIVE)
         if buffer is not None:
             _check_buffer(buffer)
         self.buffer = buffer
@@ -352,6 +371,13 @@ def _all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
 def _std(e: Tensor) -> Tensor:
     """Spread of the samples' energies, each the mean over its scales."""
     return (e if e.dim() == 1 else e.mean(1)).std(correction=0)
+
+
+def check_batch(x: Tensor) -> None:
+    """ValueError unless x can be a batch of data."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
 
 
 def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 
+from fastebm.config import MACHINES
 from fastebm.samplers import data_scale
 from fastebm.training import Trainer
 
@@ -62,6 +63,8 @@ class Monitor:
 
     def _warning(self, values: dict[str, float]) -> str | None:
         """What makes the gap grow, if it is large and has grown over the last three lines."""
+        if "energy_gap" not in values:
+            return None
         self._gaps = [*self._gaps[-2:], values["energy_gap"]]
         first, middle, last = map(abs, self._gaps) if len(self._gaps) == 3 else (0, 0, 0)
         large = last > LARGE_GAP * max(1.0, values["effective_temperature"])
@@ -71,6 +74,10 @@ class Monitor:
 
     def _cause(self) -> str:
         trainer = self._trainer
+        if trainer.config.energy in MACHINES:
+            return (
+                "the chains fall behind the energy; more k_steps, a lower lr or an energy penalty"
+            )
         step, noise = trainer.sampler.coefficients(0)
         remedies = ["lower the step"]
         if trainer.config.loss != "icd" or trainer.config.kl_weight == 0:
@@ -107,24 +114,29 @@ def line(step: int, values: dict[str, float], rate: float, share: float | None) 
     of the KL term and the entropy (before their weights), gradient norms in the parameters and at
     the chains, share of the chains' elements at the clamp, effective temperature, median number of
     times that a stored chain has been drawn, iterations a second, the sampler's share of the time
-    (a CPU's only: a GPU works while the host goes on).
+    (a CPU's only: a GPU works while the host goes on). Of a Helmholtz machine the bound on log p,
+    and the two terms of wake-sleep.
     """
 
     def number(name: str) -> str:
         return f"{values[name]:.3g}"
 
-    parts = [
-        f"{step:6d}",
-        f"E+ {number('energy_pos')}±{number('energy_pos_std')}",
-        f"E- {number('energy_neg')}±{number('energy_neg_std')}",
-        f"gap {values['energy_gap']:+.3g}",
-    ]
+    parts = [f"{step:6d}"]
+    if "bound" in values:
+        parts.append(f"bound {number('bound')}")
+        parts.append(f"wake {number('loss_wake')} sleep {number('loss_sleep')}")
+    else:
+        parts += [
+            f"E+ {number('energy_pos')}±{number('energy_pos_std')}",
+            f"E- {number('energy_neg')}±{number('energy_neg_std')}",
+            f"gap {values['energy_gap']:+.3g}",
+        ]
     if "kl_energy" in values:
         parts.append(f"KL {number('kl_energy')} H {number('entropy')}")
-    parts += [
-        f"|dE/dθ| {number('param_grad_norm')} |dE/dx| {number('grad_norm')}",
-        f"clamp {values['clamp_share']:.0%} T {number('effective_temperature')}",
-    ]
+    slope = f" |dE/dx| {number('grad_norm')}" if "grad_norm" in values else ""
+    parts.append(f"|dE/dθ| {number('param_grad_norm')}{slope}")
+    if "clamp_share" in values:
+        parts.append(f"clamp {values['clamp_share']:.0%} T {number('effective_temperature')}")
     if "buffer_age" in values:
         parts.append(f"age {values['buffer_age']:g}")
     parts.append(f"{rate:.3g} it/s")

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastebm.config import ConfigError, TrainConfig
-from fastebm.energies import ConvEnergy, MLPEnergy, MultiScaleEnergy, ResNetEnergy
+from fastebm.config import MACHINES, ConfigError, TrainConfig
+from fastebm.energies import (
+    RBM,
+    ConvEnergy,
+    GaussianRBM,
+    MLPEnergy,
+    MultiScaleEnergy,
+    ResNetEnergy,
+)
+from fastebm.helmholtz import HelmholtzMachine
 
 
 def build_model(
@@ -42,6 +50,8 @@ def build_energy(
     """
     if config.energy == "mlp":
         return build_model(event_shape, config.hidden, config.seed, box)
+    if config.energy in MACHINES:
+        return build_machine(config, math.prod(event_shape))
     if len(event_shape) != 3:
         raise ConfigError(f"energy={config.energy!r} takes pictures, the samples are {event_shape}")
     kind = {"conv": ConvEnergy, "resnet": ResNetEnergy}[config.energy]
@@ -57,8 +67,20 @@ def build_energy(
         try:
             nets = [kind((channels, height // f, width // f), config.hidden) for f in factors]
         except ValueError as error:
-            raise ConfigError(f"energy={config.energy!r}, scales={config.scales}: {error}") from None
+            raise ConfigError(
+                f"energy={config.energy!r}, scales={config.scales}: {error}"
+            ) from None
     return nets[0] if len(nets) == 1 else MultiScaleEnergy(nets, factors)
+
+
+def build_machine(config: TrainConfig, n_visible: int) -> RBM | GaussianRBM | HelmholtzMachine:
+    """The machine named by `config.energy`, its start decided by `config.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.energy == "helmholtz":
+            return HelmholtzMachine(n_visible, (config.hidden, config.hidden))
+        kind = RBM if config.energy == "rbm" else GaussianRBM
+        return kind(n_visible, config.hidden)
 
 
 class AutocastEnergy(nn.Module):

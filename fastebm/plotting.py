@@ -186,11 +186,15 @@ def training_curves(steps: list, log: dict):
     figure = _figure(11.7, 5.6)
     axes = figure.subplots(2, 3).flat
     for name, label, colour in (("pos", "data", INK), ("neg", "chains", COLOURS[3])):
+        if f"energy_{name}" not in series:  # wake-sleep
+            continue
         mean, std = series[f"energy_{name}"], series[f"energy_{name}_std"]
         axes[0].fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
         axes[0].plot(steps, mean, color=colour, lw=1.2, label=label)
     panels = [
-        ("energy, with its spread in a batch", {}, False),
+        ("energy, with its spread in a batch", {}, False)
+        if "bound" not in series
+        else ("bound on log p", {"bound": "bound"}, False),
         ("gap: E(data) $-$ E(chains)", {"energy_gap": "gap"}, False),
         ("terms of ICD, without weights", {"kl_energy": "KL energy", "entropy": "entropy"}, False),
         ("gradient norms", {"param_grad_norm": "parameters", "grad_norm": "at the chains"}, True),
@@ -211,7 +215,7 @@ def training_curves(steps: list, log: dict):
         if len(axis.get_legend_handles_labels()[0]) > 1:
             axis.legend(frameon=False, fontsize=8)
     axes[1].axhline(0, color=INK, lw=0.8)
-    _symlog_if_wide(axes[1], [series["energy_gap"]])
+    _symlog_if_wide(axes[1], [series["energy_gap"]] if "energy_gap" in series else [])
     return figure
 
 

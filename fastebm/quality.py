@@ -80,7 +80,7 @@ def sample_sets(trainer: Trainer, n: int, long_steps: int, seed: int = 1) -> dic
         f"short ({k} steps)": trainer.sample(n, k, seed),
         f"long ({long_steps} steps)": trainer.sample(n, long_steps, seed),
         "buffer": buffer_samples(trainer, n, seed),
-        FLOOR: data.train[:n],
+        FLOOR: trainer.as_seen(data.train[:n]),
     }
     return {name: x.cpu() for name, x in sets.items() if x is not None}
 
@@ -96,7 +96,7 @@ def evaluate(
     data, n = trainer.dataset, len(sets[FLOOR])
     space = FeatureSpace(features, data)
     g = torch.Generator().manual_seed(seed)  # MNIST's test set is not in random order
-    real = data.test[torch.randperm(len(data.test), generator=g)[:n]]
+    real = trainer.as_seen(data.test[torch.randperm(len(data.test), generator=g)[:n]])
     return {
         "n": n,
         "features": space.name,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastebm.rng import INIT, NOISE, TRANSITION
+from fastebm.rng import HIDDEN, INIT, NOISE, TRANSITION
 
 __all__ = [
     "INIT",
@@ -18,6 +18,7 @@ __all__ = [
     "adjust",
     "augment",
     "augmentation_of",
+    "bernoulli_sigmoid",
     "blur",
     "langevin_step",
     "mlp_chain",
@@ -60,6 +61,19 @@ def normals(seed: int, step: int, sample_ids: Tensor, dim: int, tag: int = NOISE
     angle = 2 * math.pi * w[..., 1::2] / 2**32
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -1)
     return pairs.flatten(1)[:, :dim]
+
+
+def bernoulli_sigmoid(
+    logits: Tensor, seed: int, step: int, sample_ids: Tensor, beta: float = 1.0, tag: int = HIDDEN
+) -> tuple[Tensor, Tensor]:
+    """``u < sigmoid(beta * logits)``, float64 (B, dim), and how far u is from the sigmoid, in
+    shares of the smaller of p and 1 - p: where it is near, rounding may decide otherwise."""
+    a = beta * logits.double()
+    w = words(seed, step, sample_ids, logits.shape[1], tag).flatten(1)[:, : logits.shape[1]]
+    u = ((w >> 1) + 0.5) / 2**31
+    u = torch.where(a < 0, u, 1 - (((w ^ _LOW) >> 1) + 0.5) / 2**31)
+    p = a.sigmoid()
+    return (u < p).double(), (u - p).abs() / torch.where(a < 0, p, (-a).sigmoid())
 
 
 def langevin_step(

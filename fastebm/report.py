@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm import evaluation, plotting, quality
+from fastebm import evaluation, plotting, plotting_machines, quality
+from fastebm.config import MACHINES
 from fastebm.data import Dataset, need
 from fastebm.fit import METRICS, read_metrics
 from fastebm.training import Trainer
 
 MAX_SAMPLES = 1000
 CHAIN_STEPS = 500
+CHAINS, CHAIN_TIMES = 8, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of a machine's figure
 MAX_PICTURES, PICTURE_STEPS = 300, 200  # networks of pictures take minutes for more on a CPU
 
 
@@ -34,7 +36,8 @@ def samples_figure(data: Dataset, x: Tensor, title: str):
 def _energies(trainer: Trainer, sets: dict[str, Tensor]) -> dict:
     """Finite energies of test data and of the sets, the training data among them."""
     found = {}
-    for name, x in ({"test": trainer.dataset.test[:MAX_SAMPLES]} | sets).items():
+    test = trainer.as_seen(trainer.dataset.test[:MAX_SAMPLES])
+    for name, x in ({"test": test} | sets).items():
         e = evaluation.total_energy(trainer.eval_model, x.to(trainer.device)).cpu().numpy()
         if np.isfinite(e).any():
             found["train" if name == quality.FLOOR else name] = e[np.isfinite(e)]
@@ -47,6 +50,22 @@ def _nearest(data: Dataset, x: Tensor):
     nearest = data.train[torch.cdist(x.flatten(1), data.train.flatten(1)).argmin(1)]
     panels = {"samples": x, "nearest training pictures": nearest}
     return plotting.image_panels({k: (v - lo) / (hi - lo) for k, v in panels.items()}, 9)
+
+
+def _machine(trainer: Trainer) -> dict:
+    """Filters of a machine of pictures, and some of its Gibbs chains."""
+    data, model = trainer.dataset, trainer.eval_model
+    if trainer.config.energy == "helmholtz":
+        weights = model.generative[0].weight.T
+        return {"filters": plotting_machines.filters(weights.numpy(force=True), data.event_shape)}
+    x, at, path = trainer.noise(CHAINS, 1), 0, []
+    for until in CHAIN_TIMES:
+        x = trainer.eval_sampler.sample(x, until - at, seed=until)
+        path.append(x.cpu())
+        at = until
+    chains = plotting_machines.chains(torch.stack(path, 1), list(CHAIN_TIMES), data.clamp)
+    weights = model.W.numpy(force=True)
+    return {"filters": plotting_machines.filters(weights, data.event_shape), "chains": chains}
 
 
 def write(trainer: Trainer, out: Path, console=None) -> None:
@@ -75,6 +94,8 @@ def write(trainer: Trainer, out: Path, console=None) -> None:
         )
     if data.is_image:
         figures["nearest"] = _nearest(data, long[:72])
+        if trainer.config.energy in MACHINES:
+            figures |= _machine(trainer)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png")
     (out / "evaluation.json").write_text(json.dumps(quality.finite(result), indent=2) + "\n")

@@ -11,6 +11,9 @@ NOISE = 0x80  # tag of the noise of Langevin steps
 INIT = 0x82  # tag of starting points
 REPLAY = 0x84  # tag of a replayed sample's elements: dither, initial values
 TRANSITION = 0x85  # tag of a replayed sample's restart and augmentation
+HIDDEN = 0x86  # tag of hidden units drawn given visible ones
+VISIBLE = 0x87  # tag of visible units drawn given hidden ones
+ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
 
 
 class ChainRNG:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -13,29 +12,19 @@ from torch import Tensor, nn
 
 from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
-from fastebm.config import ConfigError, TrainConfig, versions
+from fastebm.config import MACHINES, ConfigError, TrainConfig, versions
 from fastebm.data import Dataset, first_line, load, load_tensors
+from fastebm.energies import RBM, GaussianRBM
 from fastebm.evaluation import total_energy
 from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
     PersistentContrastiveDivergence,
 )
-from fastebm.networks import AutocastEnergy, build_energy, weight_average
-from fastebm.samplers import LangevinDynamics
-
-
-class _TimedLangevin(LangevinDynamics):
-    """Counts the seconds that the host spends in `sample`; on a CPU, those of the chains."""
-
-    seconds = 0.0
-
-    def sample(self, *args, **kwargs):
-        start = time.perf_counter()
-        try:
-            return super().sample(*args, **kwargs)
-        finally:
-            self.seconds += time.perf_counter() - start
+from fastebm.maximum_likelihood import MaximumLikelihood
+from fastebm.networks import build_energy, weight_average
+from fastebm.run_samplers import build_sampler
+from fastebm.wake_sleep import WakeSleep
 
 
 class Trainer:
@@ -61,13 +50,17 @@ class Trainer:
         self.config = config = config.resolve(self.dataset)
         self.device = torch.device(device)
         self.x = self.dataset.train.to(self.device)
+        self.takes_bits = config.energy in ("rbm", "helmholtz")
+        start = self.as_seen(self.x, config.seed)
         if model is None:
             box = self.dataset.clamp if self.dataset.is_image else None
             model = build_energy(config, self.dataset.event_shape, box)
+            if isinstance(model, (RBM, GaussianRBM)):
+                model.fit_visible(start.cpu())
         self.model = model.to(self.device)
         self.ema = weight_average(self.model, config.ema) if config.ema else None
-        self.sampler = self._sampler(self.model)
-        self.eval_sampler = self._sampler(self.eval_model)
+        self.sampler = build_sampler(config, self.model, self.dataset.clamp)
+        self.eval_sampler = build_sampler(config, self.eval_model, self.dataset.clamp)
         self.buffer = None
         if config.uses_buffer:
             self.buffer = ReplayBuffer(
@@ -76,7 +69,7 @@ class Trainer:
                 reinit_prob=config.reinit_prob,
                 init="uniform",
                 value_range=self.dataset.clamp,
-                dtype=torch.uint8 if self.dataset.is_image else torch.float32,
+                dtype=torch.uint8 if self._as_bytes else torch.float32,
                 device=self.device,
                 seed=config.seed,
                 augmentation=self.augmentation(config.augmentation),
@@ -115,26 +108,25 @@ class Trainer:
         """The energy to sample from and to evaluate: the average of the weights, if one is kept."""
         return self.model if self.ema is None else self.ema.module
 
-    def _sampler(self, model: nn.Module) -> _TimedLangevin:
-        c = self.config
-        return _TimedLangevin(
-            AutocastEnergy(model) if c.precision == "bfloat16" else model,
-            c.step_size,
-            noise_std=c.noise_std,
-            clamp=self.dataset.clamp,
-            noise_first=c.noise_first,
-        )
+    @property
+    def _as_bytes(self) -> bool:
+        """Whether chains are stored as uint8, which dithers them: not the states of units."""
+        return self.dataset.is_image and self.config.energy not in MACHINES
 
     def set_factors(self, step: float, lr: float) -> None:
         """Multiply the configured step size, at the same effective temperature, and learning
         rate."""
         self.step_factor, self.lr_factor = step, lr
+        if self.config.energy in MACHINES:
+            return
         for sampler in (self.sampler, self.eval_sampler):
             sampler.step_size = self.config.step_size * step
             sampler.noise_std = self.config.noise_std * math.sqrt(step)
 
     def _loss(self, on_nonfinite: str) -> nn.Module:
         c, model = self.config, self.sampler.model
+        if c.loss == "wake-sleep":
+            return WakeSleep(model)
         common = {
             "k_steps": c.k_steps,
             "energy_reg_weight": c.energy_reg_weight,
@@ -144,6 +136,9 @@ class Trainer:
             return ContrastiveDivergence(model, self.sampler, **common)
         if c.loss == "pcd":
             return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
+        if c.loss == "mle":
+            box = {"value_range": self.dataset.clamp}
+            return MaximumLikelihood(model, self.sampler, **box, **common)
         return ImprovedContrastiveDivergence(
             model,
             self.sampler,
@@ -166,12 +161,17 @@ class Trainer:
             self._order = (epoch, torch.randperm(len(self.x), generator=g).to(self.device))
         size = self.config.batch_size
         x = self.x[self._order[1][index * size : (index + 1) * size]]
+        if self.takes_bits:
+            return self.dataset.bits(x, self._batch_seed)
         if self.dataset.bin_width:  # uniform within its bin, off its ends, anew at each visit
-            seed = (self.config.seed * 0x9E3779B1 + self.iteration) % 2**63
-            g = torch.Generator(self.device).manual_seed(seed)
+            g = torch.Generator(self.device).manual_seed(self._batch_seed)
             noise = torch.rand(x.shape, generator=g, device=self.device) - 0.5
             x = x + 0.998 * self.dataset.bin_width * noise
         return x
+
+    @property
+    def _batch_seed(self) -> int:
+        return (self.config.seed * 0x9E3779B1 + self.iteration) % 2**63
 
     @property
     def lr(self) -> float:
@@ -207,11 +207,15 @@ class Trainer:
             "energy_abs": e.abs().mean().item(),
             "data_clamp_share": self._data_clamp_share,
             "effective_temperature": float(self.sampler.effective_temperature),
-            "step_size": float(self.sampler.step_size),
+            **({} if self.config.energy in MACHINES else {"step_size": self.sampler.step_size}),
             "lr": self.lr,
             "n_rollbacks": self.n_rollbacks,
             **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
         }
+
+    def as_seen(self, x: Tensor, seed: int = 1) -> Tensor:
+        """Samples as the model sees them: bits drawn of them, where it is a model of bits."""
+        return self.dataset.bits(x, seed) if self.takes_bits else x
 
     def noise(self, n: int, seed: int) -> Tensor:
         """Uniform points of the box, (n, *event)."""

@@ -18,12 +18,15 @@ from fastebm.energies.conv import ConvEnergy
 from fastebm.energies.layers import WeightStandardization
 from fastebm.energies.mlp import MLPEnergy
 from fastebm.energies.multiscale import MultiScaleEnergy
+from fastebm.energies.rbm import RBM, GaussianRBM
 from fastebm.energies.resnet import ResNetEnergy
 
 __all__ = [
+    "RBM",
     "ConvEnergy",
     "Energy",
     "EnergyFromLogProb",
+    "GaussianRBM",
     "GivenEnergy",
     "MLPEnergy",
     "MixtureEnergy",
