@@ -50,8 +50,8 @@ class GibbsChains:
         return nullcontext()
 
     def check(self, x: Tensor) -> None:
-        """ValueError unless x is (B, V) of bits."""
-        if x.shape[1:] != self.b.shape or not bool(((x == 0) | (x == 1)).all()):
+        """ValueError unless x is (B, V), or (B, *event) of V elements, of bits."""
+        if x.shape[1:].numel() != len(self.b) or not bool(((x == 0) | (x == 1)).all()):
             raise ValueError(f"x must be (B, {len(self.b)}) of 0 and 1, got {tuple(x.shape)}")
 
     def start(self, x: Tensor | None, n: int, rng: ChainRNG) -> None:
@@ -60,7 +60,7 @@ class GibbsChains:
             logits = self.base_logits.repeat(n, 1)
             x = bernoulli_sigmoid_(logits, rng.state(logits.device), tag=INIT)
             rng.advance(1)
-        self._set(x.to(self.b))
+        self._set(x.flatten(1).to(self.b))
 
     def log_ratio(self, low: float, high: float) -> Tensor:
         """log p_high / p_low, unnormalised, at the chains: (B,) float64."""

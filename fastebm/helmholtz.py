@@ -124,6 +124,13 @@ class HelmholtzMachine(nn.Module):
         log_w = self._log_weights(v, n_samples, as_rng(seed, generator))
         return torch.logsumexp(log_w, 0) - math.log(n_samples)
 
+    @torch.no_grad()
+    def fit_visible(self, v: Tensor) -> None:
+        """Set the biases that v is generated with to the logits of its means (B, V), kept off 0 and
+        1 by one sample more of each: training need not find them."""
+        mean = (self._visible(v).sum(0) + 1) / (len(v) + 2)
+        self.generative[0].bias.copy_(mean.logit())
+
     def check_data(self, v: Tensor) -> None:
         """Raise ValueError unless v has V elements a sample, all in [0, 1]. Waits for the
         device."""

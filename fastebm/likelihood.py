@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from fastebm.energy import energy, sum_scales
+from fastebm.energy import energy, sampling_mode, sum_scales
 
 MAX_UNITS = 25  # 2^25 states of 784 units take minutes
 _BLOCK = 2**22  # numbers in a block of states
@@ -77,12 +77,13 @@ def pseudo_likelihood(model: Callable[..., Tensor], x: Tensor) -> Tensor:
     check_unit_interval(x)
     if hasattr(model, "flip_energies"):
         return logsigmoid(model.flip_energies(x).double()).sum(1)
-    before = sum_scales(energy(model, x)).double()
-    total = torch.zeros_like(before)
-    for i in range(x[0].numel()):
-        flipped = x.clone(memory_format=torch.contiguous_format)
-        flipped.flatten(1)[:, i] = 1 - x.flatten(1)[:, i]
-        total += logsigmoid(sum_scales(energy(model, flipped)).double() - before)
+    with sampling_mode(model):
+        before = sum_scales(energy(model, x)).double()
+        total = torch.zeros_like(before)
+        for i in range(x[0].numel()):
+            flipped = x.clone(memory_format=torch.contiguous_format)
+            flipped.flatten(1)[:, i] = 1 - x.flatten(1)[:, i]
+            total += logsigmoid(sum_scales(energy(model, flipped)).double() - before)
     return total
 
 

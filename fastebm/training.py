@@ -14,7 +14,6 @@ from fastebm.augmentation import Augmentation
 from fastebm.buffer import ReplayBuffer
 from fastebm.config import MACHINES, ConfigError, TrainConfig, versions
 from fastebm.data import Dataset, first_line, load, load_tensors
-from fastebm.energies import RBM, GaussianRBM
 from fastebm.evaluation import total_energy
 from fastebm.losses import (
     ContrastiveDivergence,
@@ -55,7 +54,7 @@ class Trainer:
         if model is None:
             box = self.dataset.clamp if self.dataset.is_image else None
             model = build_energy(config, self.dataset.event_shape, box)
-            if isinstance(model, (RBM, GaussianRBM)):
+            if config.energy in MACHINES:
                 model.fit_visible(start.cpu())
         self.model = model.to(self.device)
         self.ema = weight_average(self.model, config.ema) if config.ema else None
@@ -68,7 +67,7 @@ class Trainer:
                 self.dataset.event_shape,
                 reinit_prob=config.reinit_prob,
                 init="uniform",
-                value_range=self.dataset.clamp,
+                value_range=self.box,
                 dtype=torch.uint8 if self._as_bytes else torch.float32,
                 device=self.device,
                 seed=config.seed,
@@ -109,6 +108,11 @@ class Trainer:
         return self.model if self.ema is None else self.ema.module
 
     @property
+    def box(self) -> tuple[float, float]:
+        """Where chains are noise: in the box of the data, bits in [0, 1]."""
+        return (0.0, 1.0) if self.takes_bits else self.dataset.clamp
+
+    @property
     def _as_bytes(self) -> bool:
         """Whether chains are stored as uint8, which dithers them: not the states of units."""
         return self.dataset.is_image and self.config.energy not in MACHINES
@@ -137,8 +141,7 @@ class Trainer:
         if c.loss == "pcd":
             return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
         if c.loss == "mle":
-            box = {"value_range": self.dataset.clamp}
-            return MaximumLikelihood(model, self.sampler, **box, **common)
+            return MaximumLikelihood(model, self.sampler, value_range=self.box, **common)
         return ImprovedContrastiveDivergence(
             model,
             self.sampler,
@@ -220,7 +223,7 @@ class Trainer:
     def noise(self, n: int, seed: int) -> Tensor:
         """Uniform points of the box, (n, *event)."""
         g = torch.Generator().manual_seed(seed)
-        lo, hi = self.dataset.clamp
+        lo, hi = self.box
         return (lo + (hi - lo) * torch.rand((n, *self.dataset.event_shape), generator=g)).to(
             self.device
         )

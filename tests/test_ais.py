@@ -93,6 +93,21 @@ def test_intervals_of_an_energy_cover_log_z_at_the_stated_rate(base, reverse):
     check_coverage(estimates, GAUSSIAN_LOG_Z, 0.8)
 
 
+def test_a_machine_without_weights_is_solved_exactly():
+    # Every chain then has the same weight, the product of 1 + exp(c_j) over 2.
+    rbm = random_rbm()
+    with torch.no_grad():
+        rbm.W.zero_()
+    base = BernoulliBase(rbm.b.detach().clone())
+    for estimate in (
+        ais(rbm, base, 10, n_chains=9, seed=0),
+        reverse_ais(rbm, base, all_bits(6)[:9], 10, seed=0),
+    ):
+        assert estimate.log_z == pytest.approx(log_partition(rbm).item(), rel=1e-12)
+        assert estimate.ess == pytest.approx(9, rel=1e-12)
+        assert estimate.interval[1] - estimate.interval[0] < 1e-11
+
+
 def test_one_step_is_importance_sampling():
     # No transition at all: the weights are exp(-E) / p_0 at samples of the base.
     estimate = ais(gaussian, BASES["gaussian"], 1, n_chains=7, step_size=1.0, seed=5)

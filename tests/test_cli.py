@@ -156,7 +156,7 @@ def bad_calls(tmp):
         "unreadable": ["train", tmp / "text.npz"],
         "wrong shape": ["train", tmp / "shape.npy"],
         "not finite": ["train", tmp / "nan.npy"],
-        "unknown loss": ["train", "ring", "--loss", "mle"],
+        "unknown loss": ["train", "ring", "--loss", "nll"],
         "bad number": ["train", "ring", "--lr", "-1"],
         "not a number": ["train", "ring", "--lr", "fast"],
         "bad step": ["train", "ring", "--step-size", "nan"],
