@@ -57,7 +57,9 @@ def build_energy(
         try:
             nets = [kind((channels, height // f, width // f), config.hidden) for f in factors]
         except ValueError as error:
-            raise ConfigError(f"energy={config.energy!r}, scales={config.scales}: {error}") from None
+            raise ConfigError(
+                f"energy={config.energy!r}, scales={config.scales}: {error}"
+            ) from None
     return nets[0] if len(nets) == 1 else MultiScaleEnergy(nets, factors)
 
 
