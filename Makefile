@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 ARCHS = 80 90 100
 CXX_FILES = csrc/*.h csrc/*.cpp csrc/*.cu tests/*.cpp
 
-.PHONY: demo test dev check fmt kernels asan bench gpu wheel clean
+.PHONY: demo test dev check fmt kernels asan bench readme gpu wheel clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -76,10 +76,14 @@ asan: tools
 	  tests/test_replay.py tests/test_augmentation.py tests/test_mlp_chain.py \
 	  tests/test_mlp_chain_cuda.py tests/test_bernoulli.py
 
-bench:
-	$(BIN)/python bench/langevin.py
-	$(BIN)/python bench/neighbor.py
-	$(BIN)/python bench/gibbs.py
+# The rivals depend on torch as well: naming it once more keeps the one that is there.
+bench: torch
+	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)" ".[bench]"
+	$(BIN)/python -m bench
+
+# Charts and the README's speed section from bench/results, nothing measured.
+readme:
+	$(BIN)/python -m bench readme
 
 gpu:
 	bench/gpu.sh runs/gpu

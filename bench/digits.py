@@ -21,7 +21,7 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-import timing
+import suite
 import torch
 
 from fastebm import ood, quality
@@ -77,13 +77,14 @@ def train(trainer: Trainer) -> tuple[float, str | None]:
     return time.process_time() - start, None
 
 
-def run(job: tuple[str, int, float]) -> dict:
+def train_and_measure(job: tuple[str, int, float]) -> dict:
     method, seed, seconds = job
     torch.set_num_threads(1)
     steps = steps_within(method, seconds)
     trainer = Trainer(config(method, seed, steps))
     used, given_up = train(trainer)
-    row = {"method": method, "seed": seed, "steps": steps, "seconds": used}
+    row = {"case": f"digits, seed {seed}", "variant": method, "threads": 1}
+    row |= {"seed": seed, "steps": steps, "processor_seconds": used}
     row |= {"rollbacks": trainer.n_rollbacks, "given_up": given_up}
     sets = quality.sample_sets(trainer, SAMPLES, LONG_STEPS)
     row["quality"] = quality.evaluate(trainer, sets, "classifier")["samples"]
@@ -104,7 +105,7 @@ def table(rows: list[dict], kind: str) -> list[list[str]]:
     """A line a method: median and range over seeds for samples whose name starts with `kind`."""
     lines = []
     for method in METHODS:
-        runs = [r for r in rows if r["method"] == method]
+        runs = [r for r in rows if r["variant"] == method]
         found = [next(v for k, v in r["quality"].items() if k.startswith(kind)) for r in runs]
         cells = [spread([q[name] for q in found]) for name in SHOWN]
         steps = f"{statistics.median(r['steps'] for r in runs):.0f}"
@@ -115,24 +116,24 @@ def table(rows: list[dict], kind: str) -> list[list[str]]:
     return lines
 
 
-def main() -> None:
-    arguments = timing.parse_arguments(__doc__)
-    seconds = 3.0 if arguments.quick else 60.0
-    seeds = 1 if arguments.quick else SEEDS
-    facts = timing.environment(arguments.device) | {"threads": 1, "processor_seconds": seconds}
+def run(options: suite.Options) -> suite.Rows:
+    """Trains and measures all; prints two tables. Rows have no `seconds`: nothing is timed."""
+    seconds = 3.0 if options.quick else 60.0
+    seeds = 1 if options.quick else SEEDS
     jobs = [(method, seed, seconds) for seed in range(seeds) for method in METHODS]
     rows = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(multiprocessing.cpu_count(), mp_context=spawn) as pool:
-        for row in pool.map(run, jobs):
-            print(f"{row['method']}, seed {row['seed']}: {row['steps']} steps,"
-                  f" {row['rollbacks']} roll-backs", flush=True)  # fmt: skip
+        for row in pool.map(train_and_measure, jobs):
+            steps = f"{row['steps']} steps, {row['rollbacks']} roll-backs"
+            suite.console.print(f"{row['variant']}, seed {row['seed']}: {steps}")
             rows.append(row)
-    for kind, title in (("long", f"{LONG_STEPS}-step chains"), ("short", "chains as in training")):
-        print(f"{title} from noise, {seconds:g} s of one core a run, {seeds} seeds")
-        timing.print_table(["", "steps", "diverged", *SHOWN, "AUROC pairs"], table(rows, kind))
-    timing.write_results(arguments.out, facts, quality.finite(rows))
+    header = ["", "steps", "diverged", *SHOWN, "AUROC pairs"]
+    for kind, name in (("long", f"{LONG_STEPS}-step chains"), ("short", "chains as in training")):
+        title = f"{name} from noise, {seconds:g} s of one core a run, {seeds} seeds"
+        suite.print_table(title, header, table(rows, kind))
+    return quality.finite(rows)
 
 
 if __name__ == "__main__":
-    main()
+    suite.script("digits", __doc__, run)

@@ -3,8 +3,9 @@
 #
 #   bench/gpu.sh OUT_DIR
 #
-# Needs python3 with torch >= 2.11 (CUDA), nvcc, scikit-build-core, pybind11, ninja, pytest.
-# OUT_DIR gets summary.txt, environment.txt, NAME.log for each phase and NAME.json for each bench.
+# Needs python3 with torch >= 2.11 (CUDA), nvcc, scikit-build-core, pybind11, ninja, pytest, rich.
+# OUT_DIR gets cuda.json, the results of all benches, and cuda.log, everything that was printed with
+# a summary at its end. To keep them, copy both to bench/results and run `make readme`.
 # A phase that fails does not stop the next ones; the exit status is the number of failed phases.
 # PYTHON and FASTEBM_CUDA_ARCHS (default: the GPU's own) are taken from the environment.
 # Nothing starts, or goes on, after `budget` seconds.
@@ -19,15 +20,19 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 budget=465
+benches=(langevin chain neighbor icd_step replay) # the first ones matter most
 failed=0
-summary=$out/summary.txt
-: >"$summary"
+log=$out/cuda.log
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+: >"$log"
+rm -f "$out/cuda.json"
 
 note() {
-  printf '%-9s %4ss  %s\n' "$1" "$2" "$3" | tee -a "$summary"
+  printf '%-9s %4ss  %s\n' "$1" "$2" "$3" | tee -a "$temporary/summary"
 }
 
-# phase NAME SECONDS COMMAND...: runs it with a limit; output to NAME.log, its end to the terminal.
+# phase NAME SECONDS COMMAND...: runs it with a limit; output to the log, its end to the terminal.
 phase() {
   local name=$1 limit=$2 start=$SECONDS status left
   shift 2
@@ -38,22 +43,27 @@ phase() {
     return 1
   fi
   limit=$((limit < left ? limit : left))
-  timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
+  # Not through a pipe, which a process left behind would hold open.
+  timeout --kill-after=5 "$limit" "$@" >"$temporary/output" 2>&1
   status=$?
-  tail -n 25 "$out/$name.log"
+  printf '\n===== %s\n' "$name" | cat - "$temporary/output" >>"$log"
+  tail -n 25 "$temporary/output"
   case $status in
     0) note ok $((SECONDS - start)) "$name" ;;
     124 | 137) note TIMED-OUT $((SECONDS - start)) "$name (limit $limit s)" ;;
-    *) note FAILED $((SECONDS - start)) "$name (exit $status, see $name.log)" ;;
+    *) note FAILED $((SECONDS - start)) "$name (exit $status)" ;;
   esac
   [[ $status -eq 0 ]] || failed=$((failed + 1))
   return "$status"
 }
 
 finish() {
-  echo
-  cat "$summary"
-  echo "$failed phase(s) failed, $SECONDS s in all, results in $out"
+  {
+    printf '\n===== summary\n'
+    cat "$temporary/summary"
+    echo "$failed phase(s) failed, $SECONDS s in all"
+  } | tee -a "$log"
+  echo "results in $out"
   exit "$failed"
 }
 
@@ -63,13 +73,12 @@ finish() {
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   nvcc --version | tail -n 2
   uptime
-} >"$out/environment.txt" 2>&1
-cat "$out/environment.txt"
+} 2>&1 | tee -a "$log"
 
 # shellcheck disable=SC2016 # Python, not shell
 check='
 import importlib.util, shutil, sys
-missing = [m for m in ("torch", "numpy", "scikit_build_core", "pybind11", "pytest")
+missing = [m for m in ("torch", "numpy", "scikit_build_core", "pybind11", "pytest", "rich")
            if importlib.util.find_spec(m) is None]
 missing += [t for t in ("ninja", "nvcc") if shutil.which(t) is None]
 if missing:
@@ -94,7 +103,12 @@ phase tests 100 "$python" -m pytest -q -m gpu -p no:cacheprovider tests
 # The bounds on scores are proven for a model of the tensor cores: here they meet the real ones.
 # shellcheck disable=SC2016 # for the inner shell
 phase scores 60 bash -c 'nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -arch=native \
-  -Icsrc -x cu tests/neighbor_scores.cpp -o "$0/neighbor_scores" && "$0/neighbor_scores"' "$out"
+  -Icsrc -x cu tests/neighbor_scores.cpp -o "$0/neighbor_scores" && "$0/neighbor_scores"' "$temporary"
+
+for name in "${benches[@]}"; do
+  phase "bench $name" 100 "$python" -m bench --only "$name" --device cuda --out "$temporary/cuda.json"
+  cp "$temporary/cuda.json" "$out" 2>/dev/null # also if the next one takes the machine down
+done
 
 # Every kernel once on small inputs, for compute-sanitizer; torch itself only copies.
 small_case='
@@ -150,12 +164,4 @@ if command -v compute-sanitizer >/dev/null; then
 else
   note skipped 0 "memcheck, racecheck: no compute-sanitizer on PATH"
 fi
-
-for script in bench/*.py; do
-  name=bench_$(basename "$script" .py)
-  [[ $name != bench_timing ]] || continue
-  if grep -q -- 'parse_arguments(' "$script"; then # the command line with --device
-    phase "$name" 120 "$python" "$script" --device cuda --out "$out/$name.json"
-  fi
-done
 finish

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import suite
 import timing
 import torch
 from torch import Tensor, nn
@@ -282,33 +283,73 @@ def rivals(case: Case, device: torch.device) -> dict[str, Step]:
     return found
 
 
-def main() -> None:
-    arguments = timing.parse_arguments(__doc__)
-    threads = 1
-    torch.set_num_threads(threads)
-    timing.warn_if_busy(threads)
-    facts = timing.environment(arguments.device) | {"threads": threads}
+def step_flops(case: Case, device: torch.device) -> int:
+    """Floating-point operations of a step that computes nothing twice and no gradient that is not
+    used: K gradients in x for the chain, the last with a graph, and one for the KL term; the
+    energies of data and chains, and their gradient."""
+    model = case.model().to(device)
+    x = torch.rand((case.batch, *case.shape), device=device)
+
+    def gradient(create_graph: bool) -> Tensor:
+        point = x.clone().requires_grad_() + 0  # no leaf: see timing.flops
+        return torch.autograd.grad(model(point).sum(), point, create_graph=create_graph)[0]
+
+    with_graph = timing.flops(lambda: gradient(True).square().sum().backward())
+    both = timing.flops(lambda: (model(x).mean() - model(x).mean()).backward())
+    model.requires_grad_(False)
+    return case.k_steps * timing.flops(lambda: gradient(False)) + with_graph + both
+
+
+def measure(case: Case, device: torch.device, threads: int, seconds: float, rate: float) -> list:
+    """A row for each rival; `rate`: floating-point operations a second of a matrix product."""
+    steps = rivals(case, device)
+    timings = timing.compare(steps, device, seconds=seconds)
+    facts = {
+        "case": f"{case.name}, K = {case.k_steps}, {suite.threads_text(device, threads)}",
+        "threads": threads,
+        "limit": "matrix products",
+        "limit_seconds": step_flops(case, device) / rate,
+    }
     rows = []
-    for case in CASES:
-        steps = rivals(case, arguments.device)
-        timings = timing.compare(steps, arguments.device, seconds=2.0 if arguments.quick else 40.0)
-        print(f"{case.name}, K = {case.k_steps}: ms a step")
-        table = []
-        for name, timed in timings.items():
-            seconds = steps[name].clock.seconds
-            whole = sum(seconds.values())
-            phases = {p: timed.median * seconds[p] / whole for p in PHASES}
-            faster = timings[OURS].times_faster_than(timed)
-            cells = [f"{1e3 * v:.2f}" for v in (timed.median, *phases.values())]
-            table.append([name, *cells, f"{faster:.2f}x"])
-            rows.append({
-                "case": case.name, "k_steps": case.k_steps, "batch": case.batch, "rival": name,
-                "seconds": timed.median, "quartiles": timed.quartiles,
-                "phases": phases, "fastebm_times_faster": faster,
-            })  # fmt: skip
-        timing.print_table(["", "all", *PHASES, "fastebm is"], table)
-    timing.write_results(arguments.out, facts, rows)
+    for name, timed in timings.items():
+        seconds_in = steps[name].clock.seconds
+        whole = sum(seconds_in.values())
+        rows.append(
+            facts
+            | {
+                "variant": name,
+                "seconds": timed.median,
+                "spread": timed.spread,
+                "rounds": len(timed.seconds),
+                "phases": {p: timed.median * seconds_in[p] / whole for p in PHASES},
+                "fastebm_faster": timings[OURS].times_faster_than(timed),
+            }
+        )
+    return rows
+
+
+def print_case(rows: suite.Rows) -> None:
+    table = []
+    for row in rows:
+        cells = [f"{1e3 * v:.2f}" for v in (row["seconds"], *row["phases"].values())]
+        table.append([row["variant"], *cells, f"{row['fastebm_faster']:.2f}x"])
+    limit = f"limit: {rows[0]['limit']}"
+    table.append([limit, f"{1e3 * rows[0]['limit_seconds']:.2f}", *[""] * len(PHASES), ""])
+    suite.print_table(rows[0]["case"], ["ms a step", "all", *PHASES, "fastebm is"], table)
+
+
+def run(options: suite.Options) -> suite.Rows:
+    """Measures and prints every case."""
+    device, rows = options.device, []
+    seconds = 2.0 if options.quick else 5.0 if device.type == "cuda" else 40.0
+    for threads in options.each_thread_count(1):
+        rate = timing.matmul_rate(device, 0.5)
+        for case in CASES:
+            of_case = measure(case, device, threads, seconds, rate)
+            print_case(of_case)
+            rows += of_case
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    suite.script("icd_step", __doc__, run)

@@ -11,9 +11,9 @@ x' = clamp(x - step * clip(grad) + sigma * n), in place, with fresh noise in eve
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+import suite
 import timing
 import torch
 
@@ -21,13 +21,9 @@ from fastebm import ops
 from fastebm.rng import ChainRNG
 
 STEP, SIGMA, CLIP, LO, HI = 0.01, 0.1, 1.0, 0.0, 1.0
-FUSED, BEST_EAGER = "fastebm", "eager, in place"
-COMPILED = "torch.compile"
+FUSED, BEST_EAGER, COMPILED = "fastebm", "eager, in place", "torch.compile"
 SHAPES = [(4096, 2), (100, 100), (1000, 1000), (1000, 10000), (10000, 10000)]
 TARGETS = {10**4: (3.0, 3.0), 10**6: (3.3, 6.0), 10**7: (3.3, 6.0)}  # at 1 and 2 threads
-# design/langevin-step.md 1.1: what an H200's memory allows. Not a measurement.
-PREDICTED_GPU = "H200 at 4.3 TB/s"
-PREDICTED_GPU_BYTES_PER_S = 4.3e12
 
 
 def bytes_per_element(dtype: torch.dtype) -> int:
@@ -86,125 +82,96 @@ def rivals(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     }
 
 
-def measure(shape, dtype, device: torch.device, threads: int, seconds: float) -> list[dict]:
+def measure(shape, dtype, device: torch.device, threads: int, seconds: float) -> suite.Rows:
+    """A row for each way to take a step."""
     n = shape[0] * shape[1]
     torch.manual_seed(0)
+    torch.compiler.reset()
     calls, reasons = timing.only_available(rivals(shape, dtype, device), (FUSED, BEST_EAGER))
     timings = timing.compare(calls, device, seconds=seconds)
     copy = timing.copy_bandwidth(n * dtype.itemsize, device, seconds / 5)
+    name = str(dtype).removeprefix("torch.")
     case = {
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "case": f"{name}, {shape[0]} x {shape[1]}, {suite.threads_text(device, threads)}",
+        "dtype": name,
         "shape": list(shape),
-        "n": n,
         "threads": threads,
+        "limit": "copy",
+        "limit_seconds": bytes_per_element(dtype) * n / copy,
         "copy_bytes_per_s": copy,
-        "load_average": os.getloadavg()[0],
     }
-    for name, reason in reasons.items():
-        print(f"unavailable: {name}: {reason}")
     return [
         case
         | {
-            "variant": name,
-            "ns_per_element": t.median / n * 1e9,
-            "fastest_ns_per_element": min(t.seconds) / n * 1e9,
+            "variant": variant,
+            "seconds": t.median,
+            "fastest_seconds": min(t.seconds),
             "spread": t.spread,
             "rounds": len(t.seconds),
-            "times_faster_than_best_eager": t.times_faster_than(timings[BEST_EAGER]),
-            "fused_times_faster": timings[FUSED].times_faster_than(t),
-            "bytes_per_s": bytes_per_element(dtype) * n / t.median if name == FUSED else None,
+            "faster_than_best_eager": t.times_faster_than(timings[BEST_EAGER]),
+            "fastebm_faster": timings[FUSED].times_faster_than(t),
         }
-        for name, t in timings.items()
-    ] + [case | {"variant": name, "unavailable": reason} for name, reason in reasons.items()]
+        for variant, t in timings.items()
+    ] + suite.unavailable_rows(case, reasons)
 
 
-def print_case(rows: list[dict]) -> None:
-    case = rows[0]
-    title = f"{case['dtype']}, {' x '.join(map(str, case['shape']))}"
-    if case["device"] == "cpu":
-        title += f", {case['threads']} thread(s), load average {case['load_average']:.1f}"
-    print(title)
-    table = []
-    for row in rows:
-        if "unavailable" in row:
-            table.append([row["variant"], "unavailable", *[""] * 5])
-            continue
-        rate = row["bytes_per_s"]
-        table.append(
-            [
-                row["variant"],
-                f"{row['ns_per_element']:.4g}",
-                f"{row['spread']:.0%}",
-                f"{row['fastest_ns_per_element']:.4g}",
-                f"{row['times_faster_than_best_eager']:.2f}x",
-                f"{rate / 1e9:.1f}" if rate else "",
-                f"{rate / row['copy_bytes_per_s']:.0%}" if rate else "",
-            ]
-        )
-    copy, moved = case["copy_bytes_per_s"], bytes_per_element(getattr(torch, case["dtype"]))
-    predicted = PREDICTED_GPU_BYTES_PER_S
-    table += [
-        ["copy, measured", "", "", "", "", f"{copy / 1e9:.1f}", "100%"],
+def print_case(rows: suite.Rows) -> None:
+    n = rows[0]["shape"][0] * rows[0]["shape"][1]
+    table = [
         [
-            f"PREDICTED limit, {PREDICTED_GPU}",
-            f"{moved / predicted * 1e9:.4g}",
-            *[""] * 3,
-            f"{predicted / 1e9:.0f}",
-            "",
-        ],
+            row["variant"],
+            f"{row['seconds'] / n * 1e9:.4g}",
+            f"{row['spread']:.0%}",
+            f"{row['fastest_seconds'] / n * 1e9:.4g}",
+            f"{row['faster_than_best_eager']:.2f}x",
+            f"{row['limit_seconds'] / row['seconds']:.0%}",
+        ]
+        for row in rows
+        if "seconds" in row
     ]
-    header = ["", "ns/element", "spread", "fastest", "vs best eager", "GB/s", "of copy"]
-    timing.print_table(header, table)
+    limit = rows[0]["limit_seconds"] / n * 1e9
+    copy = f"limit: copy at {rows[0]['copy_bytes_per_s'] / 1e9:.1f} GB/s"
+    table.append([copy, f"{limit:.4g}", "", "", "", "100%"])
+    header = ["", "ns/element", "spread", "fastest", "vs best eager", "of the limit"]
+    suite.print_table(rows[0]["case"], header, table)
 
 
-def print_targets(rows: list[dict]) -> None:
+def print_targets(rows: suite.Rows) -> None:
     """What was to be reached (float32, CPU) and what was."""
-    table = []
+    claims = []
     for row in rows:
-        if row["device"] != "cpu" or row["dtype"] != "float32" or row["n"] not in TARGETS:
+        targets = TARGETS.get(row["shape"][0] * row["shape"][1], ())
+        if row["dtype"] != "float32" or row["threads"] > len(targets) or "seconds" not in row:
             continue
-        if "unavailable" in row:
-            continue
-        if row["variant"] == BEST_EAGER:
-            wanted = TARGETS[row["n"]][row["threads"] - 1]
-        elif row["variant"] == COMPILED:
-            wanted = 20.0
-        else:
-            continue
-        got = row["fused_times_faster"]
-        claim = f"n = {row['n']:.0e}, {row['threads']} thread(s), over {row['variant']}"
-        verdict = "met" if got >= wanted else "MISSED"
-        table.append([claim, f"{wanted:.1f}x", f"{got:.2f}x", verdict])
-    if table:
-        timing.print_table(["target (fastebm, float32, CPU)", "wanted", "measured", ""], table)
+        wanted = {BEST_EAGER: targets[row["threads"] - 1], COMPILED: 20.0}.get(row["variant"])
+        if wanted:
+            got = row["fastebm_faster"]
+            claim = f"{row['case']}, over {row['variant']}"
+            claims.append((claim, f"{wanted:.1f}x", f"{got:.2f}x", got >= wanted))
+    suite.print_targets("fastebm's step on a CPU", claims)
 
 
-def main() -> None:
-    arguments = timing.parse_arguments(__doc__)
-    device = arguments.device
-    seconds = 4.0 if device.type == "cpu" and not arguments.quick else 1.0
-    facts = timing.environment(device)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-    shapes = SHAPES if device.type == "cuda" else SHAPES[:-1]
+def run(options: suite.Options) -> suite.Rows:
+    """Measures and prints every case."""
+    device = options.device
+    seconds = 4.0 if device.type == "cpu" and not options.quick else 1.0
+    shapes = SHAPES[:-1] if device.type == "cpu" else SHAPES[:1] + SHAPES[2:]
     cases = [(s, torch.float32) for s in shapes] + [((1000, 1000), torch.bfloat16)]
     if device.type == "cuda":
         cases.append((SHAPES[-1], torch.bfloat16))
-    if arguments.quick:
+    if options.quick:
         cases = [((100, 100), torch.float32), ((1000, 1000), torch.float32)]
     rows = []
     with torch.no_grad():
-        for threads in (1, 2) if device.type == "cpu" else (torch.get_num_threads(),):
-            torch.set_num_threads(threads)
-            timing.warn_if_busy(threads)
+        for threads in options.each_thread_count(1, 2):
             for shape, dtype in cases:
-                torch.compiler.reset()
-                case = measure(shape, dtype, device, threads, seconds)
-                print_case(case)
-                rows += case
-    print_targets(rows)
-    timing.write_results(arguments.out, facts, rows)
+                of_case = measure(shape, dtype, device, threads, seconds)
+                print_case(of_case)
+                rows += of_case
+    if device.type == "cpu":
+        print_targets(rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    suite.script("langevin", __doc__, run)

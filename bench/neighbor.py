@@ -16,20 +16,19 @@ comes the share of the entropy term in a step of ICD training (bench/neighbor_ic
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 
 import neighbor_icd
+import suite
 import timing
 import torch
-from neighbor_rivals import BROADCAST, CDIST, SMALL_DIM, exact_nearest, rivals, then_pairs
+from neighbor_rivals import SMALL_DIM, exact_nearest, rivals, then_pairs
 from torch import Tensor
 
 import fastebm
 
 OURS = "fastebm"
-THREADS = 1  # with more, a rival whose threads spin slows down whoever comes next
 MATMUL, PAIRS = "torch.mm alone", "pairs alone, no search"
 YARDSTICKS = {MATMUL, PAIRS}
 FORWARD, BOTH = "forward", "forward + backward"
@@ -39,12 +38,6 @@ CASES = [
 ]
 SLOW = 0.5  # seconds a call from which a rival far behind the best is called only once more
 MAX_BYTES, MAX_ERROR = 8e6, 2e-7
-# design/nearest-neighbour.md 3.6, for an H200, forward. Not a measurement.
-PREDICTED = {
-    (128, 1000, 3072): {OURS: "15-20 us", CDIST: "70-90 us", BROADCAST: "750 us"},
-    (128, 10000, 3072): {OURS: "50-60 us", CDIST: "245 us", BROADCAST: "7300 us"},
-    (4096, 100000, 2): {OURS: "90-100 us", CDIST: "3000-4000 us"},
-}
 
 
 def wanted_speed(case: tuple[int, int, int]) -> float:
@@ -111,21 +104,27 @@ def correctness(search, x: Tensor, y: Tensor, smallest: Tensor) -> tuple[int, fl
 
 
 def measure(
-    case, device: torch.device, threads: int, seconds: float, compiled: bool, check: bool
-) -> list[dict]:
-    """One row for each way, forward and with the backward pass; `check`: with correctness."""
+    case, device: torch.device, threads: int, seconds: float, rate: float, compiled: bool
+) -> suite.Rows:
+    """One row for each way, forward and with the backward pass; `rate`: floating-point operations
+    a second of a matrix product."""
     n, m, d = case
     x, y, near = data(n, m, d, device)
-    facts = {"n": n, "m": m, "d": d, "device": device.type, "threads": threads}
+    torch.compiler.reset()
     found = rivals(n, m, d, device, threads, compiled)
-    rows = []
-    for name in [name for name, search in found.items() if isinstance(search, str)]:
-        rows.append(facts | {"variant": name, "unavailable": found.pop(name)})
+    absent = {name: found.pop(name) for name, v in list(found.items()) if isinstance(v, str)}
     found = {OURS: fastebm.nearest_neighbor, **found}
-    smallest = {queries: exact_nearest(queries, y) for queries in (x, near)} if check else {}
+    smallest = {queries: exact_nearest(queries, y) for queries in (x, near)}
+    rows = []
     for mode in (FORWARD, BOTH):
+        facts = {
+            "case": f"{n}, {m}, {d}, {mode}, {suite.threads_text(device, threads)}",
+            **{"n": n, "m": m, "d": d, "mode": mode, "threads": threads},
+            "limit": "matrix product",
+            "limit_seconds": 2 * n * m * d / rate,
+        }
         calls, slow, reasons = choose(as_calls(found, x, y, mode), device)
-        rows += [facts | {"mode": mode, "variant": k, "unavailable": v} for k, v in reasons.items()]
+        rows += suite.unavailable_rows(facts, absent | reasons)
         memory = {
             name: timing.peak_extra_memory(call, device)
             for name, call in as_calls({k: found[k] for k in [*calls, *slow]}, x, y, mode).items()
@@ -141,118 +140,98 @@ def measure(
         best = min(timings.keys() - {OURS, *YARDSTICKS}, key=lambda name: timings[name].median)
         for name, t in timings.items():
             row = facts | {
-                "mode": mode,
                 "variant": name,
+                "family": name.split(",")[0],
                 "seconds": t.median,
                 "spread": None if name in slow else t.spread,
                 "rounds": len(t.seconds),
-                "ours_times_faster": t.median / timings[OURS].median
+                "fastebm_faster": t.median / timings[OURS].median
                 if name in slow
                 else timings[OURS].times_faster_than(t),
                 "best_rival": name == best,
-                "gflops": None if name == PAIRS else 2e-9 * n * m * d / t.median,
-                "pairs_per_s": None if name in YARDSTICKS else n * m / t.median,
-                "load_average": os.getloadavg()[0],
+                "yardstick": name in YARDSTICKS,
             }
             if name not in YARDSTICKS:
                 row["extra_bytes"] = memory[name]
-            if name in found and mode == FORWARD and check:
+            if name in found and mode == FORWARD:
                 row["wrong"], row["error"] = correctness(found[name], x, y, smallest[x])
                 near_by = correctness(found[name], near, y, smallest[near])
                 row["wrong_near"], row["error_near"] = near_by
-                row["predicted_h200_not_measured"] = PREDICTED.get(case, {}).get(name)
             rows.append(row)
     return rows
 
 
-def print_case(rows: list[dict]) -> None:
-    n, m, d, threads = (rows[0][k] for k in ("n", "m", "d", "threads"))
-    on = f"{threads} thread(s)" if rows[0]["device"] == "cpu" else "CUDA"
-    for row in rows:
-        if "unavailable" in row:
-            print(f"not measured: {row['variant']}: {row['unavailable']}")
+def print_case(rows: suite.Rows) -> None:
     for mode in (FORWARD, BOTH):
-        print(f"n = {n}, m = {m}, d = {d}, {mode}, {on}")
-        header = ["", "us", "spread", "fastebm faster", "MB more"]
-        header.append("pairs/s" if d <= SMALL_DIM else "GFLOP/s")
         measured = sorted_rows(rows, mode)
+        header = ["", "us", "spread", "fastebm faster", "MB more", "of the limit"]
         checked = "wrong" in measured[0]
         if checked:
             header += ["wrong", "rel. error", "wrong, near", "rel. error, near"]
-            header.append("H200, PREDICTED, not measured")
         table = []
         for row in measured:
-            rate = row["pairs_per_s"] if d <= SMALL_DIM else row["gflops"]
             cells = [
                 row["variant"] + (" (BEST RIVAL)" if row["best_rival"] else ""),
                 f"{row['seconds'] * 1e6:.4g}",
                 "one call" if row["spread"] is None else f"{row['spread']:.0%}",
-                f"{row['ours_times_faster']:.2f}x",
+                f"{row['fastebm_faster']:.2f}x",
                 f"{row['extra_bytes'] / 1e6:.1f}" if "extra_bytes" in row else "",
-                "" if rate is None else f"{rate:.3g}",
+                "" if row["variant"] == PAIRS else f"{row['limit_seconds'] / row['seconds']:.0%}",
             ]
             if "wrong" in row:
                 cells += [str(row["wrong"]), f"{row['error']:.1e}"]
                 cells += [str(row["wrong_near"]), f"{row['error_near']:.1e}"]
-                cells.append(row["predicted_h200_not_measured"] or "")
             table.append(cells + [""] * (len(header) - len(cells)))
-        timing.print_table(header, table)
+        suite.print_table("n, m, d = " + measured[0]["case"], header, table)
 
 
-def sorted_rows(rows: list[dict], mode: str) -> list[dict]:
+def sorted_rows(rows: suite.Rows, mode: str) -> suite.Rows:
     measured = [row for row in rows if "seconds" in row and row["mode"] == mode]
     return sorted(measured, key=lambda row: (row["variant"] != OURS, row["seconds"]))
 
 
-def print_targets(rows: list[dict]) -> None:
+def print_targets(rows: suite.Rows, device: torch.device) -> None:
     """What was to be reached on one thread of a CPU, and what was; memory and errors anywhere."""
-    table = []
-
-    def claim(what: str, wanted: str, measured: str, met: bool) -> None:
-        table.append([what, wanted, measured, "met" if met else "MISSED"])
-
-    ours = [row for row in rows if row.get("variant") == OURS and "seconds" in row]
+    claims = []
     for row in rows:
-        if row.get("best_rival") and row["threads"] == 1 and row["device"] == "cpu":
-            wanted, got = wanted_speed((row["n"], row["m"], row["d"])), row["ours_times_faster"]
-            what = f"{row['n']}, {row['m']}, {row['d']}, {row['mode']}, over {row['variant']}"
-            claim(what, f">= {wanted:.2f}x", f"{got:.2f}x", got >= wanted)
-    extra = max(row["extra_bytes"] for row in ours)
-    claim(
-        "extra memory, any case",
-        f"< {MAX_BYTES / 1e6:.0f} MB",
-        f"{extra / 1e6:.1f} MB",
-        extra < MAX_BYTES,
-    )
+        if row.get("best_rival") and row["threads"] == 1 and device.type == "cpu":
+            wanted, got = wanted_speed((row["n"], row["m"], row["d"])), row["fastebm_faster"]
+            what = f"{row['case']}, over {row['variant']}"
+            claims.append((what, f">= {wanted:.2f}x", f"{got:.2f}x", got >= wanted))
+    ours = [row for row in rows if row["variant"] == OURS and "seconds" in row]
     checked = [row for row in ours if "wrong" in row]
+    extra = max(row["extra_bytes"] for row in ours)
     wrong = sum(row["wrong"] + row["wrong_near"] for row in checked)
-    claim("wrong indices, all cases", "0", str(wrong), wrong == 0)
     error = max(max(row["error"], row["error_near"]) for row in checked)
-    claim("relative error, any case", f"<= {MAX_ERROR:.0e}", f"{error:.1e}", error <= MAX_ERROR)
-    timing.print_table(["target (fastebm)", "wanted", "measured", ""], table)
+    claims += [
+        ("extra memory, any case", f"< {MAX_BYTES / 1e6:.0f} MB", f"{extra / 1e6:.1f} MB",
+         extra < MAX_BYTES),
+        ("wrong indices, all cases", "0", str(wrong), wrong == 0),
+        ("relative error, any case", f"<= {MAX_ERROR:.0e}", f"{error:.1e}", error <= MAX_ERROR),
+    ]  # fmt: skip
+    suite.print_targets("fastebm's search", claims)
 
 
-def main() -> None:
-    arguments = timing.parse_arguments(__doc__)
-    device, quick = arguments.device, arguments.quick
+def run(options: suite.Options) -> suite.Rows:
+    """Measures and prints every case."""
+    device, quick = options.device, options.quick
     seconds = 1.5 if device.type == "cpu" and not quick else 0.5
-    facts = timing.environment(device)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
     cases = [CASES[i] for i in (0, 3, 4)] if quick else CASES
     rows, icd_rows = [], []
-    torch.set_num_threads(THREADS)
-    timing.warn_if_busy(THREADS)
-    for case in cases:
-        torch.compiler.reset()
-        of_case = measure(case, device, THREADS, seconds, compiled=not quick, check=True)
-        print_case(of_case)
-        rows += of_case
-    if not quick:
-        icd_rows = neighbor_icd.measure(device, THREADS, 2 * seconds)
-        neighbor_icd.print_case(icd_rows)
-    print_targets(rows)
-    timing.write_results(arguments.out, facts, rows + icd_rows)
+    # With more threads, a rival whose threads spin slows down whoever comes next.
+    for threads in options.each_thread_count(1):
+        rate = timing.matmul_rate(device, seconds)
+        for case in cases:
+            of_case = measure(case, device, threads, seconds, rate, compiled=not quick)
+            print_case(of_case)
+            rows += of_case
+        if not quick:
+            of_step = neighbor_icd.measure(device, threads, 2 * seconds)
+            neighbor_icd.print_case(of_step)
+            icd_rows += of_step
+    print_targets(rows, device)
+    return rows + icd_rows
 
 
 if __name__ == "__main__":
-    main()
+    suite.script("neighbor", __doc__, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest import mock
 
+import suite
 import timing
 import torch
 from torch import Tensor, nn
@@ -63,8 +64,7 @@ def measure(device: torch.device, threads: int, seconds: float) -> list[dict]:
     timings = timing.compare(calls, device, seconds=seconds)
     return [
         {
-            "case": CASE,
-            "device": device.type,
+            "case": f"{CASE}, {suite.threads_text(device, threads)}",
             "threads": threads,
             "variant": name,
             "seconds": t.median,
@@ -76,18 +76,15 @@ def measure(device: torch.device, threads: int, seconds: float) -> list[dict]:
     ]
 
 
-def print_case(rows: list[dict]) -> None:
-    print(f"{CASE}, {rows[0]['threads']} thread(s)")
+def print_case(rows: suite.Rows) -> None:
     header = ["entropy term", "ms a step", "spread", "its share"]
-    timing.print_table(
-        header,
+    table = [
         [
-            [
-                row["variant"],
-                f"{row['seconds'] * 1e3:.4g}",
-                f"{row['spread']:.0%}",
-                "" if row["variant"] == WITHOUT else f"{row['entropy_share']:.1%}",
-            ]
-            for row in rows
-        ],
-    )
+            row["variant"],
+            f"{row['seconds'] * 1e3:.4g}",
+            f"{row['spread']:.0%}",
+            "" if row["variant"] == WITHOUT else f"{row['entropy_share']:.1%}",
+        ]
+        for row in rows
+    ]
+    suite.print_table(rows[0]["case"], header, table)

@@ -14,11 +14,11 @@ Rivals draw their own random parameters by the same law, but for what is said he
 from __future__ import annotations
 
 import math
-import os
 import random
 import warnings
 from collections.abc import Callable
 
+import suite
 import timing
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ BATCH, STORED = 228, 512
 FUSED, BATCHED, PILLOW = "fastebm", "torch, batched", "Pillow"
 CASES = {"cifar10": (3, 32, 32), "celeba": (3, 128, 128)}
 TARGETS = {BATCHED: 3.0, PILLOW: 20.0}  # one thread
+BYTES = 5  # a stored byte in, a float32 out, for each element
 GRAY = (0.2989, 0.587, 0.114)
 
 
@@ -229,24 +230,29 @@ def check(calls: dict[str, Callable]) -> None:
             raise RuntimeError(f"the rivals differ in law: {name} {got:.4f}, {want:.4f}")
 
 
-def measure(preset: str, device: torch.device, threads: int, seconds: float, quick: bool) -> list:
+def measure(
+    preset: str, device: torch.device, threads: int, seconds: float, quick: bool
+) -> suite.Rows:
+    """A row for each way to make a batch."""
     torch.manual_seed(0)
     random.seed(0)
+    torch.compiler.reset()
     shape = CASES[preset]
     calls = rivals(Augmentation.preset(preset), shape, device, quick)
     calls, reasons = timing.only_available(calls, (FUSED, BATCHED))
     check(calls)
     timings = timing.compare(calls, device, seconds=seconds)
+    elements = BATCH * math.prod(shape)
+    copy = timing.copy_bandwidth(elements * BYTES // 2, device, seconds / 10)
+    size = " x ".join(map(str, (BATCH, *shape)))
     case = {
-        "device": device.type,
+        "case": f"{preset}, {size}, {suite.threads_text(device, threads)}",
         "preset": preset,
-        "batch": BATCH,
-        "shape": list(shape),
+        "shape": [BATCH, *shape],
         "threads": threads,
-        "load_average": os.getloadavg()[0],
+        "limit": "copy",
+        "limit_seconds": BYTES * elements / copy,
     }
-    for name, reason in reasons.items():
-        print(f"unavailable: {name}: {reason}")
     return [
         case
         | {
@@ -255,67 +261,57 @@ def measure(preset: str, device: torch.device, threads: int, seconds: float, qui
             "fastest_seconds": min(t.seconds),
             "spread": t.spread,
             "rounds": len(t.seconds),
-            "fused_times_faster": timings[FUSED].times_faster_than(t),
+            "fastebm_faster": timings[FUSED].times_faster_than(t),
         }
         for name, t in timings.items()
-    ] + [case | {"variant": name, "unavailable": reason} for name, reason in reasons.items()]
+    ] + suite.unavailable_rows(case, reasons)
 
 
-def print_case(rows: list[dict]) -> None:
-    case = rows[0]
-    title = f"{case['preset']}, {case['batch']} x {' x '.join(map(str, case['shape']))}"
-    if case["device"] == "cpu":
-        title += f", {case['threads']} thread(s), load average {case['load_average']:.1f}"
-    print(title)
+def print_case(rows: suite.Rows) -> None:
     table = [
-        [row["variant"], "unavailable", "", "", ""]
-        if "unavailable" in row
-        else [
+        [
             row["variant"],
             f"{row['seconds'] * 1e3:.3g}",
             f"{row['spread']:.0%}",
             f"{row['fastest_seconds'] * 1e3:.3g}",
-            f"{row['fused_times_faster']:.1f}x",
+            f"{row['fastebm_faster']:.1f}x",
         ]
         for row in rows
+        if "seconds" in row
     ]
-    timing.print_table(["", "ms/batch", "spread", "fastest", "fastebm faster by"], table)
+    table.append(["limit: copy", f"{rows[0]['limit_seconds'] * 1e3:.3g}", "", "", ""])
+    header = ["", "ms/batch", "spread", "fastest", "fastebm faster by"]
+    suite.print_table(rows[0]["case"], header, table)
 
 
-def print_targets(rows: list[dict]) -> None:
+def print_targets(rows: suite.Rows) -> None:
     """What was to be reached (CPU, one thread) and what was."""
-    table = []
+    claims = []
     for row in rows:
         wanted = TARGETS.get(row["variant"])
-        if row["device"] != "cpu" or row["threads"] != 1 or not wanted or "unavailable" in row:
-            continue
-        got = row["fused_times_faster"]
-        claim = f"{row['preset']}, 1 thread, over {row['variant']}"
-        table.append([claim, f"{wanted:.0f}x", f"{got:.1f}x", "met" if got >= wanted else "MISSED"])
-    if table:
-        timing.print_table(["target (fastebm, CPU)", "wanted", "measured", ""], table)
+        if row["threads"] == 1 and wanted and "seconds" in row:
+            got = row["fastebm_faster"]
+            claim = f"{row['case']}, over {row['variant']}"
+            claims.append((claim, f"{wanted:.0f}x", f"{got:.1f}x", got >= wanted))
+    suite.print_targets("fastebm's transition on a CPU", claims)
 
 
-def main() -> None:
-    arguments = timing.parse_arguments(__doc__)
-    device, quick = arguments.device, arguments.quick
+def run(options: suite.Options) -> suite.Rows:
+    """Measures and prints every case."""
+    device, quick = options.device, options.quick
     warnings.filterwarnings("ignore", module="kornia")
-    facts = timing.environment(device)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-    threads = (1, 2) if device.type == "cpu" else (torch.get_num_threads(),)
+    seconds = 2.0 if quick else 4.0 if device.type == "cuda" else 15.0
     rows = []
     with torch.no_grad():
-        for n in threads[:1] if quick else threads:
-            torch.set_num_threads(n)
-            timing.warn_if_busy(n)
+        for threads in options.each_thread_count(1, 2):
             for preset in CASES:
-                torch.compiler.reset()
-                case = measure(preset, device, n, 2.0 if quick else 15.0, quick)
+                case = measure(preset, device, threads, seconds, quick)
                 print_case(case)
                 rows += case
-    print_targets(rows)
-    timing.write_results(arguments.out, facts, rows)
+    if device.type == "cpu":
+        print_targets(rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    suite.script("replay", __doc__, run)

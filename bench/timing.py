@@ -1,4 +1,4 @@
-"""One way to time things, for every script in bench/.
+"""One way to time things, for every bench.
 
 Rivals are timed in turns, round after round in one process, in a new order each round: what
 disturbs the machine disturbs all of them, and their ratio is taken within rounds. A CPU call is
@@ -8,26 +8,18 @@ a CUDA call is read by events after the L2 cache has been flushed.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
-import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parent.parent
 MIN_SAMPLE = 1e-3  # seconds of wall clock behind one CPU reading
 MIN_ROUNDS, MAX_ROUNDS = 5, 500
 
@@ -177,112 +169,25 @@ def _resident(field: str) -> int:
 
 
 def copy_bandwidth(n_bytes: int, device: torch.device, seconds: float) -> float:
-    """Bytes per second, read plus written, of copying a tensor of `n_bytes`."""
+    """Bytes per second, read plus written, of copying a tensor of `n_bytes`, at its fastest."""
     source = torch.randint(0, 256, (n_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timing = compare({"copy": lambda: target.copy_(source)}, device, seconds=seconds)["copy"]
-    return 2 * n_bytes / timing.median
+    return 2 * n_bytes / min(timing.seconds)
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Where and when a result was measured."""
-    facts: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") or "none",
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-        "device": device_name(device),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "load_average": [round(v, 2) for v in os.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fastebm": metadata.version("fastebm"),
-    }
-    if device.type == "cuda":
-        facts["cuda"] = torch.version.cuda
-        facts["driver"] = _output(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        )
-    return facts
+def matmul_rate(device: torch.device, seconds: float) -> float:
+    """Floating-point operations per second of a large square float32 product, at its fastest."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device) for _ in range(2))
+    out = torch.empty_like(a)
+    timing = compare({"mm": lambda: torch.mm(a, b, out=out)}, device, seconds=seconds)["mm"]
+    return 2 * n**3 / min(timing.seconds)
 
 
-def warn_if_busy(threads: int) -> None:
-    """Says so where fewer CPUs are idle than threads are about to be timed."""
-    busy, cpus = _busy_cpus(), os.cpu_count() or 1
-    if busy + threads > cpus + 0.5:
-        print(f"WARNING: others keep {busy:.1f} of {cpus} CPUs busy; {threads} thread(s) need more")
-
-
-def _busy_cpus(seconds: float = 1.0) -> float:
-    """CPUs in use while this process sleeps; 0 where the system does not say."""
-    try:
-        before = _cpu_ticks()
-        time.sleep(seconds)
-        after = _cpu_ticks()
-    except OSError:
-        return 0.0
-    return (after - before) / os.sysconf("SC_CLK_TCK") / seconds
-
-
-def _cpu_ticks() -> int:
-    fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    return sum(fields[:3]) + sum(fields[5:8])  # all but idle and waiting for input and output
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _git(*arguments: str) -> str:
-    return _output("git", "-C", str(ROOT), *arguments)
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """The command line that every bench script has."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the results here")
-    parser.add_argument("--quick", action="store_true", help="fewer cases, shorter measurements")
-    arguments = parser.parse_args()
-    if arguments.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device")
-    return arguments
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, ["-" * w for w in widths], *rows]:
-        first, *others = (cell.rjust(w) for cell, w in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *others]), flush=True)
-    print(flush=True)
-
-
-def write_results(path: Path | None, facts: Mapping[str, Any], rows: Sequence[Mapping]) -> None:
-    """Writes {"environment", "load_average_after", "rows"} as JSON; nothing where path is None."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    after = [round(v, 2) for v in os.getloadavg()]
-    result = {"environment": dict(facts), "load_average_after": after, "rows": list(rows)}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"results: {path}")
+def flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in a call. A module's input
+    must not be a leaf that ``torch.autograd.grad`` is asked for: torch's counter fails on it."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ except ModuleNotFoundError as missing:
 from fastebm import fit
 from fastebm.cli_eval import evaluate, likelihood, ood, sample
 from fastebm.cli_train import train
+from fastebm.config import ConfigError
 from fastebm.terminal import console, one_line_errors
 
 app = typer.Typer(
@@ -50,6 +52,26 @@ def demo(
 
         fit.prepare(out, resume=True)
         run_demo(out, quick, console)
+
+
+# The bench reads its own arguments, --help too.
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Run the benchmarks (python -m bench), from a checkout of the sources."""
+    with one_line_errors():
+        run = subprocess.run([sys.executable, bench_folder(), *context.args])
+        raise typer.Exit(run.returncode)
+
+
+def bench_folder() -> Path:
+    """bench/ of the checkout that the package or the working directory is in; no wheel has it."""
+    for root in (Path(__file__).resolve().parent.parent, Path.cwd()):
+        if (root / "csrc" / "langevin.h").is_file() and (root / "bench" / "__main__.py").is_file():
+            return root / "bench"
+    raise ConfigError("benches are not installed: run this in a checkout of fastebm's sources")
 
 
 def main() -> None:

@@ -66,6 +66,18 @@ SUBJECTS = {p.stem.removesuffix("_ops") for p in (ROOT / "csrc").glob("*_ops.cpp
 HEAVY = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
 EXTRAS = {"faiss_search": {"faiss"}}  # which module of the library may import which, when called
 
+# What the modules of bench/ import from each other; the benches themselves use the first three.
+BENCH = {
+    "timing": set(),
+    "machine": set(),
+    "suite": {"machine"},
+    "compare": {"suite"},
+    "charts": {"suite"},
+    "predictions": {"suite"},
+    "readme": {"suite", "predictions"},
+    "__main__": {"suite", "compare", "charts", "predictions", "readme"},
+}
+
 KERNEL_LAYERS = {
     r"(scalar|simt)\.h": set(),
     r"philox\.h": {"scalar.h"},
@@ -145,6 +157,17 @@ def test_nothing_in_the_package_uses_the_oracle():
         assert "reference" not in set(fastebm_modules(path)), path.name
 
 
+def test_benches_use_only_what_is_below():
+    modules = {p.stem for p in (ROOT / "bench").glob("*.py")}
+    scripts = modules - BENCH.keys()
+    for module in modules:
+        own = set(imports(ROOT / "bench" / f"{module}.py"))
+        used = {name.split(".")[0] for name in own} & modules
+        parts = {s for s in scripts if s.startswith(f"{module}_")}
+        allowed = BENCH.get(module, {"timing", "machine", "suite"} | parts)
+        assert used <= allowed, f"{module} imports {used - allowed}"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "csrc").iterdir()), ids=lambda p: p.name)
 def test_sources_include_only_what_is_below(path):
     text = path.read_text()
@@ -166,7 +189,7 @@ def test_sources_include_only_what_is_below(path):
 
 
 def test_no_file_is_two_rooms():
-    for folder, kinds in {"fastebm": ("py",), "csrc": ("h", "cpp", "cu")}.items():
+    for folder, kinds in {"fastebm": ("py",), "bench": ("py",), "csrc": ("h", "cpp", "cu")}.items():
         for kind in kinds:
             for path in (ROOT / folder).rglob(f"*.{kind}"):
                 assert len(path.read_text().splitlines()) <= 400, path

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import readme
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,3 +26,9 @@ def test_make_targets_exist():
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_speeds_are_those_of_the_results():
+    assert README.count(readme.BEGIN) == README.count(readme.END) == 1
+    written = README.split(readme.BEGIN)[1].split(readme.END)[0]
+    assert written == readme.section(), "make readme"

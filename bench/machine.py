@@ -1,0 +1,100 @@
+"""Where and when a result was measured, and whether the machine was free for it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RIVALS = ("torchebm", "ebmkit", "faiss-cpu", "faiss-gpu", "pykeops", "kornia", "pillow")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine, versions, commit and load."""
+    facts: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "--short=12", "HEAD") or "none",
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "device": device_name(device),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "load_average": load_average(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastebm": metadata.version("fastebm"),
+        "rivals": {name: _version(name) for name in RIVALS if _version(name)},
+    }
+    if device.type == "cuda":
+        facts["cuda"] = torch.version.cuda
+        facts["driver"] = _output(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        )
+    return facts
+
+
+def load_average() -> list[float]:
+    return [round(v, 2) for v in os.getloadavg()]
+
+
+def warning_if_busy(threads: int) -> str | None:
+    """What to say where fewer CPUs are idle than threads are about to be timed."""
+    busy, cpus = _busy_cpus(), os.cpu_count() or 1
+    if busy + threads <= cpus + 0.5:
+        return None
+    return f"others keep {busy:.1f} of {cpus} CPUs busy; {threads} thread(s) need more"
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def _busy_cpus(seconds: float = 1.0) -> float:
+    """CPUs in use while this process sleeps; 0 where the system does not say."""
+    try:
+        before = _cpu_ticks()
+        time.sleep(seconds)
+        after = _cpu_ticks()
+    except OSError:
+        return 0.0
+    return (after - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _cpu_ticks() -> int:
+    fields = [int(v) for v in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return sum(fields[:3]) + sum(fields[5:8])  # all but idle and waiting for input and output
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return _output("git", "-C", str(ROOT), *arguments)
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

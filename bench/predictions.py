@@ -1,0 +1,93 @@
+"""What fastebm is predicted to do on a GPU, from counted bytes and operations: no measurement.
+
+The one place for such figures. They are shown as predictions, and what was measured beside them as
+soon as a results file of a CUDA device has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import suite
+
+HEADER = ["claim (H200)", "predicted", "measured"]
+NOT_MEASURED = "not measured"
+
+
+class Prediction(NamedTuple):
+    """A claim about the rows of a bench; `measured` finds it there, as text, or None."""
+
+    bench: str
+    claim: str
+    predicted: str
+    measured: Callable[[suite.Rows], str | None]
+
+
+def share_of_copy(dtype: str) -> Callable[[suite.Rows], str | None]:
+    """Of the largest step of that type."""
+
+    def measured(rows: suite.Rows) -> str | None:
+        of_type = [r for r in _of(rows, "fastebm") if r["dtype"] == dtype]
+        row = max(of_type, key=lambda r: r["limit_seconds"], default=None)
+        return row and f"{row['limit_seconds'] / row['seconds']:.0%}"
+
+    return measured
+
+
+def mlp_speedup(variant: str, over: str) -> Callable[[suite.Rows], str | None]:
+    """Of one variant over another, least and most over the perceptrons that have both."""
+
+    def measured(rows: suite.Rows) -> str | None:
+        mlps = [row for row in rows if row["energy"].startswith("MLP")]
+        slow = {r["case"]: r["seconds"] for r in _of(mlps, over)}
+        fast = {r["case"]: r["seconds"] for r in _of(mlps, variant)}
+        ratios = sorted(slow[case] / fast[case] for case in slow.keys() & fast.keys())
+        return f"{ratios[0]:.3g}x to {ratios[-1]:.3g}x" if ratios else None
+
+    return measured
+
+
+def search_time(n: int, m: int, d: int) -> Callable[[suite.Rows], str | None]:
+    """Forward."""
+
+    def measured(rows: suite.Rows) -> str | None:
+        for r in _of(rows, "fastebm"):
+            if (r.get("n"), r.get("m"), r.get("d"), r.get("mode")) == (n, m, d, "forward"):
+                return f"{r['seconds'] * 1e6:.3g} us"
+        return None
+
+    return measured
+
+
+def _of(rows: suite.Rows, variant: str) -> suite.Rows:
+    return [row for row in rows if row["variant"] == variant and "seconds" in row]
+
+
+PREDICTIONS = (
+    Prediction("langevin", "float32 step, share of the bandwidth of a copy", ">= 92 %",
+               share_of_copy("float32")),
+    Prediction("langevin", "bfloat16 step, share of the bandwidth of a copy", ">= 85 %",
+               share_of_copy("bfloat16")),
+    Prediction("chain", "chain of a small MLP: CUDA graph over eager", ">= 5x",
+               mlp_speedup("fastebm, graph", "eager, in place")),
+    Prediction("chain", "chain of a small MLP: one kernel, float32, over CUDA graph", ">= 4x",
+               mlp_speedup("fastebm", "fastebm, graph")),
+    Prediction("chain", "chain of a small MLP: one kernel, bfloat16, over CUDA graph", ">= 10x",
+               mlp_speedup("fastebm, bfloat16", "fastebm, graph")),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 1000, 3072", "15 to 20 us",
+               search_time(128, 1000, 3072)),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072", "50 to 60 us",
+               search_time(128, 10000, 3072)),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 4096, 100000, 2", "90 to 100 us",
+               search_time(4096, 100000, 2)),
+)  # fmt: skip
+
+
+def table(results: suite.Results) -> list[list[str]]:
+    """Rows under HEADER; `results` are those of a CUDA device, empty while there are none."""
+    found = []
+    for bench, claim, predicted, measured in PREDICTIONS:
+        rows = results.get(bench, {"rows": []})["rows"]
+        found.append([claim, predicted, measured(rows) or NOT_MEASURED])
+    return found

@@ -1,0 +1,253 @@
+"""The README's speed section, from the results files: no figure in it is typed by hand."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import predictions
+import suite
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- speed: `make readme` writes this -->\n", "<!-- end of speed -->\n"
+OURS = "fastebm"
+
+
+def result_files() -> list[Path]:
+    """Those of the devices, the CPU's first."""
+    files = [RESULTS / "cpu.json", RESULTS / "cuda.json"]
+    return [path for path in files if path.exists()]
+
+
+def rewrite() -> None:
+    """Puts the section of the present results into the README."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text().split(BEGIN)
+    path.write_text(before + BEGIN + section() + END + rest.split(END)[1])
+
+
+def section() -> str:
+    """All between the two marks, from bench/results."""
+    found = {path.stem: suite.load(path) for path in result_files()}
+    return text(found.get("cpu", {}), found.get("cuda", {}))
+
+
+def text(cpu: suite.Results, cuda: suite.Results) -> str:
+    """Markdown of the results of a CPU and of a GPU; what is not recorded is named."""
+    blocks = [
+        "## Speed",
+        "Times are medians; rivals take turns in one process. The limit is what a plain copy or a"
+        " large matrix product reaches on the same machine, measured beside them. The figures are"
+        " in `bench/results/*.json`; `make bench` measures anew, and `fastebm bench --quick"
+        " --compare OLD.json` is a first look. The step is what fastebm speeds up first: where the"
+        " network is all of a chain's time, as in large convolutional energies, no step can show.",
+        "### On a CPU",
+        *measured(cpu, "cpu"),
+    ]
+    missing = [f"`{name}`" for name in PARTS if name not in cpu]
+    if missing:
+        blocks.append(
+            f"Not recorded on a quiet machine yet: {', '.join(missing)}"
+            " (`python -m bench --only NAME`)."
+        )
+    blocks.append("### On a GPU")
+    if cuda:
+        blocks.append("Measured by `bench/gpu.sh`, beside what was predicted:")
+    else:
+        blocks.append(
+            "**Nothing is measured yet** (no GPU was lent to this work). These are predictions,"
+            " from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures them:"
+        )
+    blocks += [_table(predictions.HEADER, predictions.table(cuda)), *measured(cuda, "cuda")]
+    return "\n\n".join(_wrapped(block) for block in blocks) + "\n"
+
+
+def measured(results: suite.Results, device: str) -> list[str]:
+    """A part for each bench, with its chart."""
+    blocks = []
+    for name, (title, write, chart) in PARTS.items():
+        if name in results:
+            blocks += [f"#### {title}", *write(results[name]["rows"], provenance(results[name]))]
+            blocks.append(f"![{title}](bench/results/{chart}_{device}.png)")
+    return blocks
+
+
+def provenance(entry: dict) -> str:
+    facts = entry["environment"]
+    threads = sorted({row["threads"] for row in entry["rows"]})
+    on = facts["device"]
+    if on == facts["cpu"]:
+        on = f"{on}, {' and '.join(map(str, threads))} thread{'s' * (threads != [1])}"
+    return f"{on}; torch {facts['torch']}; {facts['date'][:10]}, commit {facts['commit']}"
+
+
+def langevin(rows: suite.Rows, where: str) -> list[str]:
+    table = []
+    of_type = [row for row in rows if row["dtype"] == "float32"]
+    for of_case in _cases(sorted(of_type, key=lambda r: (math.prod(r["shape"]), r["threads"]))):
+        row, eager = of_case[OURS], of_case["eager, in place"]
+        n = math.prod(row["shape"])
+        compiled = of_case.get("torch.compile", {})
+        table.append([
+            " x ".join(map(str, row["shape"])),
+            str(row["threads"]),
+            *(_number(r.get("seconds"), 1e9 / n) for r in (row, eager, compiled)),
+            _times(eager),
+            f"{row['limit_seconds'] / row['seconds']:.0%}",
+        ])  # fmt: skip
+    header = ["chains", "threads", "fastebm", "best eager, in place", "default torch.compile",
+              "fastebm against eager", "of a copy's bandwidth"]  # fmt: skip
+    return [
+        f"ns per element, float32 ({where}):",
+        _table(header, table),
+        "Small chains stay in the cache, where the noise is what takes time. The step gains least"
+        " on chains of a few elements, whose noise comes in blocks of four, and on tiny batches,"
+        " where the call itself counts.",
+    ]
+
+
+def chain(rows: suite.Rows, where: str) -> list[str]:
+    rivals = ["eager, in place", "eager, naive", "torch.compile", "torchebm", "ebmkit"]
+    counts = {row["threads"] for row in rows}
+    table, shares = [], {}
+    for of_case in _cases(row for row in rows if row["threads"] == max(counts)):
+        row, loop = of_case[OURS], of_case["eager, in place"]
+        share = f"{loop['phases']['all else'] / loop['seconds']:.1%}"
+        cells = [_times(of_case.get(name)) for name in rivals]
+        table.append([row["case"].rsplit(",", 1)[0], _number(row["seconds"], 1e6), *cells, share])
+        if len(row["shape"]) == 4:
+            shares[row["energy"]] = share
+    header = ["energy, chains", "fastebm, us", *(f"over {r}" for r in rivals), "share of the step"]
+    parts = [
+        f"us a step{f', here with {max(counts)} threads' * (len(counts) > 1)} ({where}). The share"
+        " of the step is what the best loop in plain torch spends beside the network's energy and"
+        " gradient:",
+        _table(header, table),
+    ]
+    if shares:
+        of_energies = ", ".join(f"{share} in {name}" for name, share in shares.items())
+        parts.append(
+            "**Where fusing does not help:** in convolutional energies the network is everything."
+            f" A fused step can save no more than the share of the step: {of_energies}."
+        )
+    return parts
+
+
+def neighbor(rows: suite.Rows, where: str) -> list[str]:
+    modes = ("forward", "forward + backward")
+    searches = [row for row in rows if "n" in row]
+    table = []
+    for n, m, d in dict.fromkeys((r["n"], r["m"], r["d"]) for r in searches):
+        line = [f"{n}, {m}, {d}"]
+        for mode in modes:
+            found = [r for r in searches if (r["n"], r["m"], r["d"], r["mode"]) == (n, m, d, mode)]
+            ours = next(r for r in found if r["variant"] == OURS)
+            best = next(r for r in found if r.get("best_rival"))
+            line += [
+                _number(ours["seconds"], 1e3),
+                f"{_number(best['seconds'], 1e3)}, {best['variant'].split(',')[0]}",
+                _times(best),
+            ]
+            if mode == modes[0]:
+                line.append(f"{ours['limit_seconds'] / ours['seconds']:.0%}")
+        table.append(line)
+    header = ["n, m, d", "forward", "best rival", "", "of matrix products", "fb", "best rival", ""]
+    ours = [r for r in searches if r["variant"] == OURS]
+    checked = [r for r in ours if "wrong" in r]
+    wrong = sum(r["wrong"] + r["wrong_near"] for r in checked)
+    error = max(max(r["error"], r["error_near"]) for r in checked)
+    far = max(r["error_near"] for r in searches if r["variant"].startswith("torch.cdist")
+              and "error_near" in r)  # fmt: skip
+    parts = [
+        f"ms ({where}). The rival is the best of broadcasting, cdist, blocked addmm, blocked"
+        ' differences, torch.compile, faiss and KeOps; "fb" is with the backward pass of the mean'
+        " log distance, before which rivals search without a graph:",
+        _table(header, table),
+        f"It takes at most {max(r['extra_bytes'] for r in ours) / 1e6:.1f} MB more;"
+        f" wrong neighbours: {wrong}; distances are off by at most {error:.0e} of their size"
+        f" (cdist's, on near duplicates, by up to {far:.2g} times their size). Where d is large it"
+        " runs near the rate of a matrix product, so a rival that does too cannot be far behind.",
+    ]
+    share = {r["variant"]: r["entropy_share"] for r in rows if "entropy_share" in r}
+    if share:
+        case = next(r["case"] for r in rows if "entropy_share" in r)
+        before = next(v for name, v in share.items() if name.startswith("blocked cdist"))
+        parts.append(
+            f"{case}: the entropy term takes {share[OURS]:.0%} of the time; with the search it"
+            f" replaced, {before:.0%}."
+        )
+    return parts
+
+
+def icd_step(rows: suite.Rows, where: str) -> list[str]:
+    table = []
+    for of_case in _cases(rows):
+        row, phases = of_case[OURS], of_case[OURS]["phases"]
+        table.append([
+            row["case"].rsplit(",", 1)[0],
+            _number(row["seconds"], 1e3),
+            _times(of_case["torch, batched"]),
+            _times(of_case["torch, one by one"]),
+            f"{(phases['chain'] + phases['last step']) / row['seconds']:.0%}",
+            f"{phases['entropy'] / row['seconds']:.0%}",
+        ])  # fmt: skip
+    header = ["", "fastebm, ms", "over batched torch", "over the authors' structure",
+              "of it the chain", "the entropy"]  # fmt: skip
+    return [f"{where}:", _table(header, table)]
+
+
+def replay(rows: suite.Rows, where: str) -> list[str]:
+    rivals = ["torch, batched", "torch.compile", "kornia", "Pillow"]
+    table = []
+    for of_case in _cases(rows):
+        row = of_case[OURS]
+        cells = [_times(of_case.get(name)) for name in rivals]
+        table.append([row["case"], _number(row["seconds"], 1e3), *cells])
+    header = ["", "fastebm, ms a batch", *(f"over {r}" for r in rivals)]
+    return [f"{where}:", _table(header, table)]
+
+
+PARTS = {  # bench -> title, what writes it, chart
+    "langevin": ("One Langevin step", langevin, "langevin"),
+    "chain": ("Whole chains, gradient and all", chain, "chain"),
+    "neighbor": ("Nearest neighbours", neighbor, "neighbor"),
+    "icd_step": ("A training step of ICD", icd_step, "icd_step_phases"),
+    "replay": ("Replay with augmentation", replay, "replay"),
+}
+
+
+def _cases(rows: Iterable[dict]) -> list[dict[str, dict]]:
+    """For each case, variant -> its row, of those that were measured."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        if "seconds" in row:
+            found.setdefault(row["case"], {})[row["variant"]] = row
+    return list(found.values())
+
+
+def _number(value: float | None, unit: float) -> str:
+    if value is None:
+        return "-"
+    return f"{value * unit:.3g}" if value * unit < 1000 else f"{value * unit:.0f}"
+
+
+def _times(rival: dict | None) -> str:
+    """How many times as fast as the rival fastebm is."""
+    if rival is None:
+        return "-"
+    faster = rival["fastebm_faster"]
+    return f"{faster:.2f}x" if faster < 2 else f"{faster:.1f}x"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _wrapped(block: str) -> str:
+    if block[0] in "|#!":
+        return block
+    return textwrap.fill(block, 105, break_long_words=False, break_on_hyphens=False)

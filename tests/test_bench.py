@@ -1,0 +1,226 @@
+"""The benches' runner: results files, comparison, predictions, charts, README. Nothing is timed."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import charts
+import compare
+import machine
+import predictions
+import pytest
+import readme
+import suite
+import timing
+import torch
+
+from fastebm import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = suite.Options(torch.device("cpu"))
+
+
+def load_main():
+    spec = importlib.util.spec_from_file_location("bench_main", ROOT / "bench" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    path = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module
+
+
+main = load_main()
+
+
+def row(variant, seconds, case="a case", **more):
+    limit = {"limit": "copy", "limit_seconds": 1.0}
+    return {"case": case, "variant": variant, "threads": 1, "seconds": seconds, **limit, **more}
+
+
+def entry(*rows):
+    facts = {"date": "2026-11-24T00:00:00+00:00", "commit": "abc", "uncommitted_changes": False}
+    facts |= {"device": "a CPU", "cpu": "a CPU", "torch": "2.13.0", "load_average": [0.0]}
+    return {"environment": facts, "load_average_after": [0.0], "rows": list(rows)}
+
+
+def test_a_bench_takes_the_place_of_its_former_results_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "environment", lambda device: {"device": str(device)})
+    path = tmp_path / "new" / "cpu.json"
+    for name, seconds in (("one", 1.0), ("two", 2.0), ("one", 3.0)):
+        suite.measure(name, lambda options, s=seconds: [row("x", s)], CPU, path)
+    results = suite.load(path)
+    assert {name: e["rows"][0]["seconds"] for name, e in results.items()} == {
+        "one": 3.0,
+        "two": 2.0,
+    }
+    assert results["one"]["environment"] == {"device": "cpu", "quick": False}
+
+
+def test_a_broken_bench_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def broken(options):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(machine, "environment", lambda device: entry()["environment"])
+    whole = SimpleNamespace(run=lambda options: [row("fastebm", 2.0)])
+    monkeypatch.setitem(sys.modules, "broken", SimpleNamespace(run=broken))
+    monkeypatch.setitem(sys.modules, "whole", whole)
+    path = tmp_path / "cpu.json"
+    assert main.run(["broken", "whole"], CPU, path, None) == 1
+    assert suite.load(path).keys() == {"whole"} and (tmp_path / "whole_cpu.png").exists()
+    assert "out of order" in capsys.readouterr().out
+    assert main.run(["whole"], CPU, path, {"whole": entry(row("fastebm", 1.0))}) == 0
+    assert "0.50x" in capsys.readouterr().out  # slower than before, and still no failure
+
+
+def test_ratios_are_of_rows_measured_in_both():
+    absent = {"case": "b", "variant": "y", "unavailable": "no"}
+    old = {"one": entry(row("x", 3.0, "a"), row("x", 5.0, "b"), absent)}
+    new = {"one": entry(row("x", 2.0, "a"), row("y", 5.0, "b")), "two": entry(row("x", 1.0, "a"))}
+    (ratio,) = compare.ratios(old, new)
+    assert ratio == ("one", "a", "x", 3.0, 2.0) and ratio.faster == 1.5
+
+
+def test_options_are_checked(capsys):
+    for arguments, message in (
+        (["--only", "nothing"], "invalid choice"),
+        (["--threads", "0"], "must be at least 1, got 0"),
+        (["--compare", "nowhere.json"], "there is no file nowhere.json"),
+        (["--device", "cuda"], "sees no CUDA device"),
+    ):
+        if arguments[-1] == "cuda" and torch.cuda.is_available():
+            continue
+        with pytest.raises(SystemExit):
+            main.main(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_thread_counts():
+    quick = suite.Options(CPU.device, quick=True)
+    assert CPU.threads_or(1, 2) == (1, 2) and quick.threads_or(1, 2) == (1,)
+    assert suite.Options(CPU.device, quick=True, threads=(4,)).threads_or(1, 2) == (4,)
+
+
+def test_every_bench_is_run_here_and_on_a_gpu():
+    scripts = [p.stem for p in (ROOT / "bench").glob("*.py") if "\ndef run(" in p.read_text()]
+    assert sorted(scripts) == sorted({*main.BENCHES, *main.BY_NAME_ONLY, "__main__"})
+    (names,) = re.findall(r"^benches=\((.*?)\)", (ROOT / "bench" / "gpu.sh").read_text(), re.M)
+    assert sorted(names.split()) == sorted(main.BENCHES)
+    assert {*readme.PARTS} == {*main.BENCHES}
+
+
+@pytest.mark.parametrize("name", main.BENCHES + main.BY_NAME_ONLY)
+def test_benches_can_be_imported(name):
+    assert importlib.import_module(name).run.__doc__
+
+
+def test_predictions_stay_predictions_until_measured():
+    assert {line[-1] for line in predictions.table({})} == {predictions.NOT_MEASURED}
+    steps = [row("fastebm", s, dtype="float32", limit_seconds=0.9) for s in (2.0, 1.0)]
+    steps[0]["limit_seconds"] = 0.5  # a smaller case
+    search = row("fastebm", 18e-6, n=128, m=1000, d=3072, mode="forward")
+    found = predictions.table({"langevin": entry(*steps), "neighbor": entry(search)})
+    assert [line[-1] for line in found if line[-1] != predictions.NOT_MEASURED] == ["90%", "18 us"]
+
+
+def test_speedup_is_over_the_cases_that_have_both():
+    pairs = [("a", 1.0, "1"), ("b", 6.0, "1"), ("a", 1.0, "2"), ("b", 9.0, "2"), ("a", 1.0, "3")]
+    rows = [row(*pair, energy="MLP 2-128-128-1") for pair in pairs]
+    rows += [row(name, 1.0, "4", energy="ConvEnergy") for name in "ab"]
+    measured = predictions.mlp_speedup("a", over="b")
+    assert measured(rows) == "6x to 9x"
+    assert measured(rows[4:]) is None
+
+
+def test_charts_show_every_row_over_its_limit(tmp_path):
+    parts = {"phases": {"gradient": 1.5, "all else": 0.5}}
+    rows = [
+        row("fastebm", 2.0, "a", **parts), row("torch", 30.0, "a"), row("fastebm", 5.0, "b"),
+        row("alone", 1.0, "b", yardstick=True), {"case": "b", "variant": "x", "unavailable": "no"},
+    ]  # fmt: skip
+    (axis,) = charts.over_limit("langevin", rows).axes
+    points = {c.get_label(): c.get_offsets().tolist() for c in axis.collections}
+    assert points == {"fastebm": [[2.0, 0], [5.0, 1]], "torch": [[30.0, 0]]}
+    assert axis.get_xscale() == "log" and axis.lines[0].get_xdata()[0] == 1.0
+    (bars,) = charts.phases("langevin", rows).axes
+    assert [patch.get_width() for patch in bars.patches] == [0.75, 0.25]  # of fastebm's time
+    written = charts.draw({"langevin": entry(*rows)}, tmp_path, "cpu")
+    assert [p.name for p in written] == ["langevin_cpu.png", "langevin_phases_cpu.png"]
+    assert all(p.read_bytes()[1:4] == b"PNG" for p in written)
+    assert charts.over_limit("langevin", rows[-1:]) is None
+
+
+def test_readme_takes_every_figure_from_the_rows():
+    parts = {"phases": {"energy and gradient": 0.9, "all else": 0.1}, "fastebm_faster": 1.25}
+    facts = {"energy": "ConvEnergy", "shape": [128, 1, 28, 28]} | parts
+    images = "ConvEnergy, 128 x 1 x 28 x 28, 1 thread"
+    step = {"fastebm_faster": 1.5, "phases": {"chain": 0.6, "last step": 0.1, "entropy": 0.2}}
+    cpu = {
+        "chain": entry(
+            row("fastebm", 0.0008, images, **facts), row("eager, in place", 1.0, images, **facts)
+        ),
+        "icd_step": entry(
+            *(row(name, 1.0, "MLP, K = 20, 1 thread", **step)
+              for name in ("fastebm", "torch, batched", "torch, one by one"))
+        ),
+        "replay": entry(row("fastebm", 0.001, **step), row("Pillow", 1.0, fastebm_faster=40.0)),
+    }  # fmt: skip
+    text = readme.text(cpu, {})
+    assert "| ConvEnergy, 128 x 1 x 28 x 28 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
+    assert "share of the step: 10.0% in ConvEnergy." in " ".join(text.split())
+    assert "| MLP, K = 20 | 1000 | 1.50x | 1.50x | 70% | 20% |" in text
+    assert "| a case | 1 | - | - | - | 40.0x |" in text
+    assert "Not recorded on a quiet machine yet: `langevin`, `neighbor`" in " ".join(text.split())
+    assert "**Nothing is measured yet**" in text
+    facts = {"dtype": "float32", "shape": [10, 100], "fastebm_faster": 4.0, "limit_seconds": 1e-6}
+    steps = [row("fastebm", 2e-6, **facts), row("eager, in place", 8e-6, **facts)]
+    gpu = readme.text({}, {"langevin": entry(*steps)})
+    assert "| >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
+    assert "| 10 x 100 | 1 | 2 | 8 | - | 4.0x | 50% |" in gpu and "langevin_cuda.png" in gpu
+
+
+def test_rivals_are_timed_in_turns_and_compared_within_rounds():
+    slow, fast = timing.Timing([2.0, 8.0, 6.0]), timing.Timing([1.0, 2.0, 2.0])
+    assert fast.times_faster_than(slow) == 3.0 and fast.median == 2.0
+    with pytest.raises(ZeroDivisionError):
+        timing.only_available({"ours": lambda: 1 / 0}, ["ours"])
+    available, reasons = timing.only_available({"ours": int, "other": lambda: 1 / 0}, ["ours"])
+    assert available == {"ours": int} and reasons["other"].startswith("ZeroDivisionError")
+    timings = timing.compare({"a": int, "b": float}, CPU.device, seconds=0.01)
+    assert len(timings["a"].seconds) == len(timings["b"].seconds) >= timing.MIN_ROUNDS
+
+
+def test_flops_of_a_matrix_product():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert timing.flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+@torch.no_grad()
+def test_chains_of_all_libraries_follow_one_law():
+    chain = importlib.import_module("chain")
+    case = chain.Case("Gaussian", chain.Gaussian, (200, 50), 5)
+    calls = chain.chains(case, CPU.device, compiled=False)
+    calls, _ = timing.only_available(calls, (chain.FUSED, chain.BEST_EAGER))
+    chain.check(calls)
+    with pytest.raises(RuntimeError, match="wrong: moment 2 is"):
+        chain.check(calls | {"wrong": lambda: 0.5 * calls[chain.FUSED]()})
+
+
+def test_the_command_runs_the_benches_of_a_checkout_and_says_where_they_are(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    commands = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        cli.subprocess, "run", lambda c: commands.append(c) or SimpleNamespace(returncode=3)
+    )
+    result = CliRunner().invoke(cli.app, ["bench", "--only", "langevin", "--help"])
+    assert result.exit_code == 3
+    assert commands == [[sys.executable, ROOT / "bench", "--only", "langevin", "--help"]]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "fastebm" / "cli.py"))
+    result = CliRunner().invoke(cli.app, ["bench", "--quick"])
+    assert result.exit_code == 2
+    assert "run this in a checkout" in result.output and result.output.count("\n") == 1
