@@ -99,6 +99,8 @@ def test_activations_and_slopes_to_their_last_digits(device, activation, set_sim
     # One unit of weight 1: the energy is the activation, the gradient its slope.
     z = torch.cat([torch.linspace(-30, 30, 12001), torch.logspace(-8, 4, 4001)])
     z = torch.cat([z, -z])[:, None].to(device)
+    if ops._op is not torch.ops.fastebm:  # emulated, a hundred times slower
+        z = z[::16].contiguous()
     net = network(1, (1,), activation, bias=False)
     net = net._replace(weights=[torch.ones(1, 1, device=device)] * 2)
     _, e, g = reference.mlp_chain(double(net), z.double(), [0.0], [0.0], torch.zeros(1, 1, 1))

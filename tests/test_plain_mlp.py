@@ -209,8 +209,10 @@ def test_backend_is_forced_or_refused(fused_calls):
     LangevinDynamics(model, 0.1).sample(x.double().float(), 2)
     LangevinDynamics(model.double(), 0.1).sample(x.double(), 2)
     assert fused_calls == [2]
-    with pytest.raises(ValueError, match="backend='fused' takes small perceptrons only: x is"):
+    with pytest.raises(ValueError, match="'fused' takes small perceptrons only: x is"):
         LangevinDynamics(model, 0.1, backend="fused").sample(x.double(), 2)
+    with pytest.raises(ValueError, match="nothing to compile or to capture"):
+        LangevinDynamics(model, 0.1, backend="fused", compile=True)
     with pytest.raises(ValueError, match="backend must be one of auto, eager, fused, got 'cuda'"):
         LangevinDynamics(model, 0.1, backend="cuda")
 
