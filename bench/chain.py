@@ -4,6 +4,7 @@ The energies go from one that costs next to nothing to networks that are all the
 chain the step is, the less a fused one can gain. x' = x - step * grad E(x) + sqrt(2 step) n, a few
 steps a call, from the same start, by
   fastebm           LangevinDynamics as it comes
+  fastebm, eager    for perceptrons, the same with backend="eager": autograd, then the fused step
   eager, in place   a loop by hand at its best: parameters frozen, autograd.grad of the input only,
                     noise into a kept buffer, the step in place
   eager, naive      a loop as it is often written: parameters not frozen, new tensors
@@ -31,6 +32,7 @@ from fastebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
 STEP = 0.001
 SIGMA = math.sqrt(2 * STEP)
 FUSED, BEST_EAGER, NAIVE, COMPILED = "fastebm", "eager, in place", "eager, naive", "torch.compile"
+STEPWISE = "fastebm, eager"
 TORCHEBM, EBMKIT, GRADIENT = "torchebm", "ebmkit", "gradient alone"
 PHASES = ("energy and gradient", "all else")
 
@@ -56,7 +58,7 @@ class Case:
 
 
 def mlp(batch: int, dim: int, n_steps: int, target: float) -> Case:
-    targets = {BEST_EAGER: target, COMPILED: 1.0}
+    targets = {BEST_EAGER: target, STEPWISE: 1.0, COMPILED: 1.0}
     name = f"MLP {dim}-128-128-1"
     return Case(name, lambda: MLPEnergy(dim), (batch, dim), n_steps, targets, compiled=True)
 
@@ -95,6 +97,8 @@ def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callab
     start = torch.randn(case.shape, device=device)
     steps = range(case.n_steps)
     samplers = {FUSED: LangevinDynamics(model, STEP)}
+    if isinstance(model, MLPEnergy):
+        samplers[STEPWISE] = LangevinDynamics(model, STEP, backend="eager")
     frozen = case.energy().to(device)
     frozen.load_state_dict(model.state_dict())
     frozen.eval().requires_grad_(False)
