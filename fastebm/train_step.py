@@ -26,8 +26,8 @@ class GraphedTrainStep:
     Args:
         loss: a loss with ``on_nonfinite="count"``, its model on a CUDA device. A buffer must be of
             mode ``"slot"``, its initial samples ``"uniform"`` or ``"normal"``.
-        optimizer: with ``capturable=True``. A learning rate that is to change must be a tensor,
-            changed in place: a number is a constant of the graph.
+        optimizer: with ``capturable=True``, where it has that option. A learning rate that is to
+            change must be a tensor, changed in place: a number is a constant of the graph.
         seed: of the chains' noise: an int, or a ``ChainRNG``, which is not advanced (``rng`` is).
         max_grad_norm: bound on the norm of the gradient in all parameters; None: none.
 
@@ -134,6 +134,6 @@ def _check(loss: ContrastiveDivergence, optimizer: Optimizer) -> torch.device:
     device = next((p.device for p in loss.model.parameters()), torch.device("cpu"))
     if device.type != "cuda":
         raise ValueError(f"GraphedTrainStep needs a model on a CUDA device, it is on {device}")
-    if not all(group.get("capturable") for group in optimizer.param_groups):
+    if not all(group.get("capturable", True) for group in optimizer.param_groups):
         raise ValueError("optimizer must be made with capturable=True")
     return device
