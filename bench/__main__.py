@@ -1,6 +1,6 @@
 """Runs the benches: `python -m bench`, or `python -m bench readme`.
 
-run      (default) all benches but digits, or those of --only: tables here, figures into a results
+run      (default) all benches of speed, or those of --only: tables here, figures into a results
          file as JSON, charts beside it
 readme   charts and the README's speed section from bench/results, without measuring anything
 
@@ -27,8 +27,8 @@ import predictions  # noqa: E402
 import readme  # noqa: E402
 import suite  # noqa: E402
 
-BENCHES = ("langevin", "chain", "neighbor", "replay", "icd_step")
-BY_NAME_ONLY = ("digits",)  # a quarter of an hour, and nothing of it is timed
+BENCHES = ("langevin", "chain", "neighbor", "replay", "icd_step", "gibbs")
+BY_NAME_ONLY = ("digits", "rbm_digits")  # what training gives; digits takes a quarter of an hour
 
 
 def main(argv: Sequence[str] | None = None) -> int:

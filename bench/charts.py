@@ -23,6 +23,7 @@ TITLES = {
     "neighbor": "Nearest neighbours of n queries among m references in d dimensions",
     "replay": "A batch of replayed and augmented images",
     "icd_step": "A training step of improved contrastive divergence",
+    "gibbs": "Block Gibbs sampling of an RBM, B x V x H",
 }
 
 

@@ -20,7 +20,7 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 budget=465
-benches=(langevin chain neighbor icd_step replay) # the first ones matter most
+benches=(langevin chain neighbor icd_step replay gibbs) # the first ones matter most
 failed=0
 log=$out/cuda.log
 temporary=$(mktemp -d)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 
@@ -105,10 +105,12 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Train on X (n_samples, n_features) from the start; ``y`` is not used."""
         X = self._validated(X, reset=True)
         self._start(X)
-        batches = list(gen_batches(X.shape[0], self.batch_size))
+        batches = [X[part] for part in gen_batches(X.shape[0], self.batch_size)]
+        if not issparse(X):  # a view each, made once
+            batches = [_tensor(batch) for batch in batches]
         for iteration in range(1, self.n_iter + 1):
             begin = time.perf_counter()
-            self._update(X[batch] for batch in batches)
+            self._update(map(_tensor, batches))
             if self.verbose:
                 score, seconds = self.score_samples(X).mean(), time.perf_counter() - begin
                 print(
@@ -124,7 +126,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         X = self._validated(X, reset=first)
         if first:
             self._start(X)
-        self._update([X])
+        self._update([_tensor(X)])
         return self
 
     def transform(self, X):
@@ -191,7 +193,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _averages(self) -> list[np.ndarray]:
         return [self.components_, self.intercept_visible_, self.intercept_hidden_]
 
-    def _update(self, batches) -> None:
+    def _update(self, batches: Iterable[Tensor]) -> None:
         """An update for each batch: of the trained weights, then of the averages, all in place.
 
         The sums over data and over chains are one sum over both, weighted by ``sign``.
@@ -199,23 +201,24 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         rate, n = self.learning_rate, len(self.h_samples_)
         with torch.inference_mode(), _few_threads(n * self.components_.size):
             W, b, c = trained = [_tensor(a) for a in self._trained]
-            averages = [_tensor(a) for a in self._averages()]
+            averages, transposed = [_tensor(a) for a in self._averages()], W.T
             h, state = _tensor(self.h_samples_), self._rng.state()
-            t = 0
+            t, sign = 0, W.new_empty(0)
             for t, batch in enumerate(batches, 1):
+                m = batch.shape[0]
+                if sign.shape[0] != m + n:
+                    sign = torch.tensor([1 / m] * m + [-1 / n] * n, dtype=W.dtype)
+                    column = sign[:, None]
                 v_neg = bernoulli_sigmoid_(torch.addmm(b, h, W), state, t=t, tag=VISIBLE)
-                v = torch.cat([_tensor(batch), v_neg])
-                m = len(v) - n
-                sign = torch.cat([v.new_full((m,), 1 / m), v.new_full((n,), -1 / n)])
-                logits = torch.addmm(c, v, W.T)
+                v = torch.cat([batch, v_neg])
+                logits = torch.addmm(c, v, transposed)
                 h = bernoulli_sigmoid(logits[m:], state, t=t, tag=HIDDEN)
-                p = logits.sigmoid_().mul_(sign[:, None])
+                p = logits.sigmoid_().mul_(column)
                 W.addmm_(p.T, v, alpha=rate)
                 b.addmv_(v.T, sign, alpha=rate)
                 c.add_(p.sum(0), alpha=rate)
                 share = max(1 - self.averaging, 1 / (self._rng.t + t))
-                for average, weight in zip(averages, trained, strict=True):
-                    average.lerp_(weight, share)
+                torch._foreach_lerp_(averages, trained, share)
             self.h_samples_ = h.numpy()
             self._rng.advance(t)
 
@@ -253,6 +256,8 @@ def to_sklearn(rbm: RBM, **parameters) -> neural_network.BernoulliRBM:
 
 def _tensor(x) -> Tensor:
     """An array as a tensor on the same memory; a sparse or read-only one as a copy."""
+    if isinstance(x, Tensor):
+        return x
     x = x.toarray() if issparse(x) else x
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
