@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from fastebm.annealing import GibbsChains, MetropolisChains
+from fastebm.annealing import GaussianGibbsChains, GibbsChains, MetropolisChains
 from fastebm.bases import BernoulliBase, GaussianBase, UniformBase
 from fastebm.rng import ChainRNG, as_rng
 
@@ -64,9 +64,8 @@ def ais(
     weight is unbiased for Z, so its log is too low on average: a lower bound in expectation.
 
     Args:
-        model: with a ``BernoulliBase`` an ``RBM``, whose chains are block Gibbs; with the other
-            bases any energy (B, *event) -> (B,), (B, 1) or (B, S) (scales summed), whose chains
-            take Metropolis-adjusted Langevin steps: they leave each law exactly as it is, so no
+        model: with a ``BernoulliBase`` an ``RBM``, with a ``GaussianBase`` a ``GaussianRBM``,
+            X Metropolis-adjusted Langevin steps: they leave each law exactly as it is, so no
             step size biases the weights.
         base: where the chains start; close to the data is best (``fit``).
         betas: ``"sm2008"``: 500 equal steps to 0.5, 4000 to 0.9, 10,000 to 1, as in the paper; an
@@ -134,10 +133,11 @@ def _run(model, base, betas, x, n, n_steps, step_size, confidence, rng) -> AISEs
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be finite and > 0, got {step_size}")
-    if isinstance(base, BernoulliBase):
+    gaussian = isinstance(base, GaussianBase) and hasattr(model, "log_var")
+    if isinstance(base, BernoulliBase) or gaussian:
         if step_size is not None:
             raise ValueError("step_size is of Langevin steps; chains of an RBM are block Gibbs")
-        chains = GibbsChains(model, base, n_steps)
+        chains = (GaussianGibbsChains if gaussian else GibbsChains)(model, base, n_steps)
     elif isinstance(base, GaussianBase | UniformBase):
         chains = MetropolisChains(model, base, n_steps, step_size)
     else:

@@ -1,4 +1,4 @@
-"""Chains that pass from a base to a model: block Gibbs of an RBM, Metropolis-adjusted Langevin."""
+"""Chains that pass from a base to a model: block Gibbs of RBMs, Metropolis-adjusted Langevin."""
 
 from __future__ import annotations
 
@@ -64,22 +64,78 @@ class GibbsChains:
 
     def log_ratio(self, low: float, high: float) -> Tensor:
         """log p_high / p_low, unnormalised, at the chains: (B,) float64."""
-        visible = (high - low) * (self.v @ (self.b - self.base_logits)).double()
         inputs = self.inputs.double()
-        return visible + (softplus(high * inputs) - softplus(low * inputs)).sum(1)
+        hidden = (softplus(high * inputs) - softplus(low * inputs)).sum(1)
+        return (high - low) * self._visible_slope() + hidden
 
     def move(self, k: int, beta: float, rng: ChainRNG) -> Tensor:
         """Transitions that leave p_beta as it is; returns the share accepted."""
         for _ in range(self.n_steps):
             state = rng.state(self.v.device)
             h = bernoulli_sigmoid(self.inputs, state, beta=beta, tag=HIDDEN)
-            logits = torch.lerp(self.base_logits, torch.addmm(self.b, h, self.W), beta)
-            self._set(bernoulli_sigmoid_(logits, state, tag=VISIBLE))
+            self._set(self._draw_visible(h, beta, state))
             rng.advance(1)
         return torch.ones(())
 
+    def _visible_slope(self) -> Tensor:
+        """What log p_beta gains with beta by the visible units alone: (B,) float64."""
+        return (self.v @ (self.b - self.base_logits)).double()
+
+    def _draw_visible(self, h: Tensor, beta: float, state: Tensor) -> Tensor:
+        logits = torch.lerp(self.base_logits, torch.addmm(self.b, h, self.W), beta)
+        return bernoulli_sigmoid_(logits, state, tag=VISIBLE)
+
     def _set(self, v: Tensor) -> None:
         self.v, self.inputs = v, linear(v, self.W, self.c)
+
+
+class GaussianGibbsChains(GibbsChains):
+    """Chains of a GaussianRBM whose law goes from the base's to its own.
+
+    ``log p_beta(v) = (1 - beta) log p_0(v) - beta |v - b|^2 / (2 sigma^2) + sum_j softplus(beta (c
+    + W v / sigma^2)_j)`` + const; v given h is normal, its precision linear in beta.
+
+    Args:
+        machine: a GaussianRBM.
+        base: of its V visible units.
+        n_steps: Gibbs steps at each beta.
+    """
+
+    def __init__(self, machine, base: GaussianBase, n_steps: int) -> None:
+        self.machine, self.b, self.n_steps = machine, machine.b.detach(), n_steps
+        if base.mean.numel() != len(self.b):
+            raise ValueError(
+                f"base must have the machine's {len(self.b)} visible units, got {tuple(base.event)}"
+            )
+        self.base = GaussianBase(base.mean.flatten().to(self.b), base.std.flatten().to(self.b))
+        self.base_log_z = len(machine.c) * math.log(2)
+        self.precision = (-machine.log_var.detach()).exp()
+
+    def check(self, x: Tensor) -> None:
+        """ValueError unless x is (B, V), or (B, *event) of V elements."""
+        if x.shape[1:].numel() != len(self.b):
+            raise ValueError(f"x must be (B, {len(self.b)}), got {tuple(x.shape)}")
+
+    def start(self, x: Tensor | None, n: int, rng: ChainRNG) -> None:
+        """At x, or at n samples of the base."""
+        if x is None:
+            x = self.base.sample(n, rng)
+            rng.advance(1)
+        self._set(x.flatten(1).to(self.b))
+
+    def _visible_slope(self) -> Tensor:
+        own = ((self.v - self.b).square() * self.precision).double().sum(1) / 2
+        return self.base.energy(self.v)[0] - own
+
+    def _draw_visible(self, h: Tensor, beta: float, state: Tensor) -> Tensor:
+        own, of_base = beta * self.precision, (1 - beta) * self.base.std**-2
+        mean = (own * self.machine.visible_mean(h) + of_base * self.base.mean) / (own + of_base)
+        noise = torch.zeros_like(mean, memory_format=torch.contiguous_format)
+        langevin_step_(noise, None, 0.0, 1.0, state, tag=VISIBLE)
+        return torch.addcmul(mean, noise, (own + of_base).rsqrt())
+
+    def _set(self, v: Tensor) -> None:
+        self.v, self.inputs = v, self.machine.hidden_logits(v)
 
 
 class MetropolisChains:

@@ -103,6 +103,13 @@ class CompiledGradient:
             ) from error
 
 
+def check_batch(x: Tensor) -> None:
+    """ValueError unless x can be a batch of data."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
+
+
 def sum_scales(e: Tensor) -> Tensor:
     """(B, S) as (B,)."""
     return e.sum(1) if e.dim() == 2 else e

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.buffer import References, ReplayBuffer
-from fastebm.energy import energy
+from fastebm.energy import check_batch, energy
 from fastebm.entropy import nn_log_distance
 from fastebm.gibbs import NO_DERIVATIVE, GibbsSampler
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
@@ -371,13 +371,6 @@ def _all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
 def _std(e: Tensor) -> Tensor:
     """Spread of the samples' energies, each the mean over its scales."""
     return (e if e.dim() == 1 else e.mean(1)).std(correction=0)
-
-
-def check_batch(x: Tensor) -> None:
-    """ValueError unless x can be a batch of data."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
 
 
 def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:

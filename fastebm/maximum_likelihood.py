@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from fastebm.energy import energy, sum_scales
+from fastebm.energy import check_batch, energy, sum_scales
 from fastebm.likelihood import enumerable_layer, log_partition
-from fastebm.losses import ContrastiveDivergence, LossOutput, NonFiniteError, check_batch
+from fastebm.losses import ContrastiveDivergence, LossOutput, NonFiniteError
 from fastebm.ops import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers import finite_rows

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
+from fastebm.energy import check_batch
 from fastebm.helmholtz import HelmholtzMachine
-from fastebm.losses import LossOutput, NonFiniteError, check_batch
+from fastebm.losses import LossOutput, NonFiniteError
 from fastebm.rng import ChainRNG, as_rng
 
 

@@ -197,10 +197,33 @@ def test_gaussian_machine_as_an_energy():
         for p in machine.parameters():
             p.normal_(0, 0.5)
     base = GaussianBase(torch.zeros(3, dtype=torch.float64), torch.full((3,), 2.0).double())
-    estimate = ais(machine, base, 300, n_chains=200, step_size=0.5, confidence=0.9999, seed=0)
-    assert estimate.interval[0] < log_partition(machine).item() < estimate.interval[1]
-    assert estimate.interval[1] - estimate.interval[0] < 0.4
+    settings = {"n_chains": 200, "confidence": 0.9999, "seed": 0}
+    gibbs = ais(machine, base, 300, **settings)
+    langevin = ais(machine.free_energy, base, 300, step_size=0.5, **settings)
+    for estimate in (gibbs, langevin):
+        assert estimate.interval[0] < log_partition(machine).item() < estimate.interval[1]
+        assert estimate.interval[1] - estimate.interval[0] < 0.4
+    assert bool((gibbs.acceptance == 1).all()) and bool((langevin.acceptance < 1).any())
     assert machine.W.requires_grad
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_intervals_of_a_gaussian_machine_cover_log_z_at_the_stated_rate(reverse):
+    machine, n, runs = GaussianRBM(2, 3).double(), 40, 300
+    with torch.no_grad():
+        for p in machine.parameters():
+            p.normal_(0, 0.8)
+    base = GaussianBase(ZERO, ZERO + 1.5)
+    if reverse:  # exact samples: h from its law by enumeration, v from p(v | h)
+        h = all_bits(3)
+        law = torch.softmax(-machine.hidden_free_energy(h), 0)
+        h = h[torch.multinomial(law, n * runs, replacement=True)]
+        many = reverse_ais(machine, base, machine.sample_visible(h, 1), 60, seed=2)
+    else:
+        many = ais(machine, base, 60, n_chains=n * runs, seed=1)
+    assert 0.5 < many.ess / many.n_chains < 0.99
+    estimates = groups(many, n, 0.8, -1 if reverse else 1)
+    check_coverage(estimates, log_partition(machine).item(), 0.8)
 
 
 def test_mixtures_with_scales_and_float32():
@@ -279,6 +302,7 @@ def test_bad_arguments_are_named():
             ValueError,
             "where the base has density",
         ),
+        (lambda: ais(GaussianRBM(3, 2), BASES["gaussian"], 3), ValueError, "3 visible units, got"),
         (lambda: GaussianBase(ZERO, ZERO), ValueError, "std must be > 0"),
         (lambda: UniformBase(ZERO, ZERO), ValueError, "lo must be < hi"),
     ]
