@@ -27,7 +27,7 @@ import predictions  # noqa: E402
 import readme  # noqa: E402
 import suite  # noqa: E402
 
-BENCHES = ("langevin", "chain", "neighbor", "replay", "icd_step")
+BENCHES = ("langevin", "chain", "neighbor", "replay", "gibbs", "icd_step")
 BY_NAME_ONLY = ("digits",)  # a quarter of an hour, and nothing of it is timed
 
 

@@ -8,13 +8,14 @@ Rivals:
   torch.compile       of rand < sigmoid, default mode
 A step is h given v, then v given h: the same draws after the same two products, by torch and by
 scikit-learn's BernoulliRBM.gibbs, whose weights are the same ones (with its checks of the input).
+"products only" is no rival: the two products without a draw.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+import suite
 import timing
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG
 
 FUSED, IN_PLACE, BEST_EAGER = "fastebm", "fastebm, in place", "rand < sigmoid"
+EAGER = (BEST_EAGER, "bernoulli, in place", "bernoulli, naive")
+PRODUCTS = "products only"
 SHAPES = [(4096, 784, 500), (128, 64, 64)]  # B, V, H
 TARGET = 2.0  # times faster than the best eager draw, on a CPU
 
@@ -93,7 +96,7 @@ def steps(shape: tuple[int, int, int], device: torch.device) -> dict[str, Callab
         FUSED: fused,
         BEST_EAGER: by(compare),
         "bernoulli, in place": by(lambda a: torch.bernoulli(a.sigmoid_(), out=a)),
-        "products only": by(lambda a: a),
+        PRODUCTS: by(lambda a: a),
     }
     try:
         from fastebm.sklearn import to_sklearn
@@ -105,100 +108,102 @@ def steps(shape: tuple[int, int, int], device: torch.device) -> dict[str, Callab
     return calls | {"scikit-learn": lambda: estimator.gibbs(array)}
 
 
-def measure(what: str, shape, device: torch.device, threads: int, seconds: float) -> list[dict]:
+def limit(what: str, shape, device: torch.device, rate: float, seconds: float) -> dict:
+    """A draw reads its logits and writes its units once; a step cannot be faster than its two
+    products."""
+    batch, n_visible, n_hidden = shape
+    units = batch * (n_visible + n_hidden)
+    if what == "step":
+        products = 4 * batch * n_visible * n_hidden
+        return {"limit": "matrix products", "limit_seconds": products / rate}
+    copy = timing.copy_bandwidth(4 * units, device, seconds / 10)
+    return {"limit": "copy", "limit_seconds": 8 * units / copy}
+
+
+def measure(
+    what: str, shape, device: torch.device, threads: int, seconds: float, rate: float
+) -> suite.Rows:
+    """A row for each way; `rate`: floating-point operations a second of a matrix product."""
     torch.manual_seed(0)
+    torch.compiler.reset()
     calls = {"draw": draws, "step": steps}[what](shape, device)
     calls, reasons = timing.only_available(calls, (FUSED, BEST_EAGER))
     timings = timing.compare(calls, device, seconds=seconds)
+    size = " x ".join(map(str, shape))
     case = {
+        "case": f"{what}, {size}, {suite.threads_text(device, threads)}",
         "what": what,
-        "device": device.type,
         "shape": list(shape),
-        "n": shape[0] * (shape[1] + shape[2]),
         "threads": threads,
-        "load_average": os.getloadavg()[0],
+        **limit(what, shape, device, rate, seconds),
     }
-    for name, reason in reasons.items():
-        print(f"unavailable: {name}: {reason}")
     return [
         case
         | {
             "variant": name,
-            "us": t.median * 1e6,
-            "fastest_us": min(t.seconds) * 1e6,
+            "seconds": t.median,
+            "fastest_seconds": min(t.seconds),
             "spread": t.spread,
             "rounds": len(t.seconds),
-            "fused_times_faster": timings[FUSED].times_faster_than(t),
+            "fastebm_faster": timings[FUSED].times_faster_than(t),
+            "yardstick": name == PRODUCTS,
         }
         for name, t in timings.items()
-    ] + [case | {"variant": name, "unavailable": reason} for name, reason in reasons.items()]
+    ] + suite.unavailable_rows(case, reasons)
 
 
-def print_case(rows: list[dict]) -> None:
-    case = rows[0]
-    title = f"{case['what']}, B x V x H = {' x '.join(map(str, case['shape']))}"
-    if case["device"] == "cpu":
-        title += f", {case['threads']} thread(s), load average {case['load_average']:.1f}"
-    print(title)
-    table = []
-    for row in rows:
-        if "unavailable" in row:
-            table.append([row["variant"], "unavailable", *[""] * 4])
-            continue
-        table.append(
-            [
-                row["variant"],
-                f"{row['us']:.4g}",
-                f"{row['spread']:.0%}",
-                f"{row['fastest_us']:.4g}",
-                f"{row['us'] * 1e3 / row['n']:.3g}",
-                f"{row['fused_times_faster']:.2f}x",
-            ]
-        )
+def print_case(rows: suite.Rows) -> None:
+    batch, n_visible, n_hidden = rows[0]["shape"]
+    units = batch * (n_visible + n_hidden)
+    table = [
+        [
+            row["variant"],
+            f"{row['seconds'] * 1e6:.4g}",
+            f"{row['spread']:.0%}",
+            f"{row['fastest_seconds'] * 1e6:.4g}",
+            f"{row['seconds'] / units * 1e9:.3g}",
+            f"{row['fastebm_faster']:.2f}x",
+        ]
+        for row in rows
+        if "seconds" in row
+    ]
+    at = rows[0]["limit_seconds"]
+    name = f"limit: {rows[0]['limit']}"
+    table.append([name, f"{at * 1e6:.4g}", "", "", f"{at / units * 1e9:.3g}", ""])
     header = ["", "us", "spread", "fastest", "ns/unit", "fastebm is"]
-    timing.print_table(header, table)
+    suite.print_table(f"{rows[0]['case']} (B x V x H)", header, table)
 
 
-def print_targets(rows: list[dict]) -> None:
+def print_targets(rows: suite.Rows) -> None:
     """What was to be reached on a CPU and what was: against the fastest eager draw of each case."""
-    table = []
-    eager = (BEST_EAGER, "bernoulli, in place", "bernoulli, naive")
-    cases = sorted({(str(r["shape"]), r["threads"]) for r in rows if r["device"] == "cpu"})
-    for shape, threads in cases:
-        got = min(
-            row["fused_times_faster"]
-            for row in rows
-            if row["what"] == "draw"
-            and row["variant"] in eager
-            and (str(row["shape"]), row["threads"]) == (shape, threads)
-        )
-        verdict = "met" if got >= TARGET else "MISSED"
-        table.append([f"draw, {shape}, {threads} thread(s)", f"{TARGET}x", f"{got:.2f}x", verdict])
-    if table:
-        header = ["target (fastebm over the best eager draw, CPU)", "wanted", "measured", ""]
-        timing.print_table(header, table)
+    best: dict[str, float] = {}
+    for row in rows:
+        if row["what"] == "draw" and row["variant"] in EAGER and "seconds" in row:
+            got = row["fastebm_faster"]
+            best[row["case"]] = min(got, best.get(row["case"], got))
+    suite.print_targets(
+        "fastebm over the best eager draw on a CPU",
+        [(case, f"{TARGET}x", f"{got:.2f}x", got >= TARGET) for case, got in best.items()],
+    )
 
 
-def main() -> None:
-    arguments = timing.parse_arguments(__doc__)
-    device = arguments.device
-    seconds = 4.0 if device.type == "cpu" and not arguments.quick else 1.0
-    facts = timing.environment(device)
-    print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
+def run(options: suite.Options) -> suite.Rows:
+    """Measures and prints every case."""
+    device, quick = options.device, options.quick
+    seconds = 1.0 if quick or device.type == "cuda" else 4.0
     rows = []
     with torch.no_grad():
-        for threads in (1, 2) if device.type == "cpu" else (torch.get_num_threads(),):
-            torch.set_num_threads(threads)
-            timing.warn_if_busy(threads)
-            for shape in SHAPES[1:] if arguments.quick else SHAPES:
+        for threads in options.each_thread_count(1, 2):
+            rate = timing.matmul_rate(device, 0.5)
+            for shape in SHAPES[1:] if quick else SHAPES:
                 for what in ("draw", "step"):
-                    torch.compiler.reset()
-                    case = measure(what, shape, device, threads, seconds)
-                    print_case(case)
-                    rows += case
-    print_targets(rows)
-    timing.write_results(arguments.out, facts, rows)
+                    of_case = measure(what, shape, device, threads, seconds, rate)
+                    print_case(of_case)
+                    rows += of_case
+    if device.type == "cpu":
+        print_targets(rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    suite.script("gibbs", __doc__, run)

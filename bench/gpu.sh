@@ -20,7 +20,7 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 budget=465
-benches=(langevin chain neighbor icd_step replay) # the first ones matter most
+benches=(langevin chain neighbor icd_step replay gibbs) # the first ones matter most
 failed=0
 log=$out/cuda.log
 temporary=$(mktemp -d)
@@ -114,6 +114,7 @@ done
 small_case='
 import torch
 from fastebm import Augmentation, ops
+from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.mlp_chain import mlp_chain_
 from fastebm.plain_mlp import Network
 from fastebm.rng import ChainRNG
@@ -153,6 +154,9 @@ for n, dim, widths in ((20, 3, (40, 9)), (5, 70, (256, 256, 200)), (4200, 2, (8,
     for precision in ("fp32", "bf16"):
         x = torch.randn(n, dim).cuda()
         mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
+for n, dim in ((5, 3), (70, 130)):
+    logits = torch.randn(n, dim).cuda()
+    bernoulli_sigmoid_(bernoulli_sigmoid(logits, rng), rng)
 torch.cuda.synchronize()
 print("done")
 '

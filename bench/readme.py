@@ -210,11 +210,23 @@ def replay(rows: suite.Rows, where: str) -> list[str]:
     return [f"{where}:", _table(header, table)]
 
 
+def gibbs(rows: suite.Rows, where: str) -> list[str]:
+    rivals = ["rand < sigmoid", "bernoulli, in place", "torch.compile", "scikit-learn"]
+    table = []
+    for of_case in _cases(rows):
+        cells = [_times(of_case.get(name)) for name in rivals]
+        row = of_case[OURS]
+        table.append([row["case"], _number(row["seconds"], 1e6), *cells])
+    header = ["batch x visible x hidden", "fastebm, us", *(f"over {r}" for r in rivals)]
+    return [f"The draws of a step alone, and whole steps ({where}):", _table(header, table)]
+
+
 PARTS = {  # bench -> title, what writes it, chart
     "langevin": ("One Langevin step", langevin, "langevin"),
     "chain": ("Whole chains, gradient and all", chain, "chain"),
     "neighbor": ("Nearest neighbours", neighbor, "neighbor"),
     "icd_step": ("A training step of ICD", icd_step, "icd_step_phases"),
+    "gibbs": ("Gibbs sampling of an RBM", gibbs, "gibbs"),
     "replay": ("Replay with augmentation", replay, "replay"),
 }
 
