@@ -27,7 +27,7 @@ import predictions  # noqa: E402
 import readme  # noqa: E402
 import suite  # noqa: E402
 
-BENCHES = ("langevin", "chain", "neighbor", "replay", "icd_step", "gibbs")
+BENCHES = ("langevin", "chain", "neighbor", "replay", "gibbs", "icd_step")
 BY_NAME_ONLY = ("digits", "rbm_digits")  # what training gives; digits takes a quarter of an hour
 
 

@@ -1,15 +1,17 @@
 """Whole Langevin chains, library against library, and what share of them is the step.
 
 The energies go from one that costs next to nothing to networks that are all there is: the less of a
-chain the step is, the less a fused one can gain. x' = x - step * grad E(x) + sqrt(2 step) n, a few
-steps a call, from the same start, by
-  fastebm           LangevinDynamics as it comes
-  fastebm, eager    for perceptrons, the same with backend="eager": autograd, then the fused step
-  eager, in place   a loop by hand at its best: parameters frozen, autograd.grad of the input only,
-                    noise into a kept buffer, the step in place
-  eager, naive      a loop as it is often written: parameters not frozen, new tensors
-  torch.compile     of the gradient (torch.func.grad), then the step in place
-  torchebm, ebmkit  their LangevinDynamics, where they are installed
+chain the step is, the less a fused one can gain. Perceptrons run inside one operator.
+x' = x - step * grad E(x) + sqrt(2 step) n, a few steps a call, from the same start, by
+  fastebm                LangevinDynamics as it comes
+  eager gradient + step  the same with backend="eager" and no graph: autograd, then the fused step
+  fastebm, graph         CUDA only: the same as CUDA graphs
+  fastebm, bfloat16      CUDA only: perceptrons inside one operator, products of bfloat16
+  eager, in place        a loop by hand at its best: parameters frozen, autograd.grad of the input
+                         only, noise into a kept buffer, the step in place
+  eager, naive           a loop as it is often written: parameters not frozen, new tensors
+  torch.compile          of the gradient (torch.func.grad), then the step in place
+  torchebm, ebmkit       their LangevinDynamics, where they are installed
 "gradient alone" is no rival: it is the time of the energy's own forward and backward pass. Figures
 are of one step. The limit is the network's matrix products at the measured rate, and x and its
 gradient through the step at the measured bandwidth.
@@ -28,11 +30,14 @@ from torch import Tensor, nn
 
 from fastebm import LangevinDynamics
 from fastebm.energies import ConvEnergy, MLPEnergy, ResNetEnergy
+from fastebm.mlp_chain import mlp_chain_
+from fastebm.plain_mlp import plain_mlp
+from fastebm.rng import ChainRNG
 
 STEP = 0.001
 SIGMA = math.sqrt(2 * STEP)
 FUSED, BEST_EAGER, NAIVE, COMPILED = "fastebm", "eager, in place", "eager, naive", "torch.compile"
-STEPWISE = "fastebm, eager"
+STEPWISE, GRAPH, BFLOAT16 = "eager gradient + step", "fastebm, graph", "fastebm, bfloat16"
 TORCHEBM, EBMKIT, GRADIENT = "torchebm", "ebmkit", "gradient alone"
 PHASES = ("energy and gradient", "all else")
 
@@ -96,9 +101,6 @@ def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callab
     model = case.energy().to(device)
     start = torch.randn(case.shape, device=device)
     steps = range(case.n_steps)
-    samplers = {FUSED: LangevinDynamics(model, STEP)}
-    if isinstance(model, MLPEnergy):
-        samplers[STEPWISE] = LangevinDynamics(model, STEP, backend="eager")
     frozen = case.energy().to(device)
     frozen.load_state_dict(model.state_dict())
     frozen.eval().requires_grad_(False)
@@ -137,14 +139,32 @@ def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callab
             values.add_(compiled_gradient(values), alpha=-STEP).add_(noise.normal_(0, SIGMA))
         return values
 
-    ours = {
-        name: lambda sampler=sampler: sampler.sample(start, case.n_steps, seed=1)
-        for name, sampler in samplers.items()
-    }
     rivals = {BEST_EAGER: in_place, NAIVE: naive, GRADIENT: gradients}
     rivals |= {COMPILED: by_compiled} if compiled else {}
     theirs = {TORCHEBM: torchebm(frozen, start, steps), EBMKIT: ebmkit(frozen, start, steps)}
-    return ours | rivals | theirs
+    return ours(model, start, case.n_steps) | rivals | theirs
+
+
+def ours(model: nn.Module, start: Tensor, n_steps: int) -> dict[str, Callable[[], Tensor]]:
+    """fastebm's own ways."""
+    on_cuda = start.device.type == "cuda"
+    samplers = {
+        FUSED: LangevinDynamics(model, STEP),
+        STEPWISE: LangevinDynamics(model, STEP, backend="eager", graph=False),
+    }
+    if on_cuda:
+        samplers[GRAPH] = LangevinDynamics(model, STEP, backend="eager", graph=True)
+    found = {
+        name: lambda sampler=sampler: sampler.sample(start, n_steps, seed=1)
+        for name, sampler in samplers.items()
+    }
+    network = plain_mlp(model, start, {})
+    if on_cuda and not isinstance(network, str):
+        rng = ChainRNG(1).state(start.device)
+        found[BFLOAT16] = lambda: mlp_chain_(
+            start.clone(), network, n_steps, STEP, SIGMA, rng, precision="bf16"
+        )
+    return found
 
 
 def torchebm(energy: nn.Module, start: Tensor, steps: range) -> Callable[[], Tensor]:
@@ -274,14 +294,15 @@ def print_targets(rows: suite.Rows) -> None:
 def run(options: suite.Options) -> suite.Rows:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
-    seconds = 1.0 if quick else 2.0 if device.type == "cuda" else 4.0
+    seconds = 1.0 if quick or device.type == "cuda" else 4.0
     rows = []
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
             rate = timing.matmul_rate(device, 0.5)
             for case in QUICK if quick else CASES:
-                # Compiling takes long: in a short run it is done for one case.
-                compiled = case is QUICK[1] if quick else case.compiled
+                # Compiling takes long: quickly it is done for one case, on a GPU not for images.
+                full = case.compiled and (device.type == "cpu" or case is not CONV)
+                compiled = case is QUICK[1] if quick else full
                 of_case = measure(case, device, threads, seconds, rate, compiled)
                 print_case(of_case)
                 rows += of_case

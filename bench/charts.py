@@ -21,6 +21,7 @@ TITLES = {
     "langevin": "One Langevin step",
     "chain": "A step of a whole Langevin chain, gradient and all",
     "neighbor": "Nearest neighbours of n queries among m references in d dimensions",
+    "gibbs": "Gibbs sampling of an RBM (batch x visible x hidden units)",
     "replay": "A batch of replayed and augmented images",
     "icd_step": "A training step of improved contrastive divergence",
     "gibbs": "Block Gibbs sampling of an RBM, B x V x H",
@@ -74,10 +75,10 @@ def over_limit(bench: str, rows: suite.Rows) -> Figure | None:
 
 def phases(bench: str, rows: suite.Rows) -> Figure | None:
     """A bar for each variant of each case, split into phases, in units of fastebm's time."""
+    unit = {r["case"]: r["seconds"] for r in rows if r["variant"] == OURS and "seconds" in r}
     rows = [row for row in rows if "phases" in row]
     if not rows:
         return None
-    unit = {row["case"]: row["seconds"] for row in rows if row["variant"] == OURS}
     labels = [f"{row['case']}\n{row['variant']}" for row in rows]
     figure, axis = _lines(labels, height=0.42)
     left = [0.0] * len(rows)

@@ -114,6 +114,7 @@ done
 small_case='
 import torch
 from fastebm import Augmentation, ops
+from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.mlp_chain import mlp_chain_
 from fastebm.plain_mlp import Network
 from fastebm.rng import ChainRNG
@@ -153,6 +154,9 @@ for n, dim, widths in ((20, 3, (40, 9)), (5, 70, (256, 256, 200)), (4200, 2, (8,
     for precision in ("fp32", "bf16"):
         x = torch.randn(n, dim).cuda()
         mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
+for n, dim in ((5, 3), (70, 130)):
+    logits = torch.randn(n, dim).cuda()
+    bernoulli_sigmoid_(bernoulli_sigmoid(logits, rng), rng)
 torch.cuda.synchronize()
 print("done")
 '

@@ -137,15 +137,16 @@ def test_speedup_is_over_the_cases_that_have_both():
 def test_charts_show_every_row_over_its_limit(tmp_path):
     parts = {"phases": {"gradient": 1.5, "all else": 0.5}}
     rows = [
-        row("fastebm", 2.0, "a", **parts), row("torch", 30.0, "a"), row("fastebm", 5.0, "b"),
+        row("fastebm", 2.0, "a", **parts), row("torch", 30.0, "a"),
+        row("fastebm", 5.0, "b"), row("torch", 2.0, "b", **parts),
         row("alone", 1.0, "b", yardstick=True), {"case": "b", "variant": "x", "unavailable": "no"},
     ]  # fmt: skip
     (axis,) = charts.over_limit("langevin", rows).axes
     points = {c.get_label(): c.get_offsets().tolist() for c in axis.collections}
-    assert points == {"fastebm": [[2.0, 0], [5.0, 1]], "torch": [[30.0, 0]]}
+    assert points == {"fastebm": [[2.0, 0], [5.0, 1]], "torch": [[30.0, 0], [2.0, 1]]}
     assert axis.get_xscale() == "log" and axis.lines[0].get_xdata()[0] == 1.0
     (bars,) = charts.phases("langevin", rows).axes
-    assert [patch.get_width() for patch in bars.patches] == [0.75, 0.25]  # of fastebm's time
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([0.75, 0.3, 0.25, 0.1])
     written = charts.draw({"langevin": entry(*rows)}, tmp_path, "cpu")
     assert [p.name for p in written] == ["langevin_cpu.png", "langevin_phases_cpu.png"]
     assert all(p.read_bytes()[1:4] == b"PNG" for p in written)
@@ -165,12 +166,17 @@ def test_readme_takes_every_figure_from_the_rows():
             *(row(name, 1.0, "MLP, K = 20, 1 thread", **step)
               for name in ("fastebm", "torch, batched", "torch, one by one"))
         ),
+        "gibbs": entry(
+            row("fastebm", 0.002, "draw", fastebm_faster=1.0),
+            row("rand < sigmoid", 0.006, "draw", fastebm_faster=3.0),
+        ),
         "replay": entry(row("fastebm", 0.001, **step), row("Pillow", 1.0, fastebm_faster=40.0)),
     }  # fmt: skip
     text = readme.text(cpu, {})
     assert "| ConvEnergy, 128 x 1 x 28 x 28 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
     assert "share of the step: 10.0% in ConvEnergy." in " ".join(text.split())
     assert "| MLP, K = 20 | 1000 | 1.50x | 1.50x | 70% | 20% |" in text
+    assert "| draw | 2000 | 3.0x | - | - | - |" in text
     assert "| a case | 1 | - | - | - | 40.0x |" in text
     assert "Not recorded on a quiet machine yet: `langevin`, `neighbor`" in " ".join(text.split())
     assert "**Nothing is measured yet**" in text
