@@ -24,7 +24,6 @@ TITLES = {
     "gibbs": "Gibbs sampling of an RBM (batch x visible x hidden units)",
     "replay": "A batch of replayed and augmented images",
     "icd_step": "A training step of improved contrastive divergence",
-    "gibbs": "Block Gibbs sampling of an RBM, B x V x H",
 }
 
 

@@ -107,8 +107,8 @@ _HELMHOLTZ = {
     "max_grad_norm": 0.0,
 }
 
-# An RBM of MNIST's bits by persistent CD, as many chains as samples in a batch and no restarts, which
-# one Gibbs step would leave at noise [measured].
+# An RBM of MNIST's bits by persistent CD [measured]: as many chains as samples in a batch, and no
+# restarts, which one Gibbs step would leave at noise.
 _MNIST_RBM = {
     "energy": "rbm",
     "loss": "pcd",
