@@ -96,7 +96,7 @@ def test_the_cifar10_recipe_and_its_rounds(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", x_train=x)
     options = ["--hidden", 8, "--batch-size", 4, "--k-steps", 2, "--steps", 2, "--buffer-size", 16]
-    options += ["--no-tensorboard", "--out", tmp_path / "run"]
+    options += ["--scales", 1, "--no-tensorboard", "--out", tmp_path / "run"]
     result = call("train", "--data", tmp_path / "x.npz", "--preset", "cifar10", *options)
     assert result.exit_code == 0, result.output
     checkpoint, found = tmp_path / "run" / "checkpoint.pt", {}
