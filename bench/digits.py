@@ -27,7 +27,7 @@ import torch
 from fastebm import ood, quality
 from fastebm.config import TrainConfig
 from fastebm.guard import DivergedError, DivergenceGuard
-from fastebm.losses import NonFiniteError
+from fastebm.nonfinite import NonFiniteError
 from fastebm.presets import PRESETS
 from fastebm.training import Trainer
 

@@ -32,11 +32,11 @@ from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
     LossOutput,
-    NonFiniteError,
     PersistentContrastiveDivergence,
 )
 from fastebm.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
 from fastebm.neighbor import nearest_neighbor
+from fastebm.nonfinite import NonFiniteError
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers import LangevinDynamics, StepSizeWarning
 from fastebm.train_step import GraphedTrainStep

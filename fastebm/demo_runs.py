@@ -20,7 +20,7 @@ from fastebm import evaluation
 from fastebm.config import TrainConfig
 from fastebm.data import first_line
 from fastebm.guard import Limits
-from fastebm.losses import NonFiniteError
+from fastebm.nonfinite import NonFiniteError
 from fastebm.rng import ChainRNG
 from fastebm.training import Trainer
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from fastebm.config import ConfigError
 from fastebm.data import MissingExtra, first_line, need
 from fastebm.guard import DivergedError, DivergenceGuard
-from fastebm.losses import NonFiniteError
 from fastebm.monitor import Monitor
+from fastebm.nonfinite import NonFiniteError
 from fastebm.training import Trainer
 
 CHECKPOINT = "checkpoint.pt"

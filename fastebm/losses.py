@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -14,15 +13,10 @@ from fastebm.buffer import References, ReplayBuffer
 from fastebm.energy import check_batch, energy
 from fastebm.entropy import nn_log_distance
 from fastebm.gibbs import NO_DERIVATIVE, GibbsSampler
+from fastebm.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers import LangevinDynamics, finite_rows
 from fastebm.scale import MIN_POINTS
-
-ON_NONFINITE = ("raise", "warn", "skip", "count")
-
-
-class NonFiniteError(RuntimeError):
-    """Energies or chains became NaN or infinite."""
 
 
 class LossOutput(NamedTuple):
@@ -179,12 +173,14 @@ class ContrastiveDivergence(nn.Module):
         with torch.enable_grad():
             loss, x_neg, metrics, e_pos, e_neg = terms()
             stored, metrics["n_nonfinite"] = x_neg, 0.0
-            if self.on_nonfinite == "count" or not _all_finite(metrics, x_neg):
+            if self.on_nonfinite == "count" or not all_finite(metrics, x_neg):
                 finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
                 stored = torch.where(finite[1].view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
                 count = 2 * n - finite[0].sum() - finite[1].sum()
                 if self.on_nonfinite != "count":
-                    count = self._report(*(int(n - rows.sum()) for rows in finite), n)
+                    counts = (int(n - rows.sum()) for rows in finite)
+                    where = f"call {self.calls} of {type(self).__name__}"
+                    count = report(where, self.on_nonfinite, *counts, n)
                 if self.on_nonfinite == "skip" and count:
                     loss, _, metrics, *_ = terms(*(rows.nonzero()[:, 0] for rows in finite))
                 metrics["n_nonfinite"] = count
@@ -225,20 +221,6 @@ class ContrastiveDivergence(nn.Module):
         # On a device, which this waits for, the first batch only.
         if isinstance(self.sampler, GibbsSampler) and (x.device.type == "cpu" or not self.calls):
             self.sampler.model.check_data(x)
-
-    def _report(self, n_pos: int, n_neg: int, n: int) -> float:
-        """Raises or warns about samples that are not finite; returns how many there are."""
-        if not n_pos and not n_neg:
-            return 0.0
-        message = (
-            f"call {self.calls} of {type(self).__name__}: not finite are {n_pos} of {n} energies of"
-            f" the data and {n_neg} of {n} chains"
-        )
-        left = n_pos < n and n_neg < n
-        if self.on_nonfinite == "raise" or (self.on_nonfinite == "skip" and not left):
-            raise NonFiniteError(message)
-        warnings.warn(message, stacklevel=5)  # past nn.Module, to who called the loss
-        return float(n_pos + n_neg)
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):
@@ -359,12 +341,6 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
                 entropy = nn_log_distance(x_kl, y, own, self.entropy_eps, y_scale=y_scale)
         metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
         return self.kl_weight * kl - self.entropy_weight * entropy
-
-
-def _all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
-    """Whether energies and chains are; False also where their sums are too large. Means and sums
-    are finite only if all that is summed is, and so there is one number to read."""
-    return math.isfinite(metrics["energy_pos"] + metrics["energy_neg"] + x_neg.sum())
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from torch import Generator, Tensor, nn
 
 from fastebm.energy import check_batch, energy, sum_scales
 from fastebm.likelihood import enumerable_layer, log_partition
-from fastebm.losses import ContrastiveDivergence, LossOutput, NonFiniteError
+from fastebm.losses import ContrastiveDivergence, LossOutput
+from fastebm.nonfinite import NonFiniteError
 from fastebm.ops import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers import finite_rows

@@ -7,7 +7,8 @@ from torch import Generator, Tensor, nn
 
 from fastebm.energy import check_batch
 from fastebm.helmholtz import HelmholtzMachine
-from fastebm.losses import LossOutput, NonFiniteError
+from fastebm.losses import LossOutput
+from fastebm.nonfinite import NonFiniteError
 from fastebm.rng import ChainRNG, as_rng
 
 

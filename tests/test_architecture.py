@@ -40,15 +40,16 @@ LIBRARY = {
     "faiss_search": set(),
     "neighbor": {"ops", "faiss_search"},
     "entropy": {"neighbor"},
-    "losses": {"energy", "samplers", "gibbs", "buffer", "entropy", "rng", "scale"},
+    "nonfinite": set(),
+    "losses": {"energy", "samplers", "gibbs", "buffer", "entropy", "nonfinite", "rng", "scale"},
     "train_step": {"losses", "capture", "graph", "rng"},
     "likelihood": {"energy"},
     "bases": {"ops", "rng"},
     "annealing": {"ops", "bernoulli", "rng", "energy", "bases"},
     "ais": {"rng", "annealing", "bases"},
-    "maximum_likelihood": {"energy", "likelihood", "losses", "ops", "rng", "samplers"},
+    "maximum_likelihood": {"energy", "likelihood", "losses", "nonfinite", "ops", "rng", "samplers"},
     "helmholtz": {"bernoulli", "rng"},
-    "wake_sleep": {"energy", "helmholtz", "losses", "rng"},
+    "wake_sleep": {"energy", "helmholtz", "losses", "nonfinite", "rng"},
 }
 # Energies are leaves: nothing in the library imports them, and among themselves they go down.
 ENERGIES = {

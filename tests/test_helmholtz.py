@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastebm.helmholtz import HelmholtzMachine
-from fastebm.losses import NonFiniteError
+from fastebm.nonfinite import NonFiniteError
 from fastebm.rng import ChainRNG
 from fastebm.wake_sleep import WakeSleep
 

@@ -10,9 +10,9 @@ from fastebm.buffer import ReplayBuffer
 from fastebm.losses import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
-    NonFiniteError,
     PersistentContrastiveDivergence,
 )
+from fastebm.nonfinite import NonFiniteError
 
 
 def rotten(model):
