@@ -3,7 +3,7 @@
 // FASTEBM_TARGET is empty.
 
 typedef float Floats __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(16)));
+typedef uint32_t Ints __attribute__((vector_size(16)));  // sums wrap
 typedef double Doubles __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
 
