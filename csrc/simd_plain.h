@@ -3,7 +3,7 @@
 // FASTEBM_TARGET is empty.
 
 typedef float Floats __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(16)));
+typedef uint32_t Ints __attribute__((vector_size(16)));  // sums wrap
 typedef double Doubles __attribute__((vector_size(16)));
 constexpr int kLanes = 4;
 
@@ -40,7 +40,7 @@ FASTEBM_OP Floats sub(Floats a, Floats b) { return a - b; }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return a * b; }
 FASTEBM_OP Floats div(Floats a, Floats b) { return a / b; }
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // rounded twice
-FASTEBM_OP Floats abs(Floats a) { return a < 0 ? -a : a + 0.0f; }
+FASTEBM_OP Floats abs(Floats a) { return a < 0.0f ? -a : a + 0.0f; }
 FASTEBM_OP Ints bits_of(Floats v) { return load_as<Ints>(&v); }
 FASTEBM_OP Floats floats_of(Ints v) { return load_as<Floats>(&v); }
 FASTEBM_OP Ints add(Ints a, Ints b) { return a + b; }
