@@ -93,7 +93,7 @@ KERNEL_LAYERS = {
     r"device_cuda\.cu": {"device.h"},
     r"\w+_cpu\.cpp": {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"},
     r"\w+_cuda\.cu": {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"},
-    r"\w+_cuda\.h": {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h"},
+    r"\w+_cuda\.h": {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"},
     r"bindings\.cpp": {"simt.h", "simd.h", "philox.h"},
     r"simt_kernels\.cpp": {"<any cuda>"},
     r"\w+\.h": {"philox.h", "scalar.h", "<subject>.h", "<parts>"},
