@@ -107,27 +107,10 @@ _HELMHOLTZ = {
     "max_grad_norm": 0.0,
 }
 
-# An RBM of MNIST's bits by persistent CD [measured]: as many chains as samples in a batch, and no
-# restarts, which one Gibbs step would leave at noise.
-_MNIST_RBM = {
-    "energy": "rbm",
-    "loss": "pcd",
-    "hidden": 500,
-    "steps": 24_000,  # 40 epochs
-    "batch_size": 100,
-    "buffer_size": 100,
-    "reinit_prob": 0.0,
-    "k_steps": 1,
-    "lr": 2e-3,
-    "max_grad_norm": 0.0,
-    "ema": 0.999,
-}
-
 PRESETS: dict[str, dict] = {
     "2d": _VECTORS,
     "digits": _DIGITS,
     "mnist": _MNIST,
-    "mnist-rbm": _MNIST_RBM,
     "cifar10": _CIFAR10,
     "rbm": _RBM,
     "helmholtz": _HELMHOLTZ,
