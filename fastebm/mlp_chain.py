@@ -83,6 +83,7 @@ def run_mlp_chain(
     seen: range = range(0),
     before_step: BeforeStep | None = None,
     changed: range = range(0),
+    precision: str = "fp32",
 ) -> None:
     """``run_chain`` on a network, by as few calls of the operator as the callbacks allow.
 
@@ -90,6 +91,7 @@ def run_mlp_chain(
         x: (B, *event) contiguous, the events of as many elements as the network has inputs.
         seen: the steps after which ``on_step`` is called.
         changed: the steps before which ``before_step`` is called.
+        precision: as in ``mlp_chain_``.
     """
     total, start = len(coefficients), 0
     rows = x.flatten(1)
@@ -110,6 +112,7 @@ def run_mlp_chain(
                 grad_norm_clip=options.grad_norm_clip,
                 clamp=options.clamp,
                 noise_first=options.noise_first,
+                precision=precision,
                 energy=e,
                 grad=grad,
             )

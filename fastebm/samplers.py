@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from fastebm.augmentation import Augmentation
 from fastebm.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.energy import sampling_mode
-from fastebm.mlp_chain import run_mlp_chain
+from fastebm.mlp_chain import PRECISIONS, run_mlp_chain
 from fastebm.ops import Clamp, langevin_step_
 from fastebm.plain_mlp import Network, plain_mlp
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
@@ -61,6 +61,8 @@ class LangevinDynamics:
             RuntimeError says why. A CPU has none. Parameters and buffers may change in place and
             are looked for at every call; all other tensors of the model must stay what they are.
             ``fastebm.clear_graphs()`` gives back what graphs hold.
+        precision: of the products in ``backend="fused"``: "fp32", or on a CUDA device "bf16", with
+            sums, chains and noise in float32.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
@@ -82,12 +84,17 @@ class LangevinDynamics:
         backend: str = "auto",
         compile: bool = False,
         graph: bool | str = "auto",
+        precision: str = "fp32",
     ) -> None:
         if not callable(model):
             raise TypeError(f"model must be callable, got {type(model).__name__}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        self.model, self.backend = model, backend
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if precision == "bf16" and backend != "fused":
+            raise ValueError(f"precision='bf16' needs backend='fused', got {backend!r}")
+        self.model, self.backend, self.precision = model, backend, precision
         self.step_size = setting("step_size", step_size, above_zero=True, per_chain=True)
         self.noise_scale = setting("noise_scale", noise_scale)
         self.temperature = setting("temperature", temperature)
@@ -247,6 +254,7 @@ class LangevinDynamics:
                     *(network, x, plan, state, self.options, sample_ids),
                     *(on_step, range(burn_in + thin - 1, total if on_step else 0, thin)),
                     *(before_step, range(0, total if before_step else 0, augment_every)),
+                    precision=self.precision,
                 )
         rng.advance(total)
         out = x
@@ -318,6 +326,8 @@ class LangevinDynamics:
         """The model as the fused chain takes it; None where chains are run eagerly."""
         if self.backend == "eager" or self._runner.is_asked_for:
             return None
+        if self.precision == "bf16" and x.device.type != "cuda":
+            raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
         found = plain_mlp(self.model, x, model_kwargs)
         if not isinstance(found, str):
             return found

@@ -136,9 +136,9 @@ def fused_calls(monkeypatch):
     calls = []
     run = samplers.run_mlp_chain
 
-    def counted(network, x, coefficients, *rest):
+    def counted(network, x, coefficients, *rest, **options):
         calls.append(len(coefficients))
-        run(network, x, coefficients, *rest)
+        run(network, x, coefficients, *rest, **options)
 
     monkeypatch.setattr(samplers, "run_mlp_chain", counted)
     return calls
@@ -215,6 +215,17 @@ def test_backend_is_forced_or_refused(fused_calls):
         LangevinDynamics(model, 0.1, backend="fused", compile=True)
     with pytest.raises(ValueError, match="backend must be one of auto, eager, fused, got 'cuda'"):
         LangevinDynamics(model, 0.1, backend="cuda")
+
+
+def test_precision_is_of_fused_chains_on_a_device():
+    model = mlp()
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, got 'fp16'"):
+        LangevinDynamics(model, 0.1, precision="fp16")
+    with pytest.raises(ValueError, match="precision='bf16' needs backend='fused', got 'auto'"):
+        LangevinDynamics(model, 0.1, precision="bf16")
+    sampler = LangevinDynamics(model, 0.1, backend="fused", precision="bf16")
+    with pytest.raises(ValueError, match="needs chains on a CUDA device, got cpu"):
+        sampler.sample(torch.zeros(3, 3), 2)
 
 
 @pytest.mark.parametrize("loss_type", [ContrastiveDivergence, ImprovedContrastiveDivergence])
