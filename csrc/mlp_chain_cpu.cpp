@@ -58,7 +58,7 @@ namespace plain {
 #define FASTEBM_TARGET
 #include "simd_plain.h"
 #include "exp_simd.h"
-#include "mlp_chain_activation_simd.h"
+#include "mlp_activation_simd.h"
 
 template <int kVectors>
 struct LaneNoise {
@@ -94,6 +94,7 @@ void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>
     }
   }
 }
+#include "mlp_products_simd.h"
 #include "mlp_chain_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace plain
@@ -104,8 +105,9 @@ namespace avx2 {
 #include "simd_avx2.h"
 #include "philox_simd.h"
 #include "exp_simd.h"
-#include "mlp_chain_activation_simd.h"
+#include "mlp_activation_simd.h"
 #include "mlp_chain_step_simd.h"
+#include "mlp_products_simd.h"
 #include "mlp_chain_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2
@@ -115,8 +117,9 @@ namespace avx512 {
 #include "simd_avx512.h"
 #include "philox_simd.h"
 #include "exp_simd.h"
-#include "mlp_chain_activation_simd.h"
+#include "mlp_activation_simd.h"
 #include "mlp_chain_step_simd.h"
+#include "mlp_products_simd.h"
 #include "mlp_chain_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx512

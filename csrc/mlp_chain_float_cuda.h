@@ -1,7 +1,7 @@
 // The whole chain in float32. A warp has samples of its own and all features of them, so that
 // warps never meet but to share the weights.
 #pragma once
-#include "mlp_chain_activation_cuda.h"
+#include "mlp_activation_cuda.h"
 #include "mlp_chain_plan_cuda.h"
 #include "mlp_chain_step_cuda.h"
 

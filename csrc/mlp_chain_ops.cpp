@@ -1,85 +1,24 @@
 // Schema, checks and registration of the whole chain of a small multi-layer perceptron.
-#include <vector>
-
 #include "langevin_check.h"
 #include "mlp_chain.h"
+#include "mlp_check.h"
 
 namespace fastebm {
 namespace {
 
 const char* const kOp = "mlp_chain_";
 
-void check_values(const char* what, const Tensor& t, const Tensor& x) {
-  check_same_device(kOp, what, t, x);
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, kOp, ": ", what, " must be float32, got ",
-                  name_of(t.scalar_type()));
-}
-
-// The network; what is not dense is copied, and kept in *kept.
-Mlp network(const Tensor& x, const std::vector<Tensor>& weights,
-            const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
-            double threshold, std::vector<Tensor>* kept) {
-  const auto layers = static_cast<int64_t>(weights.size());
-  STD_TORCH_CHECK(layers >= 2 && layers <= kMaxHidden + 1, kOp, ": weights must be those of 2..",
-                  kMaxHidden + 1, " layers, got ", layers);
-  STD_TORCH_CHECK(biases.size() == weights.size(), kOp, ": biases must hold one for each of the ",
-                  layers, " layers, or None for it, got ", biases.size());
-  STD_TORCH_CHECK(activation >= 0 && activation < kActivations, kOp, ": activation must be in 0..",
-                  kActivations - 1, ", got ", activation);
-  STD_TORCH_CHECK(beta > 0 && beta < kInfinity, kOp, ": beta must be finite and > 0, got ", beta);
-  Mlp mlp{};
-  mlp.dim = x.size(1);
-  mlp.hidden = static_cast<int>(layers) - 1;
-  mlp.activation = static_cast<Activation>(activation);
-  mlp.beta = static_cast<float>(beta);
-  mlp.threshold = static_cast<float>(threshold);
-  int64_t inputs = mlp.dim;
-  const auto keep = [&](const Tensor& t) {
-    kept->push_back(dense(t));
-    return static_cast<const float*>(kept->back().const_data_ptr());
-  };
-  for (int l = 0; l <= mlp.hidden; ++l) {
-    const Tensor& weight = weights[static_cast<size_t>(l)];
-    check_values("weights", weight, x);
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == inputs, kOp, ": weights[", l,
-                    "] must have shape (outputs, ", inputs, ")");
-    const int64_t outputs = weight.size(0), most = l < mlp.hidden ? kMaxWidth : 1;
-    STD_TORCH_CHECK(outputs >= 1 && outputs <= most, kOp, ": weights[", l, "] must have 1..", most,
-                    " outputs, got ", outputs);
-    mlp.weight[l] = keep(weight);
-    if (const OptionalTensor& bias = biases[static_cast<size_t>(l)]) {
-      check_values("biases", *bias, x);
-      STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == outputs, kOp, ": biases[", l,
-                      "] must have shape (", outputs, ",)");
-      mlp.bias[l] = keep(*bias);
-    }
-    if (l < mlp.hidden) mlp.width[l] = static_cast<int>(outputs);
-    inputs = outputs;
-  }
-  return mlp;
-}
-
 // A table of a coefficient, (n_steps or 1, B or 1).
 const void* table(const char* what, const OptionalTensor& t, const Tensor& x, int64_t n_steps,
                   int64_t* stride) {
   if (!t) return nullptr;
-  check_values(what, *t, x);
+  check_float32(kOp, what, *t, x);
   STD_TORCH_CHECK(t->dim() == 2 && (t->size(0) == 1 || t->size(0) == n_steps) &&
                       (t->size(1) == 1 || t->size(1) == x.size(0)),
                   kOp, ": ", what, " must have shape (K or 1, B or 1) with K = ", n_steps,
                   " and B = ", x.size(0));
   for (int i = 0; i < 2; ++i) stride[i] = t->size(i) == 1 ? 0 : t->stride(i);
   return t->const_data_ptr();
-}
-
-// Where to write: null, or a dense float32 tensor of these sizes.
-float* output(const char* what, OptionalTensor& t, const Tensor& x, int64_t dim) {
-  if (!t) return nullptr;
-  check_values(what, *t, x);
-  STD_TORCH_CHECK(t->dim() == dim && t->size(0) == x.size(0) &&
-                      (dim == 1 || t->size(1) == x.size(1)) && t->is_contiguous(),
-                  kOp, ": ", what, " must be contiguous, of shape ", dim == 1 ? "(B,)" : "(B, D)");
-  return static_cast<float*>(t->mutable_data_ptr());
 }
 
 template <MlpChainLauncher kLaunch, bool kCpu>
@@ -91,7 +30,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 std::optional<double> grad_clip, std::optional<double> grad_norm_clip,
                 std::optional<double> lo, std::optional<double> hi, int64_t tag, bool noise_first,
                 bool bfloat16, OptionalTensor energy, OptionalTensor grad) {
-  check_values("x", x, x);
+  check_float32(kOp, "x", x, x);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), kOp,
                   ": x must be contiguous, of shape (B, D) with D >= 1");
   STD_TORCH_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
@@ -99,7 +38,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   p.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t,
                            sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
   std::vector<Tensor> kept;
-  p.mlp = network(x, weights, biases, activation, beta, threshold, &kept);
+  p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
   p.n_steps = n_steps;
   p.step.step_sizes = table("step_sizes", step_sizes, x, n_steps, p.step_sizes_stride);
   p.step.noise_stds = table("noise_stds", noise_stds, x, n_steps, p.noise_stds_stride);
@@ -107,8 +46,8 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   p.bfloat16 = bfloat16;
   STD_TORCH_CHECK(!kCpu || !bfloat16, kOp,
                   ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
-  p.energy = output("energy", energy, x, 1);
-  p.grad = output("grad", grad, x, 2);
+  p.energy = output(kOp, "energy", energy, x, 1);
+  p.grad = output(kOp, "grad", grad, x, 2);
   p.step.x = p.step.out = x.mutable_data_ptr();
   if (p.step.batch == 0 || n_steps == 0) return;
 

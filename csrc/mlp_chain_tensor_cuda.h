@@ -1,7 +1,7 @@
 // The whole chain with products of bfloat16 on tensor cores. A CUDA block shares its samples: a
 // warp has 32 features of each layer, of all of them.
 #pragma once
-#include "mlp_chain_activation_cuda.h"
+#include "mlp_activation_cuda.h"
 #include "mlp_chain_fragments_cuda.h"
 #include "mlp_chain_step_cuda.h"
 

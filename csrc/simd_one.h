@@ -1,4 +1,4 @@
-// One lane: the operations of simd_avx2.h that replay_color_simd.h and mlp_chain_activation_simd.h
+// One lane: the operations of simd_avx2.h that replay_color_simd.h and mlp_activation_simd.h
 // are written in, for CUDA. Included inside a namespace of its own, where FASTEBM_TARGET says which
 // functions they are.
 

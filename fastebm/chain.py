@@ -171,16 +171,15 @@ def run_steps(
 
 
 def run_last_step(
-    model: Callable[..., Tensor],
+    gradient: Gradient,
     x: Tensor,
     coefficients: Coefficients,
     rng: Tensor,
     options: StepOptions,
     model_kwargs: dict,
     sample_ids: Tensor | None,
-    create_graph: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One step of ``run_chain`` out of place, with a graph to the model's parameters if asked.
+    """One step of ``run_steps`` out of place, with a graph to what the gradient has one to.
 
     Returns:
         x after the step and the gradient it used, both (B, *event). ``x`` itself is a constant.
@@ -190,7 +189,7 @@ def run_last_step(
         x = langevin_step_(x.clone(), None, 0.0, noise_std, rng, sample_ids=sample_ids)
         noise_std = 0.0
     leaf = x.detach().requires_grad_()
-    grad, _ = leaf_gradient(model, leaf, model_kwargs, create_graph)
+    grad, _ = gradient(leaf, model_kwargs)
     x = langevin_step(
         *(leaf.detach(), grad, step_size, noise_std, rng),
         sample_ids=sample_ids,

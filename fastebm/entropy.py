@@ -118,3 +118,10 @@ def nn_log_distance(
         raise ValueError(f"eps must be > 0, got {eps}")
     distance, _ = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
     return (distance.square() + eps**2).log().mean() / 2
+
+
+def nn_log_distance_gradient(x, y, skip, eps, y_scale):
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = nn_log_distance(x, y, skip, eps, y_scale=y_scale)
+        return value.detach(), torch.autograd.grad(value, x)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ class Network(NamedTuple):
     """``h <- act(weights[l] h + biases[l])`` for each layer but the last, which gives the energy.
 
     Weights are (outputs, inputs), biases (outputs,) or None; ``beta`` and ``threshold`` are those
-    of softplus.
+    of softplus; ``parameters`` is the weights, then the biases, as the module holds them.
     """
 
     weights: list[Tensor]
@@ -29,6 +29,7 @@ class Network(NamedTuple):
     activation: str
     beta: float = 1.0
     threshold: float = 20.0
+    parameters: Sequence[Tensor | None] = ()
 
 
 def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Network | str:
@@ -90,8 +91,9 @@ def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
     if None in kinds or len(kinds) > 1:
         return f"activations are {', '.join(map(_name, activations))}, not of one kind it knows"
     name, beta, threshold = kinds.pop()
-    biases = [b if b is None else b.detach() for b in biases]
-    return Network([w.detach() for w in weights], biases, name, beta, threshold)
+    constant = [p if p is None else p.detach() for p in (*weights, *biases)]
+    n = len(weights)
+    return Network(constant[:n], constant[n:], name, beta, threshold, (*weights, *biases))
 
 
 def _activation(layer: nn.Module) -> tuple[str, float, float] | None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from fastebm.augmentation import Augmentation
 from fastebm.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
-from fastebm.energy import sampling_mode
+from fastebm.energy import leaf_gradient, sampling_mode
 from fastebm.mlp_chain import PRECISIONS, run_mlp_chain
 from fastebm.ops import Clamp, langevin_step_
 from fastebm.plain_mlp import Network, plain_mlp
@@ -220,7 +220,7 @@ class LangevinDynamics:
             x = _chains(x)
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
-        network = self._network(x, model_kwargs or {})
+        network = self.network(x, model_kwargs or {})
         kept: list[Tensor] = []
         log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "grad_norm": []}
 
@@ -304,10 +304,14 @@ class LangevinDynamics:
         rng = as_rng(seed, generator)
         x = _chains(x)
         freeze = not create_graph
+
+        def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
+            return leaf_gradient(self.model, leaf, model_kwargs, create_graph)
+
         with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model, freeze):
             out = run_last_step(
-                *(self.model, x, coefficients, rng.state(x.device), self.options),
-                *(model_kwargs or {}, sample_ids, create_graph),
+                *(gradient, x, coefficients, rng.state(x.device), self.options),
+                *(model_kwargs or {}, sample_ids),
             )
         rng.advance(1)
         return out
@@ -322,8 +326,12 @@ class LangevinDynamics:
             on_face |= x <= lo
         return on_face.float().mean()
 
-    def _network(self, x: Tensor, model_kwargs: dict) -> Network | None:
-        """The model as the fused chain takes it; None where chains are run eagerly."""
+    def network(self, x: Tensor, model_kwargs: dict) -> Network | None:
+        """The model as the fused chain takes it; None where chains are run eagerly.
+
+        Raises:
+            ValueError: what ``backend`` and ``precision`` ask for cannot be had.
+        """
         if self.backend == "eager" or self._runner.is_asked_for:
             return None
         if self.precision == "bf16" and x.device.type != "cuda":

@@ -1,0 +1,66 @@
+// Schema, checks and registration of the gradient in the parameters of a small perceptron.
+#include "mlp_check.h"
+#include "mlp_gradient.h"
+
+namespace fastebm {
+namespace {
+
+const char* const kOp = "mlp_gradient";
+
+const float* rows(const char* what, const Tensor& t, const Tensor& x) {
+  check_float32(kOp, what, t, x);
+  STD_TORCH_CHECK(t.dim() == 2 && t.size(1) > 0 && t.sizes().equals(x.sizes()) && t.is_contiguous(),
+                  kOp, ": ", what, " must be contiguous, of shape (B, D) with D >= 1");
+  return static_cast<const float*>(t.const_data_ptr());
+}
+
+Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
+                    const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
+                    double threshold, double factor, double square_factor, const OptionalTensor& v,
+                    OptionalTensor sums, OptionalTensor grad) {
+  MlpGradientParams p{};
+  p.x = rows("x", x, x);
+  std::vector<Tensor> kept;
+  p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  p.batch = x.size(0);
+  p.v = v ? rows("v", *v, x) : nullptr;
+  p.factor = static_cast<float>(factor);
+  p.square_factor = static_cast<float>(square_factor);
+  p.grad = output(kOp, "grad", grad, x, 2);
+  if (sums) {
+    int64_t n = 1 + p.mlp.inputs(p.mlp.hidden);
+    for (int l = 0; l < p.mlp.hidden; ++l) n += p.mlp.width[l] * (p.mlp.inputs(l) + 1);
+    check_float32(kOp, "sums", *sums, x);
+    STD_TORCH_CHECK(sums->dim() == 1 && sums->size(0) == n && sums->is_contiguous(), kOp,
+                    ": sums must be contiguous, of shape (", n, ",), the number of parameters");
+    p.summed = true;
+  }
+  const int64_t size[1] = {p.batch}, one[1] = {1};
+  Tensor energy = empty_strided_on(x, size, one, 1, aoti_torch_dtype_float32());
+  p.energy = static_cast<float*>(energy.mutable_data_ptr());
+  if (p.batch == 0) return energy;
+
+  const int64_t bytes[1] = {
+      mlp_gradient_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()))};
+  Tensor scratch = empty_strided_on(x, bytes, one, 1, aoti_torch_dtype_uint8());
+  p.scratch = scratch.mutable_data_ptr();
+  torch::stable::parallel_for(
+      0, p.tasks, 1, [&](int64_t begin, int64_t end) { mlp_gradient_cpu(p, begin, end, nullptr); });
+  if (sums) mlp_gradient_sum_cpu(p, static_cast<float*>(sums->mutable_data_ptr()));
+  return energy;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
+  m.def(
+      "mlp_gradient(Tensor x, Tensor[] weights, Tensor?[] biases, int activation, float beta, "
+      "float threshold, float factor, float square_factor, Tensor? v, Tensor(a!)? sums, "
+      "Tensor(b!)? grad) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
+  m.impl("mlp_gradient", TORCH_BOX(&mlp_gradient));
+}
+
+}  // namespace fastebm

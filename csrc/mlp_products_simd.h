@@ -1,0 +1,72 @@
+// Products of a perceptron's matrices with a tile of samples, a sample to a lane. Included for each
+// instruction set, inside its namespace.
+//
+// Every array of a tile holds kPanel = kVectors kLanes numbers for each feature, one for each
+// sample. So weights are read as they lie, one at a time, in either direction; sums run over the
+// features in order, whatever the instruction set, the tile and the samples beside.
+
+constexpr int kRows = kLanes == 16 ? 8 : 6;  // outputs at a time: 2 kRows accumulators
+
+// What a product multiplies with: element (r, k) lies at data[r by_row + k by_depth].
+struct Matrix {
+  const float* data;
+  int64_t rows, depth, by_row, by_depth;
+};
+
+// out[r] = bias[r] + sum over k of m[r][k] in[k], or factor[r] times the sum, for kCount rows. out
+// may be factor.
+template <int kVectors, bool kFactor, int kCount>
+FASTEBM_TARGET void multiply_rows(const Matrix& m, const float* bias, const float* factor,
+                                  const float* in, float* out) {
+  constexpr int kPanel = kVectors * kLanes;
+  Floats sum[kCount][kVectors];
+  const float* row[kCount];
+#pragma GCC unroll 16
+  for (int r = 0; r < kCount; ++r) {
+    row[r] = m.data + r * m.by_row;
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = set(bias ? bias[r] : 0.0f);
+  }
+  for (int64_t k = 0; k < m.depth; ++k, in += kPanel) {
+    Floats x[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) x[v] = load(in + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r) {
+      const Floats w = set(row[r][k * m.by_depth]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = r * kPanel + v * kLanes;
+      store(out + at, kFactor ? mul(load(factor + at), sum[r][v]) : sum[r][v]);
+    }
+}
+
+template <int kVectors, bool kFactor, int kCount = kRows>
+FASTEBM_TARGET void multiply(Matrix m, const float* bias, const float* factor, const float* in,
+                             float* out) {
+  for (; m.rows >= kCount; m.rows -= kCount) {
+    multiply_rows<kVectors, kFactor, kCount>(m, bias, factor, in, out);
+    m.data += kCount * m.by_row;
+    out += kCount * kVectors * kLanes;
+    if (bias) bias += kCount;
+    if (kFactor) factor += kCount * kVectors * kLanes;
+  }
+  if constexpr (kCount > 1)
+    if (m.rows > 0) multiply<kVectors, kFactor, kCount - 1>(m, bias, factor, in, out);
+}
+
+// Rows of the batch to a tile's columns, and back.
+inline void load_tile(const float* rows, int64_t dim, int count, int panel, float* columns) {
+  std::fill_n(columns, dim * panel, 0.0f);
+  for (int lane = 0; lane < count; ++lane)
+    for (int64_t i = 0; i < dim; ++i) columns[i * panel + lane] = rows[lane * dim + i];
+}
+inline void store_tile(const float* columns, int64_t dim, int count, int panel, float* rows) {
+  for (int lane = 0; lane < count; ++lane)
+    for (int64_t i = 0; i < dim; ++i) rows[lane * dim + i] = columns[i * panel + lane];
+}
