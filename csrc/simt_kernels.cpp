@@ -1,6 +1,7 @@
 // The text of every CUDA source once more, for the C++ compiler and simt.h (tests only).
 // Built with -ffp-contract=off, like the CPU kernels: bits must not depend on contraction.
 // clang-format off
+#include "choice_cuda.cu"
 #include "device_cuda.cu"
 #include "gibbs_cuda.cu"
 #include "langevin_cuda.cu"
