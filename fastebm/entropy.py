@@ -112,9 +112,64 @@ def nn_log_distance(
         eps: > 0, in units of the data.
 
     Returns:
-        0-d, differentiable in ``x`` and ``y``.
+        0-d, differentiable any number of times in ``x`` and ``y``.
     """
     if not eps > 0:
         raise ValueError(f"eps must be > 0, got {eps}")
+    wide = x.dtype in (torch.float32, torch.float64)
+    if wide and x.requires_grad and not y.requires_grad and torch.is_grad_enabled():
+        return _LogDistance.apply(x, y, skip, eps, y_scale)
     distance, _ = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
     return (distance.square() + eps**2).log().mean() / 2
+
+
+def nn_log_distance_gradient(
+    x: Tensor,
+    y: Tensor,
+    skip: Tensor | None,
+    eps: float,
+    y_scale: tuple[float, float] = (1.0, 0.0),
+) -> tuple[Tensor, Tensor]:
+    """The value of ``nn_log_distance`` and its gradient in ``x``, ``(x - y*) / (d^2 + eps^2) / n``,
+    y* the nearest reference: without a graph.
+
+    Args:
+        x: (n, *event) float32 or float64.
+        y, skip, eps, y_scale: as in ``nn_log_distance``.
+
+    Returns:
+        0-d, and (n, *event); both NaN where a query has no reference.
+    """
+    return _closed_form(x.detach(), y.detach(), skip, eps, y_scale)[:2]
+
+
+def _closed_form(x: Tensor, y: Tensor, skip: Tensor | None, eps: float, y_scale) -> tuple:
+    """Value, gradient, and the nearest references: their places and their values."""
+    distance, index = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
+    nearest = y.index_select(0, index.clamp(min=0)).to(x.dtype)
+    if y.dtype == torch.uint8:
+        nearest = nearest.mul_(y_scale[0]).add_(y_scale[1])
+    square = distance.square_().add_(eps**2)
+    grad = (x - nearest).div_((square * len(x)).view(-1, *(1,) * (x.dim() - 1)))
+    return square.log_().mean().div_(2), grad, index, nearest
+
+
+class _LogDistance(torch.autograd.Function):
+    """``nn_log_distance`` in x: what autograd made of its parts took longer than the search."""
+
+    @staticmethod
+    def forward(ctx, x, y, skip, eps, y_scale):
+        value, grad, index, nearest = _closed_form(x, y, skip, eps, y_scale)
+        ctx.save_for_backward(x, grad, index, nearest)
+        ctx.eps = eps
+        return value
+
+    @staticmethod
+    def backward(ctx, grad_value):
+        x, grad, index, nearest = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the formula itself, so that it can be differentiated
+            none = (index < 0).view(-1, *(1,) * (x.dim() - 1))
+            pull = x - nearest.masked_fill(none, torch.nan)
+            square = pull.unsqueeze(-1).flatten(1).square().sum(1) + ctx.eps**2
+            grad = pull / (square * len(x)).view(none.shape)
+        return grad * grad_value, None, None, None, None
