@@ -7,5 +7,6 @@
 #include "langevin_cuda.cu"
 #include "mlp_chain_cuda.cu"
 #include "neighbor_cuda.cu"
+#include "neighbor_log_distance_cuda.cu"
 #include "replay_cuda.cu"
 // clang-format on

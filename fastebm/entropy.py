@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastebm import ops
 from fastebm.neighbor import nearest_neighbor
 
 
@@ -116,11 +117,13 @@ def nn_log_distance(
     """
     if not eps > 0:
         raise ValueError(f"eps must be > 0, got {eps}")
-    wide = x.dtype in (torch.float32, torch.float64)
-    if wide and x.requires_grad and not y.requires_grad and torch.is_grad_enabled():
+    narrow = x.dtype not in (torch.float32, torch.float64)
+    if narrow or (y.requires_grad and torch.is_grad_enabled()):
+        distance, _ = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
+        return (distance.square() + eps**2).log().mean() / 2
+    if x.requires_grad and torch.is_grad_enabled():
         return _LogDistance.apply(x, y, skip, eps, y_scale)
-    distance, _ = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
-    return (distance.square() + eps**2).log().mean() / 2
+    return ops.nn_log_distance(x, y, skip, eps, y_scale)[0]
 
 
 def nn_log_distance_gradient(
@@ -138,20 +141,9 @@ def nn_log_distance_gradient(
         y, skip, eps, y_scale: as in ``nn_log_distance``.
 
     Returns:
-        0-d, and (n, *event); both NaN where a query has no reference.
+        0-d, and (n, *event); NaN where a query has no reference.
     """
-    return _closed_form(x.detach(), y.detach(), skip, eps, y_scale)[:2]
-
-
-def _closed_form(x: Tensor, y: Tensor, skip: Tensor | None, eps: float, y_scale) -> tuple:
-    """Value, gradient, and the nearest references: their places and their values."""
-    distance, index = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
-    nearest = y.index_select(0, index.clamp(min=0)).to(x.dtype)
-    if y.dtype == torch.uint8:
-        nearest = nearest.mul_(y_scale[0]).add_(y_scale[1])
-    square = distance.square_().add_(eps**2)
-    grad = (x - nearest).div_((square * len(x)).view(-1, *(1,) * (x.dim() - 1)))
-    return square.log_().mean().div_(2), grad, index, nearest
+    return ops.nn_log_distance(x, y, skip, eps, y_scale)[:2]
 
 
 class _LogDistance(torch.autograd.Function):
@@ -159,17 +151,18 @@ class _LogDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, skip, eps, y_scale):
-        value, grad, index, nearest = _closed_form(x, y, skip, eps, y_scale)
-        ctx.save_for_backward(x, grad, index, nearest)
+        value, grad, distance = ops.nn_log_distance(x, y, skip, eps, y_scale)
+        ctx.save_for_backward(x, grad, distance)
         ctx.eps = eps
         return value
 
     @staticmethod
     def backward(ctx, grad_value):
-        x, grad, index, nearest = ctx.saved_tensors
+        x, grad, distance = ctx.saved_tensors
         if torch.is_grad_enabled():  # the formula itself, so that it can be differentiated
-            none = (index < 0).view(-1, *(1,) * (x.dim() - 1))
-            pull = x - nearest.masked_fill(none, torch.nan)
+            rows = (len(x), *(1,) * (x.dim() - 1))
+            square = distance.square() + ctx.eps**2
+            pull = grad * (len(x) * square).view(rows) + (x - x.detach())
             square = pull.unsqueeze(-1).flatten(1).square().sum(1) + ctx.eps**2
-            grad = pull / (square * len(x)).view(none.shape)
+            grad = pull / (len(x) * square).view(rows)
         return grad * grad_value, None, None, None, None

@@ -40,7 +40,7 @@ LIBRARY = {
     "buffer": {"ops", "rng", "augmentation", "choice"},
     "faiss_search": set(),
     "neighbor": {"ops", "faiss_search"},
-    "entropy": {"neighbor"},
+    "entropy": {"neighbor", "ops"},
     "nonfinite": set(),
     "losses": {"energy", "samplers", "gibbs", "buffer", "entropy", "nonfinite", "rng", "scale"},
     "train_step": {"losses", "capture", "graph", "rng"},
@@ -90,6 +90,7 @@ KERNEL_LAYERS = {
     r"langevin_check\.h": {"langevin.h", "ops.h"},  # options that steps and chains share
     r"(langevin|mlp_chain)_ops\.cpp": {"<subject>.h", "langevin_check.h"},
     r"mlp_chain\.h": {"langevin.h"},
+    r"neighbor_ops\.cpp": {"neighbor.h", "neighbor_log_distance.h", "ops.h"},
     r"\w+_ops\.cpp": {"<subject>.h", "ops.h"},
     r"device_cuda\.cu": {"device.h"},
     r"\w+_cpu\.cpp": {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"},

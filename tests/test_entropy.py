@@ -35,7 +35,7 @@ def log_distance(x, y, nearest, eps):
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
-def test_gradient_of_the_log_distance(kind, shape):
+def test_gradient_of_the_log_distance(device, kind, shape):
     n, m, eps = 40, 30, 0.05
     scale = (0.02, -2.0) if kind == torch.uint8 else (1.0, 0.0)
     dtype = torch.float64 if kind == torch.float64 else torch.float32
@@ -52,16 +52,18 @@ def test_gradient_of_the_log_distance(kind, shape):
     expected = log_distance(exact, values, d.argmin(1), eps)
     (slope,) = torch.autograd.grad(expected, exact)
 
-    leaf = x.clone().requires_grad_()
+    leaf, y, skip = x.to(device).clone().requires_grad_(), y.to(device), skip.to(device)
     found = nn_log_distance(leaf, y, skip, eps, y_scale=scale)
     (3 * found).backward()
     value, grad = nn_log_distance_gradient(leaf, y, skip, eps, scale)
+    with torch.no_grad():
+        assert torch.equal(nn_log_distance(leaf, y, skip, eps, y_scale=scale), value)
     assert not value.requires_grad and not grad.requires_grad and value.dtype == dtype
     # What a byte stands for, up to 4, is rounded by 2^-22, and so is what is left of the distance.
     atol = 2**-21 / (eps**2 * n) if kind == torch.uint8 else 0
     error = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": atol}
-    torch.testing.assert_close(value.double(), expected.detach(), **error)
-    torch.testing.assert_close(grad.double(), slope, **error)
+    torch.testing.assert_close(value.cpu().double(), expected.detach(), **error)
+    torch.testing.assert_close(grad.cpu().double(), slope, **error)
     assert torch.equal(found.detach(), value)
     torch.testing.assert_close(leaf.grad, 3 * grad)
 
