@@ -135,11 +135,9 @@ class ReplayBuffer(nn.Module):
         idx, _ = choose_slots(self.stream, len(self), stored)
         if stored < n:
             idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
-        x, slot = self._draw(idx)
-        if self.mode != "slot":
-            return x, slot
-        self.visits[idx] = self.visits[idx].masked_fill(slot < 0, 0) + 1
-        return x, idx
+        if self.mode == "slot":
+            return self._draw(idx, self.visits)[0], idx
+        return self._draw(idx)
 
     @torch.no_grad()
     def push(self, x: Tensor, idx: Tensor | None = None) -> None:
@@ -220,16 +218,18 @@ class ReplayBuffer(nn.Module):
         taken = _as_rows(winner >= 0, self.shape)
         self.data[slot] = torch.where(taken, q[winner.clamp(min=0)], self.data[slot])
 
-    def _draw(self, idx: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, idx: Tensor, visits: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples float32 and where they came from, -1 for initial ones."""
+        stream = self.stream
         x, slot = replay_gather(
-            *(self.data, idx, self.stream),
+            *(self.data, idx, stream),
             value_range=self.value_range,
             reinit_prob=self.reinit_prob,
             init=self.init if isinstance(self.init, str) else None,
             augmentation=() if self.augmentation is None else self.augmentation.parameters,
+            visits=visits,
         )
-        self.stream[1].add_(1)
+        stream[1].add_(1)
         if not isinstance(self.init, str):
             x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
         return x, slot

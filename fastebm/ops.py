@@ -182,6 +182,7 @@ def replay_gather(
     reinit_prob: float = 0.0,
     init: str | None = None,
     augmentation: Sequence[float] = (),
+    visits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Samples of a replay buffer: gathered, dequantised, a share of them restarted, the others
     moved by a random augmentation, in one pass.
@@ -203,6 +204,8 @@ def replay_gather(
         reinit_prob: probability that a sample is replaced by an initial one.
         init: initial samples: ``"uniform"`` in value_range, ``"normal"``, or None: zeros.
         augmentation: ``Augmentation.parameters``; initial samples are not augmented.
+        visits: (N,) int32, changed: how often each stored sample has been drawn, with this time,
+            since it was an initial one. No index may be there twice then.
 
     Returns:
         x (n, *event) float32, and slot (n,) int64, ``index`` or -1 where a sample is an initial
@@ -213,7 +216,7 @@ def replay_gather(
     """
     return _op.replay_gather.default(
         *(data, index, rng, t, sample_ids, *value_range, dither, reinit_prob),
-        *(("uniform", "normal", None).index(init), augmentation),
+        *(("uniform", "normal", None).index(init), augmentation, visits),
     )
 
 
