@@ -189,7 +189,7 @@ class ReplayBuffer(nn.Module):
             return References(self.data[:size], slots, self._y_scale)
         chosen, own = choose_slots(self.stream, size, n, slots)
         self.stream[1].add_(1)
-        return References(self.data[chosen], own, self._y_scale)
+        return References(self.data.index_select(0, chosen), own, self._y_scale)
 
     @property
     def _y_scale(self) -> tuple[float, float]:
