@@ -1,5 +1,6 @@
-// Schema, checks and registration of the nearest-neighbour operator.
+// Schema, checks and registration of the nearest-neighbour operators.
 #include "neighbor.h"
+#include "neighbor_log_distance.h"
 #include "ops.h"
 
 namespace fastebm {
@@ -130,6 +131,50 @@ Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, cons
   return grad_x;
 }
 
+// The search, and the entropy term of what it finds.
+template <bool kCpu>
+std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Tensor& y_in,
+                                                   const OptionalTensor& skip, double eps,
+                                                   double y_scale, double y_offset) {
+  STD_TORCH_CHECK(eps > 0 && eps < kInfinity, "nn_log_distance: eps must be finite and > 0, got ",
+                  eps);
+  const Tensor x = dense(x_in), y = dense(y_in);
+  auto [distance, index] = nearest_neighbor<kCpu>(x, y, skip, 1, y_scale, y_offset);
+  LogDistanceParams p{};
+  p.x_dtype = dtype_of(kOp, "x", x);
+  p.y_dtype = dtype_of(kOp, "y", y, true);
+  p.n = x.size(0);
+  p.m = y.size(0);
+  p.dim = sample_dim(x);
+  p.x = x.const_data_ptr();
+  p.y = y.const_data_ptr();
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  p.distance = distance.const_data_ptr();
+  p.index = static_cast<const int64_t*>(index.const_data_ptr());
+  p.eps = eps;
+  const bool wide = p.x_dtype == Dtype::kFloat64;
+  Tensor grad = empty_as(x);
+  Tensor value = empty_strided_on(x, nullptr, nullptr, 0,
+                                  wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  p.grad = grad.mutable_data_ptr();
+  p.value = value.mutable_data_ptr();
+  if constexpr (kCpu) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, p.dim));
+    torch::stable::parallel_for(0, p.n, grain, [&](int64_t begin, int64_t end) {
+      log_distance_gradient_cpu(p, begin, end);
+    });
+    log_distance_value_cpu(p);
+  } else {
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = log_distance_cuda(p, current_stream(x));
+    STD_TORCH_CHECK(error == 0, "nn_log_distance: CUDA error ", error, ", ",
+                    cuda_error_text(error));
+  }
+  return {value, grad, distance};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
@@ -139,10 +184,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "nearest_neighbor_backward(Tensor grad, Tensor x, Tensor winners, Tensor distance, "
       "float y_scale, float y_offset) -> Tensor");
+  m.def(
+      "nn_log_distance(Tensor x, Tensor y, Tensor? skip, float eps, float y_scale, "
+      "float y_offset) -> (Tensor value, Tensor grad, Tensor distance)");
 }
 
 #define FASTEBM_IMPL(is_cpu)                                          \
   m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<is_cpu>))); \
+  m.impl("nn_log_distance", TORCH_BOX((&nn_log_distance<is_cpu>)));   \
   m.impl("nearest_neighbor_backward", TORCH_BOX((&nearest_neighbor_backward<is_cpu>)))
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

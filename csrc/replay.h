@@ -47,9 +47,10 @@ struct ReplayParams {
   Initial init;
   bool augment;
   Augmentation augmentation;
-  float* out;     // (n, dim)
-  int64_t* slot;  // (n,): the index, or -1 where the sample is initial
-  void* scratch;  // as many bytes as the path asks for, 64-byte aligned
+  float* out;       // (n, dim)
+  int64_t* slot;    // (n,): the index, or -1 where the sample is initial
+  int32_t* visits;  // null, or (stored,): draws of a slot since it was an initial sample
+  void* scratch;    // as many bytes as the path asks for, 64-byte aligned
 };
 
 // Asks for large pages under a large output, which is new memory: 4 KB at a time, getting it takes
@@ -92,6 +93,13 @@ FASTEBM_HD int64_t source_slot(const ReplayParams& p, int64_t row) {
   if (index < -1 || index >= p.stored) return -2;
   if (index < 0 || p.reinit_prob <= 0) return index;
   return uniform32(transition_words(p, row, 0).v[0]) < p.reinit_prob ? -1 : index;
+}
+
+// Writes down where sample `row` came from. No two samples of a call that counts have one index.
+FASTEBM_HD void record_draw(const ReplayParams& p, int64_t row, int64_t slot) {
+  p.slot[row] = slot;
+  const int64_t index = p.index[row];
+  if (p.visits && index >= 0 && slot != -2) p.visits[index] = slot < 0 ? 1 : p.visits[index] + 1;
 }
 
 // The value that a stored element stands for, dithered by u.

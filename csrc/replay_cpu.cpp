@@ -105,7 +105,7 @@ int gather(const ReplayParams& p, int64_t begin, int64_t end, void* scratch, Loa
   }
   for (int64_t row = begin; row < end; ++row) {
     const int64_t slot = source_slot(p, row);
-    p.slot[row] = slot;
+    record_draw(p, row, slot);
     float* out = p.out + row * p.dim;
     if (!p.augment || slot < 0) {
       load_sample(p, row, slot, 0, p.dim, out);

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kReplayThreads) gather_kernel(ReplayParams p, 
   const int64_t i = first + blockIdx.x * static_cast<int64_t>(kReplayThreads) + threadIdx.x;
   if (i >= p.n * blocks) return;
   const int64_t row = i / blocks, block = i - row * blocks, slot = source_slot(p, row);
-  if (block == 0) p.slot[row] = slot;
+  if (block == 0) record_draw(p, row, slot);
   load_block<T>(p, row, slot, block, p.out + row * p.dim + 4 * block);
 }
 
@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(kReplayThreads) augment_kernel(ReplayParams p,
   __shared__ int64_t slot;
   const int64_t row = blockIdx.x;
   if (threadIdx.x == 0) {
-    slot = p.slot[row] = source_slot(p, row);
+    slot = source_slot(p, row);
+    record_draw(p, row, slot);
     if (slot >= 0) draw_augmentation(p, row, &s);
   }
   __syncthreads();

@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> replay_gather(const Tensor& data_in, const Tensor& in
                                          const Tensor& rng, int64_t t,
                                          const OptionalTensor& sample_ids, double lo, double hi,
                                          bool dither, double reinit_prob, int64_t init,
-                                         std::vector<double> augmentation) {
+                                         std::vector<double> augmentation, OptionalTensor visits) {
   ReplayParams p{};
   p.dtype = stored_dtype(data_in);
   STD_TORCH_CHECK(data_in.dim() > 0, kOp, ": data must be (N, *event), got a 0-d tensor");
@@ -121,6 +121,13 @@ std::tuple<Tensor, Tensor> replay_gather(const Tensor& data_in, const Tensor& in
   check_index(index, p.stored);
   if (sample_ids) check_rows("sample_ids", *sample_ids, data_in, p.n);
   check_rows("rng", rng, data_in, 4);
+  if (visits) {
+    check_same_device(kOp, "visits", *visits, data_in);
+    STD_TORCH_CHECK(visits->scalar_type() == ScalarType::Int && visits->dim() == 1 &&
+                        visits->size(0) == p.stored && visits->is_contiguous(),
+                    kOp, ": visits must be a contiguous int32 tensor (", p.stored, ",)");
+    p.visits = static_cast<int32_t*>(visits->mutable_data_ptr());
+  }
   STD_TORCH_CHECK(t >= 0, kOp, ": t must be >= 0, got ", t);
   STD_TORCH_CHECK(hi > lo && hi < kInfinity && lo > -kInfinity, kOp,
                   ": value_range must be finite with lo < hi, got (", lo, ", ", hi, ")");
@@ -169,7 +176,8 @@ std::tuple<Tensor, Tensor> replay_gather(const Tensor& data_in, const Tensor& in
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "replay_gather(Tensor data, Tensor index, Tensor rng, int t, Tensor? sample_ids, float lo, "
-      "float hi, bool dither, float reinit_prob, int init, float[] augmentation) "
+      "float hi, bool dither, float reinit_prob, int init, float[] augmentation, Tensor(a!)? "
+      "visits) "
       "-> (Tensor x, Tensor slot)");
 }
 

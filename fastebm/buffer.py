@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.augmentation import Augmentation
+from fastebm.choice import choose_slots
 from fastebm.ops import replay_gather
 from fastebm.rng import ChainRNG, as_rng
 
@@ -40,8 +41,7 @@ class ReplayBuffer(nn.Module):
     it goes in and out, and the mean does not drift. Values outside are brought to the ends.
 
     Everything lives on the buffer's device and nothing waits for it. ``state_dict`` holds all that
-    later samples depend on, the random state too; on a device of another type the choice of slots
-    starts anew, all else goes on.
+    later samples depend on, the random state too: one stream, the same on every device.
 
     Args:
         capacity: number of samples.
@@ -106,10 +106,8 @@ class ReplayBuffer(nn.Module):
         )
         # Mode slot: how often the chain in a slot has been drawn since it started.
         self.register_buffer("visits", torch.zeros(capacity, dtype=torch.int32, device=device))
-        rng = as_rng(seed, generator)
-        # Slots are chosen by a generator; what becomes of a sample as it is drawn, by its counter.
-        self._generator = Generator(self.data.device).manual_seed(rng.seed)
-        self.register_buffer("stream", ChainRNG(rng.seed).state(self.data.device))
+        rng = ChainRNG(as_rng(seed, generator).seed)
+        self.register_buffer("stream", rng.state(self.data.device))
         if mode == "slot":  # in parts, as float32 may be four times the storage
             for part in self.data.split(max(1, _FILL // math.prod(self.shape))):
                 none = torch.full((len(part),), -1, device=self.data.device)
@@ -133,14 +131,13 @@ class ReplayBuffer(nn.Module):
         """
         if not 1 <= n <= self.capacity:
             raise ValueError(f"n must be in 1..{self.capacity}, the capacity, got {n}")
-        stored, g = min(n, len(self)), self.generator
-        idx = torch.randperm(len(self), generator=g, device=g.device)[:n]
-        idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
-        x, slot = self._draw(idx)
-        if self.mode != "slot":
-            return x, slot
-        self.visits[idx] = self.visits[idx].masked_fill(slot < 0, 0) + 1
-        return x, idx
+        stored = min(n, len(self))
+        idx, _ = choose_slots(self.stream, len(self), stored)
+        if stored < n:
+            idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
+        if self.mode == "slot":
+            return self._draw(idx, self.visits)[0], idx
+        return self._draw(idx)
 
     @torch.no_grad()
     def push(self, x: Tensor, idx: Tensor | None = None) -> None:
@@ -187,14 +184,12 @@ class ReplayBuffer(nn.Module):
         Args:
             slots: (b,) int64, as ``sample`` returned them.
         """
-        size, g = len(self), self.generator
+        size = len(self)
         if n is None or n >= size:
             return References(self.data[:size], slots, self._y_scale)
-        chosen = torch.randperm(size, generator=g, device=g.device)[:n]
-        position = torch.full((self.capacity,), -1, device=g.device)
-        position[chosen] = torch.arange(n, device=g.device)
-        own = torch.where(slots < 0, -1, position[slots.clamp(min=0)])
-        return References(self.data[chosen], own, self._y_scale)
+        chosen, own = choose_slots(self.stream, size, n, slots)
+        self.stream[1].add_(1)
+        return References(self.data.index_select(0, chosen), own, self._y_scale)
 
     @property
     def _y_scale(self) -> tuple[float, float]:
@@ -205,10 +200,14 @@ class ReplayBuffer(nn.Module):
 
     def _push_reservoir(self, q: Tensor) -> None:
         """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""
-        n, g = len(q), self.generator
+        n = len(q)
         i = self.n_pushed + torch.arange(n, device=q.device)
-        u = torch.rand(n, generator=g, device=q.device, dtype=torch.float64)
-        u = torch.where(i < self.capacity, i, (u * (i + 1)).long())
+        # Two uniform numbers of 24 bits each make one of 48.
+        none, nothing = torch.full_like(i, -1), torch.empty((0, 2), device=q.device)
+        parts, _ = replay_gather(nothing, none, self.stream, init="uniform")
+        self.stream[1].add_(1)
+        high, low = parts.double().unbind(1)
+        u = torch.where(i < self.capacity, i, ((high + low * 2**-24) * (i + 1)).long())
         keep, slot = u < self.capacity, u % self.capacity
         # The last sample for a slot wins. Every other row writes what its slot holds in the end, so
         # the order of writes does not matter and no row need be dropped (a wait for the device).
@@ -219,16 +218,18 @@ class ReplayBuffer(nn.Module):
         taken = _as_rows(winner >= 0, self.shape)
         self.data[slot] = torch.where(taken, q[winner.clamp(min=0)], self.data[slot])
 
-    def _draw(self, idx: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, idx: Tensor, visits: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Samples float32 and where they came from, -1 for initial ones."""
+        stream = self.stream
         x, slot = replay_gather(
-            *(self.data, idx, self.stream),
+            *(self.data, idx, stream),
             value_range=self.value_range,
             reinit_prob=self.reinit_prob,
             init=self.init if isinstance(self.init, str) else None,
             augmentation=() if self.augmentation is None else self.augmentation.parameters,
+            visits=visits,
         )
-        self.stream[1].add_(1)
+        stream[1].add_(1)
         if not isinstance(self.init, str):
             x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
         return x, slot
@@ -247,23 +248,8 @@ class ReplayBuffer(nn.Module):
         lo, hi = self.value_range
         return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
 
-    @property
-    def generator(self) -> Generator:
-        """What slots are chosen by: a new one, seeded by the old, after a change of device."""
-        device = self.data.device
-        if self._generator.device != device:
-            seed = torch.empty((), dtype=torch.int64, device=self._generator.device)
-            seed = int(seed.random_(generator=self._generator))
-            self._generator = Generator(device).manual_seed(seed)
-        return self._generator
-
     def get_extra_state(self) -> dict:
-        return {
-            "mode": self.mode,
-            "n_pushed": self.n_pushed,
-            "device": self._generator.device.type,
-            "generator": self._generator.get_state(),
-        }
+        return {"mode": self.mode, "n_pushed": self.n_pushed}
 
     def set_extra_state(self, state: dict) -> None:
         if state["mode"] != self.mode:
@@ -271,8 +257,6 @@ class ReplayBuffer(nn.Module):
                 f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
             )
         self.n_pushed = state["n_pushed"]
-        if state["device"] == self.generator.device.type:
-            self._generator.set_state(state["generator"].cpu())
 
     def extra_repr(self) -> str:
         return f"{self.capacity}, {self.shape}, mode={self.mode!r}, stored={len(self)}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
-from torch import Generator
 
 Body = Callable[[], None]
 _streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -39,19 +38,13 @@ def warm_up(body: Body, device: torch.device, may_wait: bool = False) -> None:
             torch.cuda.set_sync_debug_mode(mode)
 
 
-def capture(
-    body: Body,
-    device: torch.device,
-    generators: Sequence[Generator] = (),
-    share_memory: bool = True,
-) -> Body:
+def capture(body: Body, device: torch.device, share_memory: bool = True) -> Body:
     """What ``body`` launches, as one CUDA graph; nothing of it runs yet.
 
     Threads that load data or watch collectives may go on meanwhile. After a failure the device is
     as before.
 
     Args:
-        generators: torch generators of the device that ``body`` draws from, the default one apart.
         share_memory: tensors that ``body`` makes lie in a pool that other graphs share, so what is
             to last must be written into tensors from before. False: they last to the next replay.
 
@@ -62,8 +55,6 @@ def capture(
         Exception: whatever ``body`` or CUDA raised.
     """
     graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
     gc.collect()
     torch.cuda.synchronize(device)
     try:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastebm import ops
 from fastebm.neighbor import nearest_neighbor
 
 
@@ -112,16 +113,56 @@ def nn_log_distance(
         eps: > 0, in units of the data.
 
     Returns:
-        0-d, differentiable in ``x`` and ``y``.
+        0-d, differentiable any number of times in ``x`` and ``y``.
     """
     if not eps > 0:
         raise ValueError(f"eps must be > 0, got {eps}")
-    distance, _ = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
-    return (distance.square() + eps**2).log().mean() / 2
+    narrow = x.dtype not in (torch.float32, torch.float64)
+    if narrow or (y.requires_grad and torch.is_grad_enabled()):
+        distance, _ = nearest_neighbor(x, y, skip=skip, y_scale=y_scale)
+        return (distance.square() + eps**2).log().mean() / 2
+    if x.requires_grad and torch.is_grad_enabled():
+        return _LogDistance.apply(x, y, skip, eps, y_scale)
+    return ops.nn_log_distance(x, y, skip, eps, y_scale)[0]
 
 
-def nn_log_distance_gradient(x, y, skip, eps, y_scale):
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        value = nn_log_distance(x, y, skip, eps, y_scale=y_scale)
-        return value.detach(), torch.autograd.grad(value, x)[0]
+def nn_log_distance_gradient(
+    x: Tensor,
+    y: Tensor,
+    skip: Tensor | None,
+    eps: float,
+    y_scale: tuple[float, float] = (1.0, 0.0),
+) -> tuple[Tensor, Tensor]:
+    """The value of ``nn_log_distance`` and its gradient in ``x``, ``(x - y*) / (d^2 + eps^2) / n``,
+    y* the nearest reference: without a graph.
+
+    Args:
+        x: (n, *event) float32 or float64.
+        y, skip, eps, y_scale: as in ``nn_log_distance``.
+
+    Returns:
+        0-d, and (n, *event); NaN where a query has no reference.
+    """
+    return ops.nn_log_distance(x, y, skip, eps, y_scale)[:2]
+
+
+class _LogDistance(torch.autograd.Function):
+    """``nn_log_distance`` in x: what autograd made of its parts took longer than the search."""
+
+    @staticmethod
+    def forward(ctx, x, y, skip, eps, y_scale):
+        value, grad, distance = ops.nn_log_distance(x, y, skip, eps, y_scale)
+        ctx.save_for_backward(x, grad, distance)
+        ctx.eps = eps
+        return value
+
+    @staticmethod
+    def backward(ctx, grad_value):
+        x, grad, distance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the formula itself, so that it can be differentiated
+            rows = (len(x), *(1,) * (x.dim() - 1))
+            square = distance.square() + ctx.eps**2
+            pull = grad * (len(x) * square).view(rows) + (x - x.detach())
+            square = pull.unsqueeze(-1).flatten(1).square().sum(1) + ctx.eps**2
+            grad = pull / (len(x) * square).view(rows)
+        return grad * grad_value, None, None, None, None

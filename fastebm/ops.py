@@ -143,6 +143,33 @@ def nearest_neighbor(
     return distance.to(x.dtype), index
 
 
+def nn_log_distance(
+    x: Tensor,
+    y: Tensor,
+    skip: Tensor | None,
+    eps: float,
+    y_scale: tuple[float, float] = (1.0, 0.0),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``mean(log(d^2 + eps^2)) / 2``, d the distance of each query to the nearest reference, and
+    its gradient in ``x``, ``(x - y*) / (d^2 + eps^2) / n``: search and formula in one call.
+
+    No gradient is recorded; ``fastebm.entropy.nn_log_distance`` is the differentiable twin.
+
+    Args:
+        x: (n, *event) float32 or float64.
+        y, skip, y_scale: as in ``nearest_neighbor``.
+        eps: > 0.
+
+    Returns:
+        value 0-d, gradient (n, *event) and d (n,), all of the dtype of ``x``. A query without a
+        neighbour has d NaN, so its gradient and the value are NaN.
+
+    Raises:
+        RuntimeError: as ``nearest_neighbor``, or eps is out of range.
+    """
+    return _op.nn_log_distance.default(x.detach(), y.detach(), skip, eps, *y_scale)
+
+
 def replay_gather(
     data: Tensor,
     index: Tensor,
@@ -155,6 +182,7 @@ def replay_gather(
     reinit_prob: float = 0.0,
     init: str | None = None,
     augmentation: Sequence[float] = (),
+    visits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Samples of a replay buffer: gathered, dequantised, a share of them restarted, the others
     moved by a random augmentation, in one pass.
@@ -176,6 +204,8 @@ def replay_gather(
         reinit_prob: probability that a sample is replaced by an initial one.
         init: initial samples: ``"uniform"`` in value_range, ``"normal"``, or None: zeros.
         augmentation: ``Augmentation.parameters``; initial samples are not augmented.
+        visits: (N,) int32, changed: how often each stored sample has been drawn, with this time,
+            since it was an initial one. No index may be there twice then.
 
     Returns:
         x (n, *event) float32, and slot (n,) int64, ``index`` or -1 where a sample is an initial
@@ -186,7 +216,7 @@ def replay_gather(
     """
     return _op.replay_gather.default(
         *(data, index, rng, t, sample_ids, *value_range, dither, reinit_prob),
-        *(("uniform", "normal", None).index(init), augmentation),
+        *(("uniform", "normal", None).index(init), augmentation, visits),
     )
 
 
@@ -324,6 +354,12 @@ def register_operators(namespace: str) -> None:
     @torch.library.register_fake(f"{namespace}::nearest_neighbor_backward")
     def _(grad, x, winners, distance, y_scale, y_offset):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake(f"{namespace}::nn_log_distance")
+    def _(x, y, skip, eps, y_scale, y_offset):
+        check_neighbor(x, y, skip, 1)
+        grad = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return x.new_empty(()), grad, x.new_empty(x.shape[:1])
 
     @torch.library.register_fake(f"{namespace}::replay_gather")
     def _(data, index, *rest):

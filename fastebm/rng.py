@@ -14,6 +14,7 @@ TRANSITION = 0x85  # tag of a replayed sample's restart and augmentation
 HIDDEN = 0x86  # tag of hidden units drawn given visible ones
 VISIBLE = 0x87  # tag of visible units drawn given hidden ones
 ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
+CHOICE = 0x89  # tag of the choice of distinct slots
 
 
 class ChainRNG:

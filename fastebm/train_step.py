@@ -81,9 +81,7 @@ class GraphedTrainStep:
             return self._out
         key = model_key(self.loss.model)
         if self._replay is None:
-            buffer = self.loss.buffer
-            generators = [] if buffer is None else [buffer.generator]
-            self._replay = capture(self._step, self._device, generators, share_memory=False)
+            self._replay = capture(self._step, self._device, share_memory=False)
             self._key = key
         elif key != self._key:
             raise RuntimeError(

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 
 from fastebm import knn_cross_entropy, knn_entropy
-from fastebm.entropy import nn_log_distance
+from fastebm.entropy import nn_log_distance, nn_log_distance_gradient
 
 
 def test_log_distance_is_bounded_and_differentiable():
@@ -25,6 +25,89 @@ def test_log_distance_is_bounded_and_differentiable():
     assert value.item() == pytest.approx(math.log(1e-3)) and (same.grad == 0).all()
     with pytest.raises(ValueError, match="eps must be > 0"):
         nn_log_distance(x, x, eps=0.0)
+
+
+def log_distance(x, y, nearest, eps):
+    """The value from the references that each query has, in torch."""
+    square = (x - y[nearest]).flatten(1).square().sum(1)
+    return (square + eps**2).log().mean() / 2
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
+def test_gradient_of_the_log_distance(device, kind, shape):
+    n, m, eps = 40, 30, 0.05
+    scale = (0.02, -2.0) if kind == torch.uint8 else (1.0, 0.0)
+    dtype = torch.float64 if kind == torch.float64 else torch.float32
+    y = torch.randint(0, 256, (m, *shape), dtype=kind) if kind == torch.uint8 else None
+    y = torch.randn(m, *shape).to(kind) if y is None else y
+    values = y.double() * scale[0] + scale[1]
+    x = torch.randn(n, *shape, dtype=dtype)
+    x[:2] = values[:2].to(dtype)  # queries on top of a reference
+    skip = torch.randint(-1, m, (n,)).where(torch.arange(n) > 1, -1)
+    d = torch.cdist(x.double().flatten(1), values.flatten(1))
+    rows = torch.arange(n)[skip >= 0]
+    d[rows, skip[rows]] = math.inf
+    exact = x.double().clone().requires_grad_()
+    expected = log_distance(exact, values, d.argmin(1), eps)
+    (slope,) = torch.autograd.grad(expected, exact)
+
+    leaf, y, skip = x.to(device).clone().requires_grad_(), y.to(device), skip.to(device)
+    found = nn_log_distance(leaf, y, skip, eps, y_scale=scale)
+    (3 * found).backward()
+    value, grad = nn_log_distance_gradient(leaf, y, skip, eps, scale)
+    with torch.no_grad():
+        assert torch.equal(nn_log_distance(leaf, y, skip, eps, y_scale=scale), value)
+    assert not value.requires_grad and not grad.requires_grad and value.dtype == dtype
+    # What a byte stands for, up to 4, is rounded by 2^-22, and so is what is left of the distance.
+    atol = 2**-21 / (eps**2 * n) if kind == torch.uint8 else 0
+    error = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": atol}
+    torch.testing.assert_close(value.cpu().double(), expected.detach(), **error)
+    torch.testing.assert_close(grad.cpu().double(), slope, **error)
+    assert torch.equal(found.detach(), value)
+    torch.testing.assert_close(leaf.grad, 3 * grad)
+
+
+def test_the_log_distance_is_differentiable_twice_and_in_y():
+    x, y = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (5, 7))
+    skip = torch.tensor([0, -1, 2, -1, 4])
+    fixed = y.detach()
+    assert torch.autograd.gradcheck(lambda x: nn_log_distance(x, fixed, skip, 0.1), x)
+    assert torch.autograd.gradgradcheck(lambda x: nn_log_distance(x, fixed, skip, 0.1), x)
+    assert torch.autograd.gradcheck(lambda *v: nn_log_distance(*v, skip, 0.1), (x, y))
+    assert torch.autograd.gradgradcheck(lambda *v: nn_log_distance(*v, skip, 0.1), (x, y))
+    bytes_ = torch.randint(0, 256, (7, 3), dtype=torch.uint8)
+
+    def of_bytes(x):
+        return nn_log_distance(x, bytes_, eps=0.1, y_scale=(0.01, -1.0))
+
+    assert torch.autograd.gradcheck(of_bytes, x) and torch.autograd.gradgradcheck(of_bytes, x)
+    half = x.detach().bfloat16().requires_grad_()
+    (grad,) = torch.autograd.grad(nn_log_distance(half, fixed.bfloat16(), skip, 0.1), half)
+    assert grad.dtype == torch.bfloat16 and (grad != 0).any()
+
+
+def test_the_gradient_is_of_the_references_that_were_there():
+    x, y = torch.randn(5, 3, requires_grad=True), torch.randn(7, 3)
+    expected = nn_log_distance_gradient(x, y, None, 0.1)[1]
+    value = nn_log_distance(x, y, eps=0.1)
+    y.zero_()  # as the push of a replay buffer may
+    for create_graph in (False, True):
+        (grad,) = torch.autograd.grad(value, x, retain_graph=True, create_graph=create_graph)
+        torch.testing.assert_close(grad, expected)
+
+
+def test_a_query_without_a_reference_has_no_log_distance():
+    x = torch.tensor([[1.0, torch.nan], [0.0, 2.0]], requires_grad=True)
+    y = torch.randn(3, 2)
+    value, grad = nn_log_distance_gradient(x, y, None, 0.1)
+    assert value.isnan() and grad[0].isnan().all() and grad[1].isfinite().all()
+    found = nn_log_distance(x, y, eps=0.1)
+    for create_graph in (False, True):
+        (again,) = torch.autograd.grad(found, x, retain_graph=True, create_graph=create_graph)
+        torch.testing.assert_close(again, grad, equal_nan=True)
+    with pytest.raises(ValueError, match="eps must be > 0"):
+        nn_log_distance(x, y, eps=0.0)
 
 
 def by_tree(x, y, k=1, own=False):

@@ -311,6 +311,7 @@ def test_opcheck(device, k, y_dtype):
         ops._op.nearest_neighbor_backward.default,
         (torch.ones_like(distance), x, winners, distance, 0.01, 0.0),
     )
+    torch.library.opcheck(ops._op.nn_log_distance.default, (x, y, skip, 0.1, 0.01, 0.0))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -131,6 +131,24 @@ def test_many_threads(set_simd):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+def test_visits_count_from_the_last_restart(device):
+    n, shape = 300, (3, 4, 4)
+    data = stored(shape, torch.uint8, n).to(device)
+    before = torch.randint(0, 9, (n,), dtype=torch.int32)
+    index = torch.randperm(n)[:200]
+    index[::7] = -1
+    for augmentation in ((), Augmentation(hflip_p=0.5).parameters):
+        visits = before.clone().to(device)
+        options = {"reinit_prob": 0.3, "init": "uniform", "augmentation": augmentation}
+        _, slot = ops.replay_gather(
+            data, index.to(device), ChainRNG(2).state(device), visits=visits, **options
+        )
+        drawn, fresh, expected = index >= 0, slot.cpu() < 0, before.clone()
+        expected[index[drawn]] += 1
+        expected[index[drawn & fresh]] = 1
+        assert torch.equal(visits.cpu(), expected) and (drawn & fresh).any()
+
+
 def test_no_samples(device):
     data = torch.zeros(3, 2, device=device)
     index = torch.zeros(0, dtype=torch.int64, device=device)
@@ -160,6 +178,8 @@ IMAGES, TEN = torch.zeros(3, 3, 8, 8), [0.1, 1.0, 0.75, 1.5, *(0.0,) * 11]
         ({"index": torch.tensor([0.0])}, "index must be a contiguous int64"),
         ({"sample_ids": torch.tensor([0, 1, 2])}, "sample_ids must be a contiguous int64"),
         ({"rng": torch.zeros(3, dtype=torch.int64)}, "rng must be"),
+        ({"visits": torch.zeros(3)}, r"visits must be a contiguous int32 tensor \(3,\)"),
+        ({"visits": torch.zeros(2).int()}, "visits must be a contiguous int32"),
         ({"t": -1}, "t must be"),
         ({"value_range": (1.0, 1.0)}, "value_range must be"),
         ({"reinit_prob": math.nan}, "reinit_prob must be"),
@@ -185,7 +205,8 @@ def test_opcheck_and_compile():
     data, index = stored((3, 8, 8), torch.uint8), torch.randint(0, STORED, (5,))
     parameters = Augmentation.preset("cifar10").parameters
     arguments = (data, index, ChainRNG(1).state(), 0, None, 0.0, 1.0, True, 0.1, 0, parameters)
-    torch.library.opcheck(torch.ops.fastebm.replay_gather.default, arguments)
+    for visits in (None, torch.zeros(STORED, dtype=torch.int32)):
+        torch.library.opcheck(torch.ops.fastebm.replay_gather.default, (*arguments, visits))
 
     def f(data, index, rng):
         return ops.replay_gather(data, index, rng, augmentation=parameters)[0] * 2

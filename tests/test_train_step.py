@@ -111,8 +111,8 @@ def test_what_the_host_counts_goes_on_under_replay(monkeypatch):
     module = sys.modules["fastebm.train_step"]
     captured, replayed = [], []
 
-    def capture(body, device, generators, share_memory):
-        captured.append(generators)
+    def capture(body, device, share_memory):
+        captured.append(share_memory)
         body()
         return lambda: replayed.append(1)
 
@@ -125,7 +125,7 @@ def test_what_the_host_counts_goes_on_under_replay(monkeypatch):
     for i in range(1, 7):
         assert isinstance(step(torch.randn(40, 2)), LossOutput)
         assert loss.calls == i and loss.buffer.n_pushed == pushed + 40 * i
-    assert captured == [[loss.buffer.generator]] and len(replayed) == 3
+    assert captured == [False] and len(replayed) == 3
     with pytest.raises(ValueError, match=r"float32 \(40, 2\) as at first, got torch.float32 \(39"):
         step(torch.randn(39, 2))
     model.eval()
