@@ -1,7 +1,5 @@
 """Chains whose gradient is compiled: the eager result, and errors that say what is wrong."""
 
-import functools
-
 import pytest
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from fastebm import ImprovedContrastiveDivergence, LangevinDynamics
 @pytest.fixture
 def no_inductor(monkeypatch):
     """All of torch.compile but its slow last stage, code generation."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch._inductor, "compile", torch._dynamo.lookup_backend("aot_eager"))
 
 
 def mlp():
