@@ -53,6 +53,27 @@ FASTEBM_TARGET inline void step_run(const LangevinParams& p, int64_t at, int64_t
   std::memcpy(out + i, rest_x, bytes);
 }
 
+// Rows [begin, end) of one or two elements, whose noise is the first half of a block.
+template <class T>
+FASTEBM_TARGET void step_of_pairs(const LangevinParams& p, int64_t begin, int64_t end) {
+  const RoundKeys keys = round_keys(noise_key(p));
+  const auto c = coefficients_of<T>(p, begin);
+  for (int64_t row = begin; row < end; row += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, end - row);
+    uint64_t id[kLanes];
+    for (int i = 0; i < kLanes; ++i) id[i] = sample_id(p, row + std::min<int64_t>(i, count - 1));
+    alignas(64) float noise[2 * kLanes];
+    if (p.dim == 1) {
+      store(noise, normals_by_lane<1>(keys, 0, counters_by_lane(id)).v[0]);
+    } else {
+      const Normals n = normals_by_lane<2>(keys, 0, counters_by_pair(id));
+      store(noise, unpack_low(n.v[0], n.v[1]));
+      store(noise + kLanes, unpack_high(n.v[0], n.v[1]));
+    }
+    step_run<T>(p, row * p.dim, count * p.dim, noise, c);
+  }
+}
+
 // Blocks [begin, end) of the batch, kLanes at a time. Full blocks that lie together go straight
 // from registers; the rest (short or ragged samples, samples with coefficients of their own) has
 // its noise written out first, without the normals that no element needs.
@@ -62,6 +83,7 @@ FASTEBM_TARGET void step(const LangevinParams& p, int64_t begin, int64_t end) {
   const NoiseKey key = noise_key(p);
   const RoundKeys keys = round_keys(key);
   const bool noisy = needs_noise(p), per_row = rows_differ(p), whole_blocks = p.dim % 4 == 0;
+  if (noisy && p.dim <= 2 && !per_row && !p.mask) return step_of_pairs<T>(p, begin, end);
   int64_t row = begin / blocks, block = begin - row * blocks, row_of_c = row;
   int64_t row_of_words = -1;
   auto c = coefficients_of<T>(p, row);
