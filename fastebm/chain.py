@@ -18,8 +18,8 @@ from fastebm.ops import Clamp, langevin_step, langevin_step_
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
 BeforeStep = Callable[[int, Tensor], None]
-# Of a chain that moves `leaf` in place: (leaf, model_kwargs, watched) -> () -> grad, energies. Without
-# `watched` there may be no energies; the next call may overwrite grad.
+# (leaf, model_kwargs, watched) of a chain that moves `leaf` in place -> () -> grad, energies. There
+# may be no energies unless it is watched, and the next call may overwrite grad.
 Gradient = Callable[[Tensor, dict, bool], Callable[[], tuple[Tensor, Tensor | None]]]
 
 

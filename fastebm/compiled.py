@@ -105,10 +105,10 @@ class _ChainGradient:
         e, call = self._compiled.run(*self._arguments)
         if call is not None:  # torch may have been told to compile nothing
             code, args, outputs = call
-            at = [i for i, output in enumerate(outputs) if output is e and e is not None]
-            same = code is self._last[0] and all(map(_same, args, self._last[1]))
-            self._is_settled = same and (e is None or len(at) > 0)
-            self._last = (code, args, at[0] if at else None)
+            at = None if e is None else next((i for i, o in enumerate(outputs) if o is e), None)
+            again = code is self._last[0] and all(map(_same, args, self._last[1]))
+            self._is_settled = again and (e is None) == (at is None)
+            self._last = (code, args, at)
         return e
 
 
