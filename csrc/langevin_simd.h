@@ -53,6 +53,31 @@ FASTEBM_TARGET inline void step_run(const LangevinParams& p, int64_t at, int64_t
   std::memcpy(out + i, rest_x, bytes);
 }
 
+// Noise of kLanes samples of kDim elements, 1 or 2, which is the first half of their blocks.
+template <int kDim>
+FASTEBM_TARGET inline void short_noise(const RoundKeys& keys, const uint64_t* id, float* noise) {
+  const Counters ids = kDim == 1 ? counters_by_lane(id) : counters_by_pair(id);
+  const Normals n = normals_by_lane<kDim>(keys, 0, ids);
+  store(noise, kDim == 1 ? n.v[0] : unpack_low(n.v[0], n.v[1]));
+  if (kDim == 2) store(noise + kLanes, unpack_high(n.v[0], n.v[1]));
+}
+
+// Samples [begin, end) of kDim elements.
+template <class T, int kDim>
+FASTEBM_TARGET void step_of_short_samples(const LangevinParams& p, int64_t begin, int64_t end) {
+  constexpr int kRows = 8 * kLanes;
+  const RoundKeys keys = round_keys(noise_key(p));
+  const auto c = coefficients_of<T>(p, begin);
+  for (int64_t row = begin; row < end; row += kRows) {
+    const int64_t count = std::min<int64_t>(kRows, end - row);
+    uint64_t id[kRows];
+    for (int i = 0; i < kRows; ++i) id[i] = sample_id(p, std::min(row + i, end - 1));
+    alignas(64) float noise[kRows * kDim];
+    for (int i = 0; i < count; i += kLanes) short_noise<kDim>(keys, id + i, noise + i * kDim);
+    step_run<T>(p, row * kDim, count * kDim, noise, c);
+  }
+}
+
 // Blocks [begin, end) of the batch, kLanes at a time. Full blocks that lie together go straight
 // from registers; the rest (short or ragged samples, samples with coefficients of their own) has
 // its noise written out first, without the normals that no element needs.
@@ -62,6 +87,9 @@ FASTEBM_TARGET void step(const LangevinParams& p, int64_t begin, int64_t end) {
   const NoiseKey key = noise_key(p);
   const RoundKeys keys = round_keys(key);
   const bool noisy = needs_noise(p), per_row = rows_differ(p), whole_blocks = p.dim % 4 == 0;
+  if (noisy && p.dim <= 2 && !per_row && !p.mask)
+    return p.dim == 1 ? step_of_short_samples<T, 1>(p, begin, end)
+                      : step_of_short_samples<T, 2>(p, begin, end);
   int64_t row = begin / blocks, block = begin - row * blocks, row_of_c = row;
   int64_t row_of_words = -1;
   auto c = coefficients_of<T>(p, row);

@@ -18,6 +18,16 @@ struct LaneNoise {
   }
 };
 
+// Of the v-th kLanes samples; with `pair` the first two elements of the block, which suffice for
+// the last block of some samples.
+template <int kVectors>
+FASTEBM_TARGET inline Normals normals_of_tile(const LaneNoise<kVectors>& noise, int64_t block,
+                                              int v, bool pair) {
+  const auto at = static_cast<uint64_t>(block);
+  return pair ? normals_by_lane<2>(noise.keys, at, noise.ids[v])
+              : normals_by_lane(noise.keys, at, noise.ids[v]);
+}
+
 // langevin_element(), or noise_element() without kGradient, for all elements; noise may be null.
 template <int kVectors, bool kGradient>
 FASTEBM_TARGET void update(const MlpChainParams& p, const Tile& tile,
@@ -29,7 +39,7 @@ FASTEBM_TARGET void update(const MlpChainParams& p, const Tile& tile,
     for (int v = 0; v < kVectors; ++v) {
       const int lane = v * kLanes;
       Normals n{};
-      if (noise) n = normals_by_lane(noise->keys, static_cast<uint64_t>(block), noise->ids[v]);
+      if (noise) n = normals_of_tile(*noise, block, v, p.mlp.dim - 4 * block <= 2);
       const Floats down = sub(set(0.0f), load(tile.step + lane)), scale = load(tile.scale + lane);
       const Floats sigma = load(tile.sigma + lane);
       for (int64_t i = 4 * block; i < std::min(4 * block + 4, p.mlp.dim); ++i) {

@@ -38,6 +38,12 @@ FASTEBM_TARGET inline Counters counters_by_lane(const uint64_t* word) {
   return {load_wide(a), load_wide(b)};
 }
 
+// The order in which numbers() leaves what unpack_low() and unpack_high() of elements 0 and 1 turn
+// into pairs, block after block: `a` is the lower half of the blocks.
+FASTEBM_TARGET inline Counters counters_by_pair(const uint64_t* word) {
+  return {load_wide(word), load_wide(word + kLanes / 2)};
+}
+
 FASTEBM_TARGET inline Counters counters_ascending(uint64_t first) {
   uint64_t word[kLanes];
   for (int i = 0; i < kLanes; ++i) word[i] = static_cast<uint64_t>(i);
@@ -145,8 +151,9 @@ FASTEBM_TARGET inline void philox_round(Wides c[4], Wides k0, Wides k1) {
   c[3] = x;
 }
 
-// Rounds from `first` on, then the numbers: v[i] holds element i of each block.
-template <class Law>
+// Rounds from `first` on, then the numbers: v[i] holds element i of each block; with kElements <= 2
+// only elements 0 and 1, at little more than half the price.
+template <class Law, int kElements = 4>
 FASTEBM_TARGET inline Normals numbers(const RoundKeys& keys, int first, Wides a[4], Wides b[4]) {
 #pragma GCC unroll 10
   for (int r = first; r < kPhiloxRounds; ++r) {
@@ -155,7 +162,7 @@ FASTEBM_TARGET inline Normals numbers(const RoundKeys& keys, int first, Wides a[
   }
   Normals n;
   Law::pair(low_halves(a[0], b[0]), low_halves(a[1], b[1]), &n.v[0], &n.v[1]);
-  Law::pair(low_halves(a[2], b[2]), low_halves(a[3], b[3]), &n.v[2], &n.v[3]);
+  if (kElements > 2) Law::pair(low_halves(a[2], b[2]), low_halves(a[3], b[3]), &n.v[2], &n.v[3]);
   return n;
 }
 
@@ -182,14 +189,15 @@ FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& blo
   return finish<Law>(keys, 0, a, b);
 }
 
-// The same block of kLanes samples, whose ids counters_by_lane() has put in order: v[i] holds
-// element i of the block, a sample to a lane.
+// The same block of kLanes samples: v[i] holds element i of the block, a sample to a lane if
+// counters_by_lane() has put the ids in order.
+template <int kElements = 4>
 FASTEBM_TARGET inline Normals normals_by_lane(const RoundKeys& keys, uint64_t block,
                                               const Counters& sample_id) {
   const Wides at = set_wide(block);
   Wides a[4] = {keys.step, at, sample_id.a, top_word(keys, sample_id.a)};
   Wides b[4] = {keys.step, at, sample_id.b, top_word(keys, sample_id.b)};
-  return numbers<NormalLaw>(keys, 0, a, b);
+  return numbers<NormalLaw, kElements>(keys, 0, a, b);
 }
 
 // What the first three rounds come to where only the block differs: five of their six products

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastebm.capture import is_active
-from fastebm.energy import CompiledGradient, fresh_parametrizations, leaf_gradient, sum_scales
+from fastebm.compiled import CompiledGradient
+from fastebm.energy import fresh_parametrizations, leaf_gradient, sum_scales
 from fastebm.graph import GRAPHS, Program, model_key, settings_key
 from fastebm.ops import Clamp, langevin_step, langevin_step_
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
 BeforeStep = Callable[[int, Tensor], None]
-Gradient = Callable[[Tensor, dict], tuple[Tensor, Tensor]]  # (leaf, model_kwargs) -> grad, energies
+# (leaf, model_kwargs, watched) of a chain that moves `leaf` in place -> () -> grad, energies. There
+# may be no energies unless it is watched, and the next call may overwrite grad.
+Gradient = Callable[[Tensor, dict, bool], Callable[[], tuple[Tensor, Tensor | None]]]
 
 
 class StepOptions(NamedTuple):
@@ -57,7 +61,7 @@ class ChainRunner:
         self.gradient: Gradient = (
             CompiledGradient(model)
             if compile
-            else lambda leaf, model_kwargs: leaf_gradient(model, leaf, model_kwargs, False)
+            else lambda leaf, kwargs, watched: partial(leaf_gradient, model, leaf, kwargs, False)
         )
 
     def run(
@@ -151,13 +155,14 @@ def run_steps(
     x, coefficients, rng, options, model_kwargs, sample_ids = chain
     clamp, grad_clip, grad_norm_clip, noise_first = options
     leaf = x.detach().requires_grad_()  # the memory of x, so it need not be renewed at each step
+    gradient_at_leaf = gradient(leaf, model_kwargs, on_step is not None)
     for t, (step_size, noise_std) in enumerate(coefficients):
         if before_step is not None:
             before_step(t, x)
         if noise_first:
             langevin_step_(x, None, 0.0, noise_std, rng, t=t, sample_ids=sample_ids)
             noise_std = 0.0
-        grad, e = gradient(leaf, model_kwargs)
+        grad, e = gradient_at_leaf()
         langevin_step_(
             *(x, grad, step_size, noise_std, rng),
             t=t,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -26,7 +25,7 @@ def energy(model: Callable[..., Tensor], x: Tensor, **model_kwargs) -> Tensor:
         TypeError: the model does not return a floating-point tensor.
         ValueError: its shape is none of these.
     """
-    e = _energies(model, x, model_kwargs)
+    e = checked_energies(model, x, model_kwargs)
     return e.squeeze(1) if e.dim() == 2 and e.shape[1] == 1 else e
 
 
@@ -60,47 +59,11 @@ def leaf_gradient(
 ) -> tuple[Tensor, Tensor]:
     """``input_gradient`` without its preparations, for loops: ``x`` is a leaf that requires a
     gradient, gradients are enabled, and the energies come as the model gave them."""
-    e = _energies(model, x, model_kwargs)
+    e = checked_energies(model, x, model_kwargs)
     if not e.requires_grad:
         raise ValueError("model must return an energy that depends on x, with its graph to x")
     (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
     return grad, e
-
-
-class CompiledGradient:
-    """``leaf_gradient`` without a graph, by ``torch.compile``. What was compiled lives as long as
-    this object; another shape of ``x`` or another model argument is compiled anew.
-
-    Raises:
-        RuntimeError: torch.compile cannot do it, and why. A model's own errors come as they are.
-    """
-
-    def __init__(self, model: Callable[..., Tensor]) -> None:
-        def total(x: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
-            e = _energies(model, x, model_kwargs)
-            return e.sum(), e
-
-        # Of autograd.grad, torch 2.13 compiles no whole graph; of func.grad it does. Its limit on
-        # variants of a function is then for each model, not for all of them (torch >= 2.13).
-        known = inspect.signature(torch.compile).parameters
-        isolated = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-        gradient = torch.func.grad(total, has_aux=True)
-        self._compiled = torch.compile(gradient, fullgraph=True, **isolated)
-        self._model, self._checked = model, False
-
-    def __call__(self, leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
-        if not self._checked:  # that the energy depends on x, which func.grad does not ask
-            leaf_gradient(self._model, leaf, model_kwargs, False)
-            self._checked = True
-        try:
-            with torch.no_grad(), _uncached_parametrizations():
-                return self._compiled(leaf.detach(), model_kwargs)
-        except Exception as error:
-            leaf_gradient(self._model, leaf, model_kwargs, False)  # raises an error of the model
-            raise RuntimeError(
-                "compile=True: torch.compile fails on the gradient of the model; use compile=False."
-                f" {type(error).__name__}: {str(error).strip()}"
-            ) from error
 
 
 def check_batch(x: Tensor) -> None:
@@ -115,7 +78,7 @@ def sum_scales(e: Tensor) -> Tensor:
     return e.sum(1) if e.dim() == 2 else e
 
 
-def _energies(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Tensor:
+def checked_energies(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Tensor:
     """What the model returns, checked."""
     e = model(x, **model_kwargs)
     if not isinstance(e, Tensor) or not e.is_floating_point():
@@ -177,7 +140,7 @@ def fresh_parametrizations() -> Iterator[None]:
 
 
 @contextmanager
-def _uncached_parametrizations() -> Iterator[None]:
+def uncached_parametrizations() -> Iterator[None]:
     """What func.grad would leave in the cache is of no use outside it."""
     enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
     try:

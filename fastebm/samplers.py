@@ -54,7 +54,8 @@ class LangevinDynamics:
             latter where it is possible, unless ``compile`` or ``graph=True`` ask for something
             else. They differ by the rounding of gradients.
         compile: take the gradient of ``sample`` through ``torch.compile`` (of the gradient alone:
-            ``last_step`` stays eager). The same result up to rounding.
+            ``last_step`` stays eager). The same result up to rounding. Tensors of the model may
+            change from one step of a chain to the next if they change in place, and nothing else.
         graph: run ``sample`` as CUDA graphs of up to 32 steps: the launches of a small energy cost
             more than its arithmetic. ``"auto"``: from the second call with the same shapes and
             options on, where it works; where not, one ``GraphWarning`` says why. True: a

@@ -1,18 +1,17 @@
 """Chains whose gradient is compiled: the eager result, and errors that say what is wrong."""
 
-import functools
-
 import pytest
 import torch
 from torch import nn
 
 from fastebm import ImprovedContrastiveDivergence, LangevinDynamics
+from fastebm.compiled import CompiledGradient
 
 
 @pytest.fixture
 def no_inductor(monkeypatch):
     """All of torch.compile but its slow last stage, code generation."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch._inductor, "compile", torch._dynamo.lookup_backend("aot_eager"))
 
 
 def mlp():
@@ -25,8 +24,11 @@ def assert_same(model, x, **options):
     compiled = LangevinDynamics(model, 0.1, compile=True, **options)
     plain = LangevinDynamics(model, 0.1, **options)
     for n in (x.shape[0], x.shape[0] - 1):  # another shape is compiled anew
-        out = compiled.sample(x[:n], 4, seed=3, return_diagnostics=True)
-        expected = plain.sample(x[:n], 4, seed=3, return_diagnostics=True)
+        out = compiled.sample(x[:n], 5, seed=3, return_diagnostics=True)
+        expected = plain.sample(x[:n], 5, seed=3, return_diagnostics=True)
+        torch.testing.assert_close(
+            compiled.sample(x[:n], 5, seed=3), expected[0], rtol=1e-5, atol=1e-6
+        )
         torch.testing.assert_close(out[0], expected[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(out[1], expected[1], rtol=1e-5, atol=1e-5)
     return compiled
@@ -54,6 +56,61 @@ def test_inductor_gives_the_eager_chain():
 )
 def test_models(no_inductor, model):
     assert_same(model(), torch.randn(8, 2))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_chain_asks_torch_for_its_code_twice(no_inductor, monkeypatch, watched):
+    asked, run = [], CompiledGradient.run
+    monkeypatch.setattr(
+        CompiledGradient, "run", lambda self, *args: asked.append(self) or run(self, *args)
+    )
+    model, x = mlp(), torch.randn(8, 2)
+    compiled, plain = (LangevinDynamics(model, 0.1, compile=c) for c in (True, False))
+    for chain in range(3):
+        out = compiled.sample(x, 7, seed=chain, return_diagnostics=watched)
+        torch.testing.assert_close(out, plain.sample(x, 7, seed=chain, return_diagnostics=watched))
+        assert len(asked) == 2 * (chain + 1)
+        with torch.no_grad():
+            model[0].weight.mul_(1.5)
+        model[3].weight = nn.Parameter(torch.randn(16, 16))  # and another tensor
+
+
+def test_a_model_that_changes_at_each_call_is_asked_for_at_each(no_inductor):
+    class Counts(nn.Module):
+        def forward(self, x):
+            self.calls += 1
+            return self.calls * x.square().sum(1)
+
+    model, x, ends = Counts(), torch.randn(8, 2), []
+    for compile in (False, True):
+        sampler = LangevinDynamics(model, 0.01, compile=compile)
+        for _ in range(2):  # the first chain makes one call more, to check the energy
+            model.calls = 0
+            end = sampler.sample(x, 6, seed=1)
+        assert model.calls == 6
+        ends.append(end)
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+def test_a_function_of_a_parameter_leaves_no_graph(no_inductor):
+    weight = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    x = torch.randn(8, 2, dtype=torch.float64)
+    ends = [
+        LangevinDynamics(lambda x: (weight * x).square().sum(1), 0.1, compile=c).sample(
+            x, 5, seed=1
+        )
+        for c in (True, False)
+    ]
+    assert not ends[0].requires_grad and weight.grad is None
+    torch.testing.assert_close(*ends)
+
+
+def test_torch_told_to_compile_nothing(no_inductor):
+    model, x = mlp(), torch.randn(8, 2)
+    plain = LangevinDynamics(model, 0.1).sample(x, 4, seed=1)
+    with torch.compiler.set_stance("force_eager"):
+        end = LangevinDynamics(model, 0.1, compile=True).sample(x, 4, seed=1)
+    torch.testing.assert_close(end, plain)
 
 
 def test_many_models_do_not_use_up_the_limit_of_recompilations(no_inductor):

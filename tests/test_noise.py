@@ -20,7 +20,7 @@ KNOWN_ANSWERS = [
     ),
 ]
 SHAPES = [(1, 1), (9, 1), (17, 2), (5, 3), (6, 4), (11, 5), (3, 31), (4, 32), (2, 33), (3, 36)]
-SHAPES += [(2, 100), (1, 257), (2, 3, 5, 7), (3, 1024)]
+SHAPES += [(300, 1), (301, 2), (299, 3), (2, 100), (1, 257), (2, 3, 5, 7), (3, 1024)]
 SHAPES += [(40, 20), (30, 62), (2, 16_380), (2, 16_390)]  # around kShortSample blocks
 
 
@@ -59,7 +59,7 @@ def test_same_bits_on_every_cpu_path(shape, rng, set_simd):
         assert torch.equal(noise(shape, rng), scalar), level
 
 
-@pytest.mark.parametrize("shape", [(13, 40_001), (40_000, 7), (9000, 60)])
+@pytest.mark.parametrize("shape", [(13, 40_001), (40_000, 2), (40_000, 7), (9000, 60)])
 def test_same_bits_for_any_number_of_threads(shape, set_simd):
     """Many grains, which end inside samples."""
     set_simd("scalar")
@@ -100,11 +100,12 @@ def test_any_batch_split_gives_the_same_noise(device):
         assert torch.equal(torch.cat(parts), whole)
 
 
-def test_sample_ids_name_the_samples(device):
-    ids = torch.tensor([9, 0, 2**33 + 1, 9], device=device)
-    got = noise((4, 10), ChainRNG(3), device, sample_ids=ids)
+@pytest.mark.parametrize("dim", [1, 2, 3, 10])
+def test_sample_ids_name_the_samples(device, dim):
+    ids = torch.tensor([9, 0, 2**33 + 1, 9] + [7] * 40, device=device)
+    got = noise((44, dim), ChainRNG(3), device, sample_ids=ids)
     for row, i in enumerate(ids.tolist()):
-        assert torch.equal(got[row], noise((1, 10), ChainRNG(3, 0, i), device)[0])
+        assert torch.equal(got[row], noise((1, dim), ChainRNG(3, 0, i), device)[0])
 
 
 def test_shape_of_a_sample_does_not_matter(device):

@@ -90,7 +90,7 @@ def test_a_tensor_with_one_value_serves_all_samples(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(9, 3), (5, 40), (3, 1030)])
+@pytest.mark.parametrize("shape", [(70, 1), (150, 2), (9, 3), (5, 40), (3, 1030)])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample, set_simd):
@@ -110,7 +110,7 @@ def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample,
         assert torch.equal(other.cpu(), scalar), level
 
 
-@pytest.mark.parametrize("shape", [(9, 3), (5, 40), (3, 130), (40, 6)])
+@pytest.mark.parametrize("shape", [(70, 2), (9, 3), (5, 40), (3, 130), (40, 6)])
 def test_masks_are_the_same_on_every_path(device, shape, set_simd):
     x, g = sample(shape)
     args = (0.3, 0.2, None, None, rng(), 0, None, 0.8, -0.5, 0.5, 0x80)
