@@ -5,6 +5,7 @@
 #pragma once
 #include <cmath>
 #include <functional>
+#include <type_traits>
 
 #include "scalar.h"
 
@@ -137,6 +138,16 @@ FASTEBM_HD X neighbor_gradient(const NeighborBackwardParams& p, int64_t i, int64
 template <class F>
 int visit_reference(Dtype dtype, F&& f) {
   return dtype == Dtype::kUint8 ? f(uint8_t{}) : visit_dtype(dtype, f);
+}
+
+// Returns f(X{}, Y{}) for the types of the queries and the references.
+template <class Params, class F>
+int visit_types(const Params& p, F&& f) {
+  return visit_reference(p.y_dtype, [&](auto y) {
+    if (p.x_dtype == Dtype::kFloat64) return f(double{}, y);
+    if constexpr (!std::is_same_v<decltype(y), double>) return f(float{}, y);
+    return 0;  // checked: y is not wider than x
+  });
 }
 
 }  // namespace fastebm

@@ -48,16 +48,6 @@ constexpr int kRows = 12;
 #endif
 // clang-format on
 
-// Calls f(X{}, Y{}) for the types of the queries and references.
-template <class Params, class F>
-int visit_types(const Params& p, F&& f) {
-  return visit_reference(p.y_dtype, [&](auto y) {
-    if (p.x_dtype == Dtype::kFloat64) return f(double{}, y);
-    if constexpr (!std::is_same_v<decltype(y), double>) return f(float{}, y);
-    return 0;  // checked: y is not wider than x
-  });
-}
-
 bool is_direct(const NeighborParams& p) { return p.dim >= 1 && p.dim <= kSmallDim; }
 
 }  // namespace

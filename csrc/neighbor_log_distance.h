@@ -1,8 +1,6 @@
 // What the entropy term makes of the nearest references: the mean of log(d^2 + eps^2) / 2 and its
 // gradient in the queries, (x - y*) / (d^2 + eps^2) / n. Launchers and the arithmetic.
 #pragma once
-#include <type_traits>
-
 #include "neighbor.h"
 
 namespace fastebm {
@@ -42,16 +40,6 @@ FASTEBM_HD X log_distance_pull(const LogDistanceParams& p, int64_t i, int64_t el
   const X x = static_cast<const X*>(p.x)[i * p.dim + element];
   const X apart = x - static_cast<X>(reference_value(y, p.y_scale, p.y_offset));
   return static_cast<X>(static_cast<double>(apart) * slope);
-}
-
-// Returns f(X{}, Y{}) for the types of queries and references.
-template <class F>
-int visit_pair(const LogDistanceParams& p, F&& f) {
-  return visit_reference(p.y_dtype, [&](auto y) {
-    if (p.x_dtype == Dtype::kFloat64) return f(double{}, y);
-    if constexpr (!std::is_same_v<decltype(y), double>) return f(float{}, y);
-    return 0;  // checked: y is not wider than x
-  });
 }
 
 }  // namespace fastebm

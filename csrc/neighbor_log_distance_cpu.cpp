@@ -4,7 +4,7 @@
 namespace fastebm {
 
 int log_distance_gradient_cpu(const LogDistanceParams& p, int64_t begin, int64_t end) {
-  return visit_pair(p, [&](auto x_type, auto y_type) {
+  return visit_types(p, [&](auto x_type, auto y_type) {
     using X = decltype(x_type);
     using Y = decltype(y_type);
     for (int64_t i = begin; i < end; ++i) {
@@ -17,7 +17,7 @@ int log_distance_gradient_cpu(const LogDistanceParams& p, int64_t begin, int64_t
 }
 
 int log_distance_value_cpu(const LogDistanceParams& p) {
-  return visit_pair(p, [&](auto x_type, auto) {
+  return visit_types(p, [&](auto x_type, auto) {
     using X = decltype(x_type);
     double sum = 0.0;
     for (int64_t i = 0; i < p.n; ++i) sum += std::log(bounded_square<X>(p, i));

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kLogThreads) log_mean_kernel(LogDistanceParams
 }  // namespace
 
 int log_distance_cuda(const LogDistanceParams& p, void* stream) {
-  return visit_pair(p, [&](auto x_type, auto y_type) {
+  return visit_types(p, [&](auto x_type, auto y_type) {
     using X = decltype(x_type);
     using Y = decltype(y_type);
     const dim3 block(kLogThreads);

@@ -15,6 +15,7 @@ MAX_HIDDEN, MAX_WIDTH, MAX_DIM_CUDA = 4, 256, 256  # as in csrc/mlp_chain.h
 ACTIVATIONS = ("silu", "tanh", "relu", "softplus", "gelu", "gelu_tanh")  # in the kernels' order
 _PLAIN = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.ReLU: "relu"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{hooks}" for hooks in _HOOKS)
 
 
 class Network(NamedTuple):
@@ -61,7 +62,9 @@ def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Ne
             return f"x must be (B, *event), got {tuple(x.shape)}"
     elif x.dim() != 2:
         return f"x must be (B, D), got {tuple(x.shape)}"
-    return _unfit_call({model, net, *net}, x) or _network(list(net), x)
+    layers = list(net)
+    modules = layers + [model] if net is model else layers + [model, net]
+    return _unfit_call(modules, x) or _network(layers, x)
 
 
 def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
@@ -82,10 +85,11 @@ def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
             )
         inputs = outputs
     weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
-    for value in (*weights, *(b for b in biases if b is not None)):
+    device = x.device
+    for value in weights + [b for b in biases if b is not None]:
         if type(value) not in (nn.Parameter, Tensor) or value.layout != torch.strided:
             return f"a parameter is {_name(value)}, not a plain tensor"
-        if value.dtype != torch.float32 or value.device != x.device:
+        if value.dtype != torch.float32 or value.device != device:
             return f"a parameter is {value.dtype} on {value.device}, x float32 on {x.device}"
     kinds = {_activation(layer) for layer in activations}
     if None in kinds or len(kinds) > 1:
@@ -106,19 +110,26 @@ def _activation(layer: nn.Module) -> tuple[str, float, float] | None:
     return name and (name, 1.0, 20.0)
 
 
-def _unfit_call(modules: set[nn.Module], x: Tensor) -> str | None:
-    """Why calling these modules on ``x`` is more than their formulas, or not in float32."""
+def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
+    """Why calling these modules on ``x`` is more than their formulas, or not in float32. Written
+    for speed: it is asked at every call of a sampler."""
     if x.dtype != torch.float32:
         return f"x is {x.dtype}, not float32"
     if x.device.type != "cpu" and not (x.device.type == "cuda" and _C.cuda_archs):
         return f"x is on {x.device}, for which no kernel was built"
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
-    hooked = any(vars(m)[hooks] for m in modules for hooks in _HOOKS)
-    if hooked or any(getattr(nn_module, f"_global{hooks}") for hooks in _HOOKS):
-        return "modules have hooks"
-    if any("forward" in vars(m) or _definer(m, "__call__") is not nn.Module for m in modules):
-        return "a module's forward or __call__ was replaced"
+    shared = vars(nn_module)
+    for hooks in _GLOBAL_HOOKS:
+        if shared[hooks]:
+            return "modules have hooks"
+    for module in modules:
+        own = vars(module)
+        for hooks in _HOOKS:
+            if own[hooks]:
+                return "modules have hooks"
+        if "forward" in own or type(module).__call__ is not nn.Module.__call__:
+            return "a module's forward or __call__ was replaced"
     return None
 
 

@@ -52,10 +52,11 @@ class ChainRNG:
     def state(self, device: torch.device | str = "cpu") -> Tensor:
         """The stream as the operators read it: int64 (4,) = {key, t, sample_offset, 0}."""
         key = (self.seed + 2**63) % 2**64 - 2**63  # the same 64 bits, signed
-        pinned = torch.device(device).type == "cuda"  # or the copy would wait for the device
-        values = (key, self.t, self.sample_offset, 0)
-        host = torch.tensor(values, dtype=torch.int64, pin_memory=pinned)
-        return host.to(device, non_blocking=True)
+        values, device = (key, self.t, self.sample_offset, 0), torch.device(device)
+        if device.type == "cpu":
+            return torch.tensor(values)
+        pinned = device.type == "cuda"  # or the copy would wait for the device
+        return torch.tensor(values, pin_memory=pinned).to(device, non_blocking=True)
 
     def advance(self, n_steps: int) -> None:
         """Count ``n_steps`` more steps as taken."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Generator, Tensor
@@ -242,8 +242,7 @@ class LangevinDynamics:
             if k % augment_every == 0:
                 x.copy_(augmentation.transform(x, state, k, sample_ids))
 
-        mode = sampling_mode(self.model) if network is None else nullcontext()
-        with torch.inference_mode(False), torch.enable_grad(), mode:
+        with _gradient_mode(self.model) if network is None else _no_inference():
             x = x.clone(memory_format=torch.contiguous_format)
             on_step = keep if return_trajectory or return_diagnostics else None
             before_step = None if augmentation is None else augment
@@ -366,6 +365,18 @@ class LangevinDynamics:
             return langevin_step_(
                 x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.options.clamp, tag=INIT
             )
+
+
+@contextmanager
+def _gradient_mode(model: Callable[..., Tensor]) -> Iterator[None]:
+    """Gradients in x can be taken, whatever mode the caller and the model are in."""
+    with torch.inference_mode(False), torch.enable_grad(), sampling_mode(model):
+        yield
+
+
+def _no_inference() -> AbstractContextManager:
+    """Outside inference mode; nothing is entered where that changes nothing, as it takes time."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def finite_rows(x: Tensor) -> Tensor:

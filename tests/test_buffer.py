@@ -176,6 +176,17 @@ def test_references_are_stored_samples_and_know_their_slots():
     assert own[0] == -1
 
 
+def test_every_choice_is_another():
+    buffer = ReplayBuffer(1000, (1,), 0.0, init=lambda n: numbered(0, n), seed=0)
+    slots = torch.arange(5)
+    chosen = [buffer.sample(20)[1].tolist()]
+    chosen += [buffer.references(slots, 20).y[:, 0].long().tolist() for _ in range(3)]
+    chosen += [buffer.sample(20)[1].tolist() for _ in range(2)]
+    assert len(set(map(tuple, chosen))) == 6
+    again = ReplayBuffer(1000, (1,), 0.0, init=lambda n: numbered(0, n), seed=0)
+    assert again.sample(20)[1].tolist() == chosen[0]
+
+
 def test_uint8_references_come_with_their_scale():
     buffer = ReplayBuffer(50, (3,), dtype=torch.uint8, value_range=(-2, 6), seed=0)
     y, _, (scale, offset) = buffer.references(torch.arange(5))

@@ -228,9 +228,10 @@ def test_input_and_model_are_left_alone():
     assert model.training and model[0].weight.requires_grad
 
 
-def test_grad_modes_of_the_caller_do_not_matter():
-    model, x = mlp(), torch.randn(4, 2, dtype=torch.float64)
-    sampler = LangevinDynamics(model, 0.1)
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_grad_modes_of_the_caller_do_not_matter(backend):
+    model, x = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)), torch.randn(4, 2)
+    sampler = LangevinDynamics(model, 0.1, backend=backend)
     expected = sampler.sample(x, 3, seed=0)
     with torch.no_grad():
         assert torch.equal(sampler.sample(x, 3, seed=0), expected)
