@@ -21,6 +21,16 @@ const void* table(const char* what, const OptionalTensor& t, const Tensor& x, in
   return t->const_data_ptr();
 }
 
+// Where to write: null, or a dense float32 tensor of these sizes.
+float* output(const char* what, OptionalTensor& t, const Tensor& x, int64_t dim) {
+  if (!t) return nullptr;
+  check_float32(kOp, what, *t, x);
+  STD_TORCH_CHECK(t->dim() == dim && t->size(0) == x.size(0) &&
+                      (dim == 1 || t->size(1) == x.size(1)) && t->is_contiguous(),
+                  kOp, ": ", what, " must be contiguous, of shape ", dim == 1 ? "(B,)" : "(B, D)");
+  return static_cast<float*>(t->mutable_data_ptr());
+}
+
 template <MlpChainLauncher kLaunch, bool kCpu>
 void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
@@ -46,8 +56,8 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   p.bfloat16 = bfloat16;
   STD_TORCH_CHECK(!kCpu || !bfloat16, kOp,
                   ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
-  p.energy = output(kOp, "energy", energy, x, 1);
-  p.grad = output(kOp, "grad", grad, x, 2);
+  p.energy = output("energy", energy, x, 1);
+  p.grad = output("grad", grad, x, 2);
   p.step.x = p.step.out = x.mutable_data_ptr();
   if (p.step.batch == 0 || n_steps == 0) return;
 

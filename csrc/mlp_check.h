@@ -57,15 +57,4 @@ inline Mlp mlp_network(const char* op, const Tensor& x, const std::vector<Tensor
   return mlp;
 }
 
-// Where to write: null, or a dense float32 tensor of these sizes.
-inline float* output(const char* op, const char* what, OptionalTensor& t, const Tensor& x,
-                     int64_t dim) {
-  if (!t) return nullptr;
-  check_float32(op, what, *t, x);
-  STD_TORCH_CHECK(t->dim() == dim && t->size(0) == x.size(0) &&
-                      (dim == 1 || t->size(1) == x.size(1)) && t->is_contiguous(),
-                  op, ": ", what, " must be contiguous, of shape ", dim == 1 ? "(B,)" : "(B, D)");
-  return static_cast<float*>(t->mutable_data_ptr());
-}
-
 }  // namespace fastebm

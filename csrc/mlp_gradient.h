@@ -1,9 +1,10 @@
 // The gradient, in the parameters of a small perceptron, of
-//   S = sum_i factor E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx,
-// which is what losses of contrastive divergence are made of: what a caller fills in and the
-// launchers. No torch, no Python.
+//   S = sum_i c_i E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx,
+// c_i = factor for the first n_data samples and -factor for the others, which is what losses of
+// contrastive divergence are made of: what a caller fills in and the launchers. No torch, no
+// Python.
 //
-// With the passes of mlp.h, a_i = factor + square_factor E_i, and the dots of h and z for their
+// With the passes of mlp.h, a_i = c_i + square_factor E_i, and the dots of h and z for their
 // derivatives along v: t_0 = v, dz_l = W_l t_(l-1), t_l = s_l dz_l. v . dE/dx is the dot of E, and
 // depends on z_l through the slopes: r_l = act''(z_l) dz_l (dE/dh_l) + s_l (W_(l+1)^T r_(l+1)). So
 //   dS/dW_l = sum_i (a_i g_l + r_l) h_(l-1)^T + g_l t_(l-1)^T,   dS/db_l = sum_i a_i g_l + r_l,
@@ -15,9 +16,9 @@ namespace fastebm {
 
 struct MlpGradientParams {
   Mlp mlp;
-  int64_t batch;
-  const float* x;  // (B, D), dense, as are v and grad
-  const float* v;  // null for none
+  int64_t batch, n_data;
+  const float* x;  // (B, D), dense
+  const float* v;  // null for none, or (B, D)
   float factor, square_factor;
   float* energy;  // (B,): E
   float* grad;    // null, or (B, D): dE/dx

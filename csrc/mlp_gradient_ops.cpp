@@ -16,8 +16,8 @@ const float* rows(const char* what, const Tensor& t, const Tensor& x) {
 
 Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
                     const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
-                    double threshold, double factor, double square_factor, const OptionalTensor& v,
-                    OptionalTensor sums, OptionalTensor grad) {
+                    double threshold, int64_t n_data, double factor, double square_factor,
+                    const OptionalTensor& v, OptionalTensor sums, OptionalTensor grad) {
   MlpGradientParams p{};
   p.x = rows("x", x, x);
   std::vector<Tensor> kept;
@@ -26,7 +26,15 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
   p.v = v ? rows("v", *v, x) : nullptr;
   p.factor = static_cast<float>(factor);
   p.square_factor = static_cast<float>(square_factor);
-  p.grad = output(kOp, "grad", grad, x, 2);
+  STD_TORCH_CHECK(n_data >= 0 && n_data <= p.batch, kOp, ": n_data must be in 0..B, got ", n_data);
+  p.n_data = n_data;
+  if (grad) {
+    check_float32(kOp, "grad", *grad, x);
+    STD_TORCH_CHECK(grad->dim() == 2 && grad->size(0) == p.batch - n_data &&
+                        grad->size(1) == x.size(1) && grad->is_contiguous(),
+                    kOp, ": grad must be contiguous, of shape (B - n_data, D)");
+    p.grad = static_cast<float*>(grad->mutable_data_ptr());
+  }
   if (sums) {
     int64_t n = 1 + p.mlp.inputs(p.mlp.hidden);
     for (int l = 0; l < p.mlp.hidden; ++l) n += p.mlp.width[l] * (p.mlp.inputs(l) + 1);
@@ -55,7 +63,8 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "mlp_gradient(Tensor x, Tensor[] weights, Tensor?[] biases, int activation, float beta, "
-      "float threshold, float factor, float square_factor, Tensor? v, Tensor(a!)? sums, "
+      "float threshold, int n_data, float factor, float square_factor, Tensor? v, Tensor(a!)? "
+      "sums, "
       "Tensor(b!)? grad) -> Tensor");
 }
 

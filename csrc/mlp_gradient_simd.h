@@ -43,7 +43,7 @@ FASTEBM_TARGET inline void backward(const MlpGradientParams& p, const Work& work
     for (int64_t i = 0; i < below * kPanel; i += kLanes)
       store(work.to_z[l - 1] + i, mul(load(work.slope[l - 1] + i), load(work.to_h[l - 1] + i)));
   }
-  if (p.grad)
+  if (p.grad && work.first + work.count > p.n_data)
     multiply<2, false>({mlp.weight[0], mlp.dim, mlp.width[0], 1, mlp.dim}, nullptr, nullptr,
                        work.to_z[0], work.grad);
 }
@@ -128,8 +128,10 @@ FASTEBM_TARGET inline void add_outer(const float* g, int64_t rows, const float* 
 // What the tile adds to the sums.
 FASTEBM_TARGET inline void add_up(const MlpGradientParams& p, const Work& work) {
   const Mlp& mlp = p.mlp;
-  for (int lane = 0; lane < kPanel; ++lane)
-    work.factor[lane] = lane < work.count ? p.factor + p.square_factor * work.energy[lane] : 0.0f;
+  for (int lane = 0; lane < kPanel; ++lane) {
+    const float factor = work.first + lane < p.n_data ? p.factor : -p.factor;
+    work.factor[lane] = lane < work.count ? factor + p.square_factor * work.energy[lane] : 0.0f;
+  }
   const Floats factor[2] = {load(work.factor), load(work.factor + kLanes)};
   for (int l = 0; l < mlp.hidden; ++l) {
     const int64_t width = mlp.width[l], inputs = mlp.inputs(l);
@@ -169,6 +171,10 @@ FASTEBM_TARGET inline void run(const MlpGradientParams& p, Work work, int64_t be
     }
     if (p.summed) add_up(p, work);
     std::copy_n(work.energy, work.count, p.energy + work.first);
-    if (p.grad) store_tile(work.grad, dim, work.count, kPanel, p.grad + work.first * dim);
+    const int skipped = static_cast<int>(
+        std::min<int64_t>(std::max<int64_t>(p.n_data - work.first, 0), work.count));
+    if (p.grad)
+      store_tile(work.grad + skipped, dim, work.count - skipped, kPanel,
+                 p.grad + (work.first + skipped - p.n_data) * dim);
   }
 }

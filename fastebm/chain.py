@@ -183,11 +183,13 @@ def run_last_step(
     options: StepOptions,
     model_kwargs: dict,
     sample_ids: Tensor | None,
+    step: Callable = langevin_step,
 ) -> tuple[Tensor, Tensor]:
     """One step of ``run_steps`` out of place, with a graph to what the gradient has one to.
 
     Returns:
-        x after the step and the gradient it used, both (B, *event). ``x`` itself is a constant.
+        What ``step`` returns, x after the step, and the gradient it used, both (B, *event). ``x``
+        itself is a constant.
     """
     step_size, noise_std = coefficients
     if options.noise_first:
@@ -195,14 +197,14 @@ def run_last_step(
         noise_std = 0.0
     leaf = x.detach().requires_grad_()
     grad, _ = gradient(leaf, model_kwargs)
-    x = langevin_step(
+    after = step(
         *(leaf.detach(), grad, step_size, noise_std, rng),
         sample_ids=sample_ids,
         grad_clip=options.grad_clip,
         grad_norm_clip=options.grad_norm_clip,
         clamp=options.clamp,
     )
-    return x, grad
+    return after, grad
 
 
 def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:

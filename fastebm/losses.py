@@ -10,11 +10,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.buffer import References, ReplayBuffer
-from fastebm.chain import run_last_step
 from fastebm.energy import check_batch, energy
 from fastebm.entropy import nn_log_distance, nn_log_distance_gradient
 from fastebm.gibbs import NO_DERIVATIVE, GibbsSampler
-from fastebm.mlp_gradient import mlp_gradient, with_gradient
+from fastebm.loss_terms import phases, spread, step_metrics
+from fastebm.mlp_loss import LastStepTerms, terms_by_formulas
 from fastebm.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.plain_mlp import Network
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
@@ -149,8 +149,11 @@ class ContrastiveDivergence(nn.Module):
             leaf = x_kl.detach().requires_grad_() if self._through_last_step else x_neg
             e_pos = energy(self.model, x if pos is None else x[pos], **_take(kwargs, pos, n))
             e_neg = energy(self.model, leaf, **kwargs_neg)
-            loss, mean_neg, metrics = self._phases(e_pos, e_neg)
-            self._add_step_metrics(metrics, x_neg, grad)
+            mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
+            squares = e_pos.square().mean() + e_neg.square().mean()
+            stds = spread(e_pos), spread(e_neg)
+            loss, metrics = phases(mean_pos, mean_neg, squares, stds, self.energy_reg_weight)
+            metrics |= step_metrics(self.sampler, x_neg, grad)
             if self._through_last_step:
                 own = references
                 if own is not None and neg is not None:
@@ -162,8 +165,9 @@ class ContrastiveDivergence(nn.Module):
             if network is None:
                 loss, x_neg, metrics, e_pos, e_neg = terms()
             else:
-                loss, x_neg, metrics, e_pos, e_neg = self._terms_by_formulas(
-                    network, x, before, rng, references
+                loss, x_neg, metrics, e_pos, e_neg = terms_by_formulas(
+                    *(network, x, before, self.sampler, self.k_steps - 1, rng.state(x.device)),
+                    *(self.energy_reg_weight, self._last_step_gradient(references)),
                 )
             stored, metrics["n_nonfinite"] = x_neg, 0.0
             if self.on_nonfinite == "count" or not all_finite(metrics, x_neg):
@@ -182,81 +186,12 @@ class ContrastiveDivergence(nn.Module):
             self.buffer.push(stored, slots)
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
 
-    def _phases(self, e_pos: Tensor, e_neg: Tensor) -> tuple[Tensor, Tensor, dict]:
-        """The loss but for what goes through the last step, the mean of e_neg, and metrics."""
-        mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
-        squares = e_pos.square().mean() + e_neg.square().mean()
-        loss = gap = mean_pos - mean_neg
-        if self.energy_reg_weight:
-            loss = loss + self.energy_reg_weight * squares
-        metrics = {
-            "loss_cd": gap.detach(),
-            "energy_pos": mean_pos.detach(),
-            "energy_neg": mean_neg.detach(),
-            "energy_pos_std": _std(e_pos),
-            "energy_neg_std": _std(e_neg),
-            "energy_gap": gap.detach(),
-            "energy_reg": squares.detach(),
-        }
-        return loss, mean_neg, metrics
-
-    def _add_step_metrics(self, metrics: dict, x_neg: Tensor, grad: Tensor | None) -> None:
-        if grad is not None:  # Gibbs has none
-            norms = grad.detach().unsqueeze(-1).flatten(1).norm(dim=1)
-            metrics["grad_norm"] = norms.mean()
-            metrics["clamp_share"] = self.sampler.clamp_share(x_neg)
-
     def _network(self, x: Tensor, model_kwargs: dict) -> Network | None:
         """The model as a small perceptron, whose gradients are taken by formulas; else None. On a
         device a graph does: one of CUDA takes its launches."""
         if not isinstance(self.sampler, LangevinDynamics) or self.model is not self.sampler.model:
             return None
         return self.sampler.network(x, model_kwargs) if x.device.type == "cpu" else None
-
-    @torch.no_grad()
-    def _terms_by_formulas(
-        self,
-        network: Network,
-        x: Tensor,
-        before: Tensor,
-        rng: ChainRNG,
-        references: References | None,
-    ) -> tuple[Tensor, Tensor, dict, Tensor, Tensor]:
-        """What ``terms`` in ``forward`` returns."""
-        n, through, points = len(x), self._through_last_step, []
-        sums = x.new_zeros(sum(w.numel() + len(w) for w in network.weights))
-        squares = 2 * self.energy_reg_weight / n
-
-        def gradient(leaf: Tensor, _: dict) -> tuple[Tensor, Tensor]:
-            points.append(leaf.detach().flatten(1))
-            grad = torch.empty_like(points[0])
-            e = mlp_gradient(network, points[0], grad=grad)
-            return grad.view_as(leaf).requires_grad_(through), e
-
-        k = self.k_steps - 1
-        with torch.set_grad_enabled(through):
-            x_kl, grad = run_last_step(
-                *(gradient, before, self.sampler.coefficients(k), rng.state(x.device)),
-                *(self.sampler.options, {}, None),
-            )
-        x_neg = x_kl.detach()
-        rows = x_neg.flatten(1)
-        to_x = torch.empty_like(rows) if through else None
-        e_pos = mlp_gradient(
-            network, x.flatten(1).contiguous(), factor=1 / n, square_factor=squares, sums=sums
-        )
-        e_neg = mlp_gradient(
-            network, rows, factor=-1 / n, square_factor=squares, sums=sums, grad=to_x
-        )
-        loss, mean_neg, metrics = self._phases(e_pos, e_neg)
-        self._add_step_metrics(metrics, x_neg, grad)
-        if through:
-            to_x = to_x.div_(n).view_as(x_neg)
-            value, to_x = self._last_step_gradient(mean_neg, to_x, x_neg, references, metrics)
-            loss = loss + value
-            (v,) = torch.autograd.grad(x_kl, grad, to_x)
-            mlp_gradient(network, points[0], v=v.flatten(1), sums=sums)
-        return with_gradient(loss, network, sums), x_neg, metrics, e_pos, e_neg
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, Tensor | None]:
         """Where the chains start, and the slots of the buffer that they go back to."""
@@ -280,15 +215,9 @@ class ContrastiveDivergence(nn.Module):
     ) -> Tensor:
         raise NotImplementedError
 
-    def _last_step_gradient(
-        self,
-        mean_neg: Tensor,
-        to_x: Tensor,
-        x_neg: Tensor,
-        references: References | None,
-        metrics: dict[str, Tensor | float],
-    ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+    def _last_step_gradient(self, references: References | None) -> LastStepTerms | None:
+        """The same terms for ``terms_by_formulas``."""
+        return None
 
     def _check(self, x: Tensor) -> None:
         check_batch(x)
@@ -417,15 +346,17 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
         return self.kl_weight * kl - self.entropy_weight * entropy
 
-    def _last_step_gradient(self, mean_neg, to_x, x_neg, references, metrics):
-        """The terms' value and gradient in x_neg, ``to_x`` being that of ``mean_neg``."""
-        entropy, to_x = torch.zeros_like(mean_neg), self.kl_weight * to_x
-        if (references := self._entropy_references(x_neg, references)) is not None:
-            y, own, y_scale = references
-            entropy, slope = nn_log_distance_gradient(x_neg, y, own, self.entropy_eps, y_scale)
-            to_x.add_(slope, alpha=-self.entropy_weight)
-        metrics["kl_energy"], metrics["entropy"] = mean_neg, entropy
-        return self.kl_weight * mean_neg - self.entropy_weight * entropy, to_x
+    def _last_step_gradient(self, references):
+        def terms(mean_neg: Tensor, to_x: Tensor, x_neg: Tensor) -> tuple[Tensor, Tensor, dict]:
+            entropy, to_x = torch.zeros_like(mean_neg), self.kl_weight * to_x
+            if (chosen := self._entropy_references(x_neg, references)) is not None:
+                y, own, y_scale = chosen
+                entropy, slope = nn_log_distance_gradient(x_neg, y, own, self.entropy_eps, y_scale)
+                to_x.add_(slope, alpha=-self.entropy_weight)
+            value = self.kl_weight * mean_neg - self.entropy_weight * entropy
+            return value, to_x, {"kl_energy": mean_neg, "entropy": entropy}
+
+        return terms
 
     def _entropy_references(self, x_neg: Tensor, stored: References | None) -> References | None:
         """None where there is no entropy term, or too few references for it."""
@@ -434,12 +365,6 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         if self.buffer is None:
             stored = References(x_neg, torch.arange(len(x_neg), device=x_neg.device), (1.0, 0.0))
         return stored if len(stored.y) > 1 else None
-
-
-@torch.no_grad()
-def _std(e: Tensor) -> Tensor:
-    """Spread of the samples' energies, each the mean over its scales."""
-    return (e if e.dim() == 1 else e.mean(1)).std(correction=0)
 
 
 def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:

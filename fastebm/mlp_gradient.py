@@ -14,6 +14,7 @@ def mlp_gradient(
     network: Network,
     x: Tensor,
     *,
+    n_data: int = 0,
     factor: float = 0.0,
     square_factor: float = 0.0,
     v: Tensor | None = None,
@@ -21,7 +22,8 @@ def mlp_gradient(
     grad: Tensor | None = None,
 ) -> Tensor:
     """Energies of a small perceptron, and the gradient in its parameters of
-    ``sum_i factor E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx``; on a CPU.
+    ``sum_i c_i E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx``, c_i = factor for the first
+    ``n_data`` samples, and -factor for the others; on a CPU.
 
     Exact up to float32 rounding, second derivatives included. The order of its sums depends on the
     number of threads.
@@ -32,7 +34,7 @@ def mlp_gradient(
         v: (B, D), or None for zeros.
         sums: (P,) float32, or None: the gradient is added to it. P counts the parameters: of each
             layer its weights, row by row, then its biases (also of a layer that has none).
-        grad: (B, D), or None: gets dE/dx.
+        grad: (B - n_data, D), or None: gets dE/dx of the samples after the data.
 
     Returns:
         The energies (B,).
@@ -42,41 +44,38 @@ def mlp_gradient(
     """
     return ops._op.mlp_gradient.default(
         *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
-        *(network.beta, network.threshold, factor, square_factor, v, sums, grad),
+        *(network.beta, network.threshold, n_data, factor, square_factor, v, sums, grad),
     )
 
 
 def with_gradient(value: Tensor, network: Network, sums: Tensor) -> Tensor:
     """``value``, 0-d, as what has the gradient ``sums`` (see ``mlp_gradient``) in the parameters of
     the module that the network was made of; differentiable once."""
+    weights, biases = (
+        network.parameters[: len(network.weights)],
+        network.parameters[-len(network.weights) :],
+    )
+    parameters = [p for pair in zip(weights, biases, strict=True) for p in pair]
     sizes = [n for w in network.weights for n in (w.numel(), len(w))]
-    parts = sums.split(sizes)
-    n_layers = len(network.weights)
-    pairs = [
-        (part, p)
-        for layer in range(n_layers)
-        for part, p in zip(
-            parts[2 * layer : 2 * layer + 2], network.parameters[layer::n_layers], strict=True
-        )
-        if p is not None and p.requires_grad
-    ]
     with torch.enable_grad():
-        return _WithGradient.apply(value, [part for part, _ in pairs], *(p for _, p in pairs))
+        return _WithGradient.apply(value, sums, sizes, *parameters)
 
 
 class _WithGradient(torch.autograd.Function):
     """A value whose gradient was computed with it."""
 
     @staticmethod
-    def forward(ctx, value, gradients, *parameters):
-        ctx.gradients, ctx.shapes = gradients, [p.shape for p in parameters]
+    def forward(ctx, value, sums, sizes, *parameters):
+        ctx.sums, ctx.sizes = sums, sizes
+        ctx.shapes = [p if p is None else p.shape for p in parameters]
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        pairs = zip(ctx.gradients, ctx.shapes, strict=True)
-        return None, None, *((grad * g).view(shape) for g, shape in pairs)
+        parts = (grad * ctx.sums).split(ctx.sizes)
+        wanted = zip(parts, ctx.shapes, ctx.needs_input_grad[3:], strict=True)
+        return None, None, None, *(g.view(shape) if need else None for g, shape, need in wanted)
 
 
 @torch.library.register_fake("fastebm::mlp_gradient")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -89,14 +89,44 @@ def langevin_step(
 
     Arguments, returns and errors as in ``langevin_step_``; ``grad`` is required.
     """
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
-    lo, hi = clamp or (None, None)
     if grad_norm_clip is not None:
         grad = _clip_norm(grad, grad_norm_clip)
-    return _op.langevin_step.default(
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
+    return _step_and_mask(
+        *(x, grad, step_size, noise_std, rng, t, sample_ids, grad_clip, clamp, tag)
     )[0]
+
+
+def langevin_step_pull(
+    x: Tensor,
+    grad: Tensor,
+    step_size: float | Tensor,
+    noise_std: float | Tensor,
+    rng: Tensor,
+    *,
+    sample_ids: Tensor | None = None,
+    grad_clip: float | None = None,
+    grad_norm_clip: float | None = None,
+    clamp: Clamp | None = None,
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """``langevin_step``, and instead of a graph a function of d/dx' (B, ...) that gives d/dgrad.
+
+    Arguments, values and errors as in ``langevin_step``.
+    """
+    if grad_norm_clip is not None:
+        grad = grad.detach().requires_grad_()
+        with torch.enable_grad():
+            clipped = _clip_norm(grad, grad_norm_clip)
+    else:
+        clipped = grad
+    out, mask, step, steps = _step_and_mask(
+        *(x, clipped.detach(), step_size, noise_std, rng, 0, sample_ids, grad_clip, clamp, NOISE)
+    )
+
+    def pull(to_out: Tensor) -> Tensor:
+        to_clipped = _op.langevin_step_backward.default(to_out, mask, step, steps)[1]
+        return to_clipped if clipped is grad else torch.autograd.grad(clipped, grad, to_clipped)[0]
+
+    return out, pull
 
 
 def nearest_neighbor(
@@ -231,6 +261,19 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Te
             f"{name} must hold 1 or B = {x.shape[0]} values, got shape {tuple(value.shape)}"
         )
     return 0.0, value.to(_compute_dtype(x)).reshape(-1).expand(x.shape[0]).contiguous()
+
+
+def _step_and_mask(
+    x, grad, step_size, noise_std, rng, t, sample_ids, grad_clip, clamp, tag
+) -> tuple[Tensor, Tensor, float, Tensor | None]:
+    """The operator's results, and the step sizes as its backward takes them."""
+    step, steps = _coefficient("step_size", step_size, x)
+    sigma, sigmas = _coefficient("noise_std", noise_std, x)
+    lo, hi = clamp or (None, None)
+    out, mask = _op.langevin_step.default(
+        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
+    )
+    return out, mask, step, steps
 
 
 def _clip_norm(grad: Tensor, bound: float) -> Tensor:
