@@ -157,10 +157,15 @@ def test_readme_takes_every_figure_from_the_rows():
     parts = {"phases": {"energy and gradient": 0.9, "all else": 0.1}, "fastebm_faster": 1.25}
     facts = {"energy": "ConvEnergy", "shape": [128, 1, 28, 28]} | parts
     images = "ConvEnergy, 128 x 1 x 28 x 28, 1 thread"
+    ways = {"best_way": "fastebm, compile", "best_way_faster": 3.5}
+    points = {"energy": "Gaussian", "shape": [9, 2]} | parts | ways
     step = {"fastebm_faster": 1.5, "phases": {"chain": 0.6, "last step": 0.1, "entropy": 0.2}}
     cpu = {
         "chain": entry(
-            row("fastebm", 0.0008, images, **facts), row("eager, in place", 1.0, images, **facts)
+            row("fastebm", 0.0008, images, **facts), row("eager, in place", 1.0, images, **facts),
+            *(row(name, seconds, "Gaussian, 9 x 2, 1 thread", **points)
+              for name, seconds in (("fastebm", 0.0008), ("fastebm, compile", 0.0002),
+                                    ("eager, in place", 1.0)))
         ),
         "icd_step": entry(
             *(row(name, 1.0, "MLP, K = 20, 1 thread", **step)
@@ -174,6 +179,8 @@ def test_readme_takes_every_figure_from_the_rows():
     }  # fmt: skip
     text = readme.text(cpu, {})
     assert "| ConvEnergy, 128 x 1 x 28 x 28 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
+    assert "| Gaussian, 9 x 2 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
+    assert "| Gaussian, 9 x 2, compile | 200 | 3.5x | - | - | - | - | 10.0% |" in text
     assert "share of the step: 10.0% in ConvEnergy." in " ".join(text.split())
     assert "| MLP, K = 20 | 1000 | 1.50x | 1.50x | 70% | 20% |" in text
     assert "| draw | 2000 | 3.0x | - | - | - |" in text

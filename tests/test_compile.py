@@ -1,5 +1,8 @@
 """Chains whose gradient is compiled: the eager result, and errors that say what is wrong."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -111,6 +114,15 @@ def test_torch_told_to_compile_nothing(no_inductor):
     with torch.compiler.set_stance("force_eager"):
         end = LangevinDynamics(model, 0.1, compile=True).sample(x, 4, seed=1)
     torch.testing.assert_close(end, plain)
+
+
+def test_what_was_compiled_dies_with_the_sampler(no_inductor):
+    sampler = LangevinDynamics(mlp(), 0.1, compile=True)
+    sampler.sample(torch.randn(8, 2), 4)
+    model = weakref.ref(sampler.model)
+    del sampler
+    gc.collect()
+    assert model() is None
 
 
 def test_many_models_do_not_use_up_the_limit_of_recompilations(no_inductor):
