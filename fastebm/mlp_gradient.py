@@ -51,14 +51,9 @@ def mlp_gradient(
 def with_gradient(value: Tensor, network: Network, sums: Tensor) -> Tensor:
     """``value``, 0-d, as what has the gradient ``sums`` (see ``mlp_gradient``) in the parameters of
     the module that the network was made of; differentiable once."""
-    weights, biases = (
-        network.parameters[: len(network.weights)],
-        network.parameters[-len(network.weights) :],
-    )
-    parameters = [p for pair in zip(weights, biases, strict=True) for p in pair]
     sizes = [n for w in network.weights for n in (w.numel(), len(w))]
     with torch.enable_grad():
-        return _WithGradient.apply(value, sums, sizes, *parameters)
+        return _WithGradient.apply(value, sums, sizes, *network.parameters)
 
 
 class _WithGradient(torch.autograd.Function):

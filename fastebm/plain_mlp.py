@@ -22,7 +22,7 @@ class Network(NamedTuple):
     """``h <- act(weights[l] h + biases[l])`` for each layer but the last, which gives the energy.
 
     Weights are (outputs, inputs), biases (outputs,) or None; ``beta`` and ``threshold`` are those
-    of softplus; ``parameters`` is the weights, then the biases, as the module holds them.
+    of softplus; ``parameters`` are the module's own: weight and bias of each layer in turn.
     """
 
     weights: list[Tensor]
@@ -95,9 +95,9 @@ def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
     if None in kinds or len(kinds) > 1:
         return f"activations are {', '.join(map(_name, activations))}, not of one kind it knows"
     name, beta, threshold = kinds.pop()
-    constant = [p if p is None else p.detach() for p in (*weights, *biases)]
-    n = len(weights)
-    return Network(constant[:n], constant[n:], name, beta, threshold, (*weights, *biases))
+    own = [p for layer in linear for p in (layer.weight, layer.bias)]
+    constant = [p if p is None else p.detach() for p in own]
+    return Network(constant[::2], constant[1::2], name, beta, threshold, own)
 
 
 def _activation(layer: nn.Module) -> tuple[str, float, float] | None:
