@@ -1,7 +1,7 @@
 """Where the time of one training step of improved contrastive divergence goes, phase by phase.
 
 Rivals, on networks and data of the same shapes, with the same K, step, noise first, 100 references
-and Adam:
+and fused Adam:
   fastebm             ImprovedContrastiveDivergence with a ReplayBuffer; in the 64-D case also with
                       all stored samples as references
   torch, one by one   plain PyTorch in the structure of the authors' script: a Python list of stored
@@ -13,7 +13,7 @@ and Adam:
 
 The phases: draw (from the buffer, with restarts), chain (all steps but the last, or all where it is
 computed again), last step, entropy, forward (energies of data and chains, and what is left of the
-loss), backward, optimiser (with the clip of the gradient), push. A phase is its share in all calls,
+loss; with fastebm on perceptrons also their gradient in the parameters), backward, optimiser (with the clip of the gradient), push. A phase is its share in all calls,
 times the median of a call. On CUDA every phase waits for the device, which costs launches' overlap.
 """
 
@@ -23,7 +23,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ import timing
 import torch
 from torch import Tensor, nn
 
-from fastebm import ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer, losses
+from fastebm import ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer, losses, mlp_loss
 from fastebm.energies import ConvEnergy
 
 SIGMA, RESTART, N_REFS, CLIP, ENTROPY, EPS = 0.005, 0.05, 100, 5.0, 0.3, 1e-3
@@ -143,13 +143,16 @@ class Fastebm(Step):
             self.clock.wrap(owner, name, phase)
 
     def loss(self) -> Tensor:
-        distance = losses.nn_log_distance
-        self.clock.wrap(losses, "nn_log_distance", "entropy")
-        try:
-            with self.clock("forward"):
-                return self.criterion(self.x).loss
-        finally:
-            losses.nn_log_distance = distance
+        with ExitStack() as restored, self.clock("forward"):
+            for module, name, phase in (
+                (mlp_loss, "run_mlp_chain", "chain"),
+                (mlp_loss, "run_last_step", "last step"),
+                (losses, "nn_log_distance", "entropy"),
+                (losses, "nn_log_distance_gradient", "entropy"),
+            ):
+                restored.callback(setattr, module, name, getattr(module, name))
+                self.clock.wrap(module, name, phase)
+            return self.criterion(self.x).loss
 
 
 class Script(Step):
@@ -342,7 +345,7 @@ def run(options: suite.Options) -> suite.Rows:
     """Measures and prints every case."""
     device, rows = options.device, []
     seconds = 2.0 if options.quick else 5.0 if device.type == "cuda" else 40.0
-    for threads in options.each_thread_count(1):
+    for threads in options.each_thread_count(1, 2):
         rate = timing.matmul_rate(device, 0.5)
         for case in CASES:
             of_case = measure(case, device, threads, seconds, rate)

@@ -131,7 +131,7 @@ class ContrastiveDivergence(nn.Module):
         self.calls += 1
         references = self._references(x, slots)  # before the chains come in
         network = self._network(x, kwargs)
-        before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
+        k = self.k_steps - 1
 
         def terms(pos: Tensor | None = None, neg: Tensor | None = None):
             """The loss, of some rows of data and chains if given. The chains' last step comes out
@@ -139,7 +139,7 @@ class ContrastiveDivergence(nn.Module):
             kwargs_neg = _take(kwargs, neg, n)
             x_kl, grad = self.sampler.last_step(
                 before if neg is None else before[neg],
-                self.k_steps - 1,
+                k,
                 create_graph=self._through_last_step,
                 seed=rng.copy(),
                 model_kwargs=kwargs_neg,
@@ -163,12 +163,14 @@ class ContrastiveDivergence(nn.Module):
 
         with torch.enable_grad():
             if network is None:
+                before = self.sampler.sample(start, k, seed=rng, model_kwargs=kwargs)
                 loss, x_neg, metrics, e_pos, e_neg = terms()
             else:
-                loss, x_neg, metrics, e_pos, e_neg = terms_by_formulas(
-                    *(network, x, before, self.sampler, self.k_steps - 1, rng.state(x.device)),
+                loss, before, x_neg, metrics, e_pos, e_neg = terms_by_formulas(
+                    *(network, x, start, self.sampler, self.k_steps, rng.state(x.device)),
                     *(self.energy_reg_weight, self._last_step_gradient(references)),
                 )
+                rng.advance(k)
             stored, metrics["n_nonfinite"] = x_neg, 0.0
             if self.on_nonfinite == "count" or not all_finite(metrics, x_neg):
                 finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)

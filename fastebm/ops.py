@@ -103,10 +103,12 @@ def langevin_step_pull(
     noise_std: float | Tensor,
     rng: Tensor,
     *,
+    t: int = 0,
     sample_ids: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
     clamp: Clamp | None = None,
+    tag: int = NOISE,
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """``langevin_step``, and instead of a graph a function of d/dx' (B, ...) that gives d/dgrad.
 
@@ -118,12 +120,15 @@ def langevin_step_pull(
             clipped = _clip_norm(grad, grad_norm_clip)
     else:
         clipped = grad
-    out, mask, step, steps = _step_and_mask(
-        *(x, clipped.detach(), step_size, noise_std, rng, 0, sample_ids, grad_clip, clamp, NOISE)
-    )
+    # Past the operator's autograd, which takes ten times what the step does on a small batch.
+    with torch._C._AutoDispatchBelowAutograd():
+        out, mask, step, steps = _step_and_mask(
+            *(x, clipped, step_size, noise_std, rng, t, sample_ids, grad_clip, clamp, tag)
+        )
 
     def pull(to_out: Tensor) -> Tensor:
-        to_clipped = _op.langevin_step_backward.default(to_out, mask, step, steps)[1]
+        with torch._C._AutoDispatchBelowAutograd():
+            to_clipped = _op.langevin_step_backward.default(to_out, mask, step, steps)[1]
         return to_clipped if clipped is grad else torch.autograd.grad(clipped, grad, to_clipped)[0]
 
     return out, pull
