@@ -13,8 +13,9 @@ and fused Adam:
 
 The phases: draw (from the buffer, with restarts), chain (all steps but the last, or all where it is
 computed again), last step, entropy, forward (energies of data and chains, and what is left of the
-loss; with fastebm on perceptrons also their gradient in the parameters), backward, optimiser (with the clip of the gradient), push. A phase is its share in all calls,
-times the median of a call. On CUDA every phase waits for the device, which costs launches' overlap.
+loss; with fastebm on perceptrons also the gradient in their parameters), backward, optimiser (with
+the clip of the gradient), push. A phase is its share in all calls, times the median of a call. On
+CUDA every phase waits for the device, which costs launches' overlap.
 """
 
 from __future__ import annotations

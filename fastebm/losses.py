@@ -43,6 +43,10 @@ class ContrastiveDivergence(nn.Module):
     The chains start at the data and take ``k_steps`` steps; sg stops the gradient. Energies (B, S)
     of S scales enter by their mean, and drive the chains by their sum.
 
+    On a CPU, a small plain perceptron (one whose chains are fused, see ``LangevinDynamics``) gets
+    its gradient by formulas, at the time of the call: the same numbers up to rounding, but
+    differentiable once only. A sampler with ``backend="eager"`` keeps to autograd.
+
     The model is not a submodule, so its parameters are not listed twice; a buffer is. The first
     batch of 32 samples or more goes through ``sampler.check_step_size``, unless you called it.
 
