@@ -146,7 +146,6 @@ class Fastebm(Step):
     def loss(self) -> Tensor:
         with ExitStack() as restored, self.clock("forward"):
             for module, name, phase in (
-                (mlp_loss, "run_mlp_chain", "chain"),
                 (mlp_loss, "run_last_step", "last step"),
                 (losses, "nn_log_distance", "entropy"),
                 (losses, "nn_log_distance_gradient", "entropy"),

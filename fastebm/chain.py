@@ -184,7 +184,6 @@ def run_last_step(
     model_kwargs: dict,
     sample_ids: Tensor | None,
     step: Callable = langevin_step,
-    t: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """One step of ``run_steps`` out of place, with a graph to what the gradient has one to.
 
@@ -194,13 +193,12 @@ def run_last_step(
     """
     step_size, noise_std = coefficients
     if options.noise_first:
-        x = langevin_step_(x.clone(), None, 0.0, noise_std, rng, t=t, sample_ids=sample_ids)
+        x = langevin_step_(x.clone(), None, 0.0, noise_std, rng, sample_ids=sample_ids)
         noise_std = 0.0
     leaf = x.detach().requires_grad_()
     grad, _ = gradient(leaf, model_kwargs)
     after = step(
         *(leaf.detach(), grad, step_size, noise_std, rng),
-        t=t,
         sample_ids=sample_ids,
         grad_clip=options.grad_clip,
         grad_norm_clip=options.grad_norm_clip,

@@ -136,6 +136,7 @@ class ContrastiveDivergence(nn.Module):
         references = self._references(x, slots)  # before the chains come in
         network = self._network(x, kwargs)
         k = self.k_steps - 1
+        before = self.sampler.sample(start, k, seed=rng, model_kwargs=kwargs)
 
         def terms(pos: Tensor | None = None, neg: Tensor | None = None):
             """The loss, of some rows of data and chains if given. The chains' last step comes out
@@ -167,14 +168,12 @@ class ContrastiveDivergence(nn.Module):
 
         with torch.enable_grad():
             if network is None:
-                before = self.sampler.sample(start, k, seed=rng, model_kwargs=kwargs)
                 loss, x_neg, metrics, e_pos, e_neg = terms()
             else:
-                loss, before, x_neg, metrics, e_pos, e_neg = terms_by_formulas(
-                    *(network, x, start, self.sampler, self.k_steps, rng.state(x.device)),
+                loss, x_neg, metrics, e_pos, e_neg = terms_by_formulas(
+                    *(network, x, before, self.sampler, k, rng.state(x.device)),
                     *(self.energy_reg_weight, self._last_step_gradient(references)),
                 )
-                rng.advance(k)
             stored, metrics["n_nonfinite"] = x_neg, 0.0
             if self.on_nonfinite == "count" or not all_finite(metrics, x_neg):
                 finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
@@ -193,11 +192,13 @@ class ContrastiveDivergence(nn.Module):
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
 
     def _network(self, x: Tensor, model_kwargs: dict) -> Network | None:
-        """The model as a small perceptron, whose gradients are taken by formulas; else None. On a
-        device a graph does: one of CUDA takes its launches."""
-        if not isinstance(self.sampler, LangevinDynamics) or self.model is not self.sampler.model:
+        """The model as a small perceptron, whose gradients are taken by formulas; else None. Not on
+        a device, where a CUDA graph takes the launches off; nor with a last step of one's own."""
+        sampler = self.sampler
+        own = getattr(type(sampler), "last_step", None) is not LangevinDynamics.last_step
+        if own or self.model is not sampler.model or x.device.type != "cpu":
             return None
-        return self.sampler.network(x, model_kwargs) if x.device.type == "cpu" else None
+        return sampler.network(x, model_kwargs)
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, Tensor | None]:
         """Where the chains start, and the slots of the buffer that they go back to."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastebm.chain import run_last_step
 from fastebm.loss_terms import phases, step_metrics
-from fastebm.mlp_chain import run_mlp_chain
 from fastebm.mlp_gradient import mlp_gradient, with_gradient
 from fastebm.ops import langevin_step_pull
 from fastebm.plain_mlp import Network
@@ -23,30 +22,27 @@ LastStepTerms = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, dict[st
 def terms_by_formulas(
     network: Network,
     x: Tensor,
-    start: Tensor,
+    before: Tensor,
     sampler: LangevinDynamics,
-    k_steps: int,
+    k: int,
     rng: Tensor,
     energy_reg_weight: float,
     last_step_terms: LastStepTerms | None,
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:
     """The loss of ``ContrastiveDivergence``, or of a kin, on the energy of a small perceptron.
 
     What costs its time on a CPU is then what it computes: four calls of one operator, where a graph
     of autograd takes some hundred.
 
     Args:
-        x, start: data, and where the chains start (B, *event).
-        rng: the stream's state for the first of ``k_steps`` steps.
+        x, before: data, and the chains before their last step (B, *event).
+        k, rng: the index of that step, and the stream's state for it.
         last_step_terms: terms that reach the parameters through the last step.
 
     Returns:
-        The loss, with its gradient; the chains before their last step, x_neg, metrics, and the
-        energies (B,) of data and chains.
+        The loss, with its gradient; x_neg, metrics, and the energies (B,) of data and chains.
     """
-    n, points, k = len(x), [], k_steps - 1
-    before = start.clone(memory_format=torch.contiguous_format)
-    run_mlp_chain(network, before, sampler.plan(k), rng, sampler.options)
+    n, points = len(x), []
 
     def gradient(leaf: Tensor, _: dict) -> tuple[Tensor, Tensor]:
         points.append(leaf.detach().flatten(1))
@@ -56,7 +52,6 @@ def terms_by_formulas(
     (x_neg, pull), grad = run_last_step(
         *(gradient, before, sampler.coefficients(k), rng, sampler.options, {}, None),
         step=langevin_step_pull,
-        t=k,
     )
     both = torch.cat([x, x_neg]).flatten(1)
     sums = x.new_zeros(sum(w.numel() + len(w) for w in network.weights))
@@ -72,4 +67,4 @@ def terms_by_formulas(
         value, to_x, more = last_step_terms(metrics["energy_neg"], to_x, x_neg)
         loss, metrics = loss + value, metrics | more
         mlp_gradient(network, points[0], v=pull(to_x).flatten(1), sums=sums)
-    return with_gradient(loss, network, sums), before, x_neg, metrics, e[:n], e[n:]
+    return with_gradient(loss, network, sums), x_neg, metrics, e[:n], e[n:]

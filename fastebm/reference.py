@@ -136,9 +136,9 @@ def langevin_step(
 
 
 def mlp_energy(network: tuple, x: Tensor) -> Tensor:
-    """Energy (B,) of x (B, D) by ``(weights, biases, activation, beta, threshold)``, the fields of
-    ``plain_mlp.Network``."""
-    weights, biases, activation, beta, threshold = network
+    """Energy (B,) of x (B, D) by ``(weights, biases, activation, beta, threshold, ...)``, the
+    fields of ``plain_mlp.Network``."""
+    weights, biases, activation, beta, threshold, *_ = network
     act = {
         "silu": F.silu,
         "tanh": torch.tanh,

@@ -211,7 +211,7 @@ class LangevinDynamics:
         ):
             integer(name, value, least)
         total = burn_in + n_steps
-        plan = self.plan(total)
+        plan = self._plan(total)
         rng = as_rng(seed, generator)
         if x is None:
             x = self._start(n_samples, dim, rng, sample_ids)
@@ -343,7 +343,7 @@ class LangevinDynamics:
             raise ValueError(f"backend='fused' takes small perceptrons only: {found}")
         return None
 
-    def plan(self, n_steps: int) -> list[Coefficients]:
+    def _plan(self, n_steps: int) -> list[Coefficients]:
         """The coefficients of every step, checked before the first."""
         if any(map(callable, (self.step_size, self.noise_std, self.noise_scale, self.temperature))):
             return [self.coefficients(k) for k in range(n_steps)]

@@ -62,7 +62,7 @@ def error_bound(net, x):
     err by; activations have slopes of at most 1.2, slopes change by at most 1.6 times their
     argument's error (beta 1.5 included), and each is computed to 8 units of max(1, |z|).
     """
-    weights, biases, activation, beta, threshold = double(net)
+    weights, biases, activation, beta, threshold, *_ = double(net)
     h, dh, slopes = x.double(), torch.zeros_like(x.double()), []
     for w, b in zip(weights, biases, strict=True):
         size = h.abs() @ w.abs().T + (0 if b is None else b.abs())

@@ -9,7 +9,6 @@ from torch.nn.utils import spectral_norm
 
 from fastebm import Augmentation, LangevinDynamics, samplers
 from fastebm.energies import ConvEnergy, MLPEnergy
-from fastebm.losses import ContrastiveDivergence, ImprovedContrastiveDivergence
 from fastebm.plain_mlp import Network, plain_mlp
 
 X = torch.zeros(5, 3)
@@ -226,23 +225,6 @@ def test_precision_is_of_fused_chains_on_a_device():
     sampler = LangevinDynamics(model, 0.1, backend="fused", precision="bf16")
     with pytest.raises(ValueError, match="needs chains on a CUDA device, got cpu"):
         sampler.sample(torch.zeros(3, 3), 2)
-
-
-@pytest.mark.parametrize("loss_type", [ContrastiveDivergence, ImprovedContrastiveDivergence])
-def test_losses_go_the_fused_way(loss_type, fused_calls):
-    data, gradients = torch.randn(64, 2), {}
-    torch.manual_seed(1)
-    model = MLPEnergy(2, (16, 16))
-    for backend in ("eager", "auto"):
-        model.zero_grad()
-        sampler = LangevinDynamics(model, 0.05, backend=backend)
-        loss = loss_type(model, sampler=sampler, k_steps=8)
-        out = loss(data, generator=torch.Generator().manual_seed(5))
-        out.loss.backward()
-        gradients[backend] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    assert fused_calls
-    for mine, eager in zip(gradients["auto"], gradients["eager"], strict=True):
-        torch.testing.assert_close(mine, eager, rtol=1e-3, atol=1e-4)
 
 
 def test_long_chains_have_the_same_law():
