@@ -73,13 +73,17 @@ def _cpu_ticks() -> int:
 
 
 def _cpu_name() -> str:
+    """Model and vectors: a hypervisor may give one name to several generations."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        lines = []
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = facts.get("flags", "").split()
+    vectors = next((v for f, v in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f in flags), None)
+    return f"{name} with {vectors}" if vectors else name
 
 
 def _version(package: str) -> str | None:
