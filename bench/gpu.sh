@@ -113,7 +113,7 @@ done
 # Every kernel once on small inputs, for compute-sanitizer; torch itself only copies.
 small_case='
 import torch
-from fastebm import Augmentation, ops
+from fastebm import Augmentation, nearest_neighbor, ops
 from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.mlp_chain import mlp_chain_
 from fastebm.plain_mlp import Network
@@ -133,7 +133,7 @@ for dtype in (torch.float32, torch.float64, torch.uint8):
     for n, m, dim in ((5, 300, 3), (5, 300, 16), (5, 150, 33), (70, 150, 64), (70, 150, 1032)):
         x = torch.rand(n, dim).to("cuda", wide).requires_grad_()
         y = (torch.rand(m, dim) * 200).to("cuda", dtype)
-        ops.nearest_neighbor(x, y, skip=torch.arange(n).cuda(), k=3)[0].backward(
+        nearest_neighbor(x, y, skip=torch.arange(n).cuda(), k=3)[0].backward(
             torch.ones(n, 3).to("cuda", wide))
 everything = dict(scale=(0.1, 1.0), hflip_p=0.5, contrast=0.5, kernel_size=5, blur_p=0.5)
 color = dict(brightness=0.5, saturation=0.5, hue=0.2, grayscale_p=0.3)

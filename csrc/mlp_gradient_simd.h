@@ -129,8 +129,9 @@ FASTEBM_TARGET inline void add_outer(const float* g, int64_t rows, const float* 
 FASTEBM_TARGET inline void add_up(const MlpGradientParams& p, const Work& work) {
   const Mlp& mlp = p.mlp;
   for (int lane = 0; lane < kPanel; ++lane) {
-    const float factor = work.first + lane < p.n_data ? p.factor : -p.factor;
-    work.factor[lane] = lane < work.count ? factor + p.square_factor * work.energy[lane] : 0.0f;
+    float factor = work.first + lane < p.n_data ? p.factor : -p.factor;
+    if (p.square_factor != 0.0f) factor += p.square_factor * work.energy[lane];  // may be infinite
+    work.factor[lane] = lane < work.count ? factor : 0.0f;
   }
   const Floats factor[2] = {load(work.factor), load(work.factor + kLanes)};
   for (int l = 0; l < mlp.hidden; ++l) {

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastebm import ops
+from fastebm import neighbor_ops
 from fastebm.neighbor import nearest_neighbor
 
 
@@ -123,7 +123,7 @@ def nn_log_distance(
         return (distance.square() + eps**2).log().mean() / 2
     if x.requires_grad and torch.is_grad_enabled():
         return _LogDistance.apply(x, y, skip, eps, y_scale)
-    return ops.nn_log_distance(x, y, skip, eps, y_scale)[0]
+    return neighbor_ops.nn_log_distance(x, y, skip, eps, y_scale)[0]
 
 
 def nn_log_distance_gradient(
@@ -143,7 +143,7 @@ def nn_log_distance_gradient(
     Returns:
         0-d, and (n, *event); NaN where a query has no reference.
     """
-    return ops.nn_log_distance(x, y, skip, eps, y_scale)[:2]
+    return neighbor_ops.nn_log_distance(x, y, skip, eps, y_scale)[:2]
 
 
 class _LogDistance(torch.autograd.Function):
@@ -151,7 +151,7 @@ class _LogDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, skip, eps, y_scale):
-        value, grad, distance = ops.nn_log_distance(x, y, skip, eps, y_scale)
+        value, grad, distance = neighbor_ops.nn_log_distance(x, y, skip, eps, y_scale)
         ctx.save_for_backward(x, grad, distance)
         ctx.eps = eps
         return value

@@ -26,7 +26,7 @@ class LossOutput(NamedTuple):
     """What a loss returns.
 
     Attributes:
-        loss: 0-d, to call ``backward()`` on.
+        loss: 0-d, to call ``backward()`` on; of a small perceptron on a CPU without create_graph.
         x_neg: (B, *event), the chains in the end, without a graph.
         metrics: the terms, each 0-d without a graph. The total is not among them: its value is not
             comparable between losses.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastebm import ops
 from fastebm.plain_mlp import ACTIVATIONS, Network
@@ -50,7 +49,8 @@ def mlp_gradient(
 
 def with_gradient(value: Tensor, network: Network, sums: Tensor) -> Tensor:
     """``value``, 0-d, as what has the gradient ``sums`` (see ``mlp_gradient``) in the parameters of
-    the module that the network was made of; differentiable once."""
+    the module that the network was made of; differentiable once: with create_graph=True it raises
+    a RuntimeError."""
     sizes = [n for w in network.weights for n in (w.numel(), len(w))]
     with torch.enable_grad():
         return _WithGradient.apply(value, sums, sizes, *network.parameters)
@@ -66,8 +66,12 @@ class _WithGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        if torch.is_grad_enabled():  # once_differentiable would hand out constants, and say nothing
+            raise RuntimeError(
+                "a loss by formulas has no gradient with create_graph=True: give its sampler"
+                ' backend="eager"'
+            )
         parts = (grad * ctx.sums).split(ctx.sizes)
         wanted = zip(parts, ctx.shapes, ctx.needs_input_grad[3:], strict=True)
         return None, None, None, *(g.view(shape) if need else None for g, shape, need in wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastebm import ops
+from fastebm import neighbor_ops
 from fastebm.faiss_search import approximate_neighbors
 
 BACKENDS = ("exact", "faiss")
@@ -23,7 +23,7 @@ def nearest_neighbor(
     """The nearest references of each query, and the Euclidean distances to them.
 
     Args:
-        x, y, skip, k, y_scale: as in ``fastebm.ops.nearest_neighbor``, which is what
+        x, y, skip, k, y_scale: as in ``fastebm.neighbor_ops.nearest_neighbor``, which is what
             ``backend="exact"`` calls: the neighbours of an exhaustive search, 1 <= k <= 16.
         backend: ``"exact"``, or ``"faiss"`` for many queries against references too many for an
             exhaustive search: approximate in which references it finds (see
@@ -43,8 +43,8 @@ def nearest_neighbor(
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "exact":
-        return ops.nearest_neighbor(x, y, skip=skip, k=k, y_scale=y_scale)
-    ops.check_neighbor(x, y, skip, k)
+        return neighbor_ops.nearest_neighbor(x, y, skip=skip, k=k, y_scale=y_scale)
+    neighbor_ops.check_neighbor(x, y, skip, k)
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     flat_x, flat_y = (v.unsqueeze(-1).flatten(1).to(wide.dtype) for v in (x, y))
     if y.dtype == torch.uint8:

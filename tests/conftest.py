@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastebm import _C, bernoulli, choice, mlp_chain, ops
+from fastebm import _C, bernoulli, choice, mlp_chain, neighbor_ops, ops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -30,7 +30,7 @@ DEVICES = [
 
 if HAS_SIMT:
     importlib.import_module("fastebm._simt")
-    for wrappers in (ops, bernoulli, choice):
+    for wrappers in (ops, bernoulli, choice, neighbor_ops):
         wrappers.register_operators("fastebm_simt")
     mlp_chain.register_operator("fastebm_simt")
 

@@ -5,21 +5,13 @@ import math
 import pytest
 import torch
 from conftest import SIMD_LEVELS
+from mlp_networks import SHAPES, UNIT, double, network, rounding_errors
 
 from fastebm import mlp_chain, ops, reference
 from fastebm.mlp_chain import mlp_chain_
 from fastebm.plain_mlp import ACTIVATIONS, Network
 from fastebm.rng import ChainRNG
 
-# Batch, dimension and widths: on and off the sizes of vectors, tiles and groups of rows.
-SHAPES = [
-    (1, 1, (1,)),
-    (5, 3, (7,)),
-    (33, 65, (20, 30, 9)),
-    (70, 2, (128, 128)),
-    (16, 17, (64, 3, 5, 33)),
-    (100, 5, (256,)),
-]
 OPTIONS = {
     "plain": {},
     "clamp": {"clamp": (-0.5, 0.7)},
@@ -28,21 +20,6 @@ OPTIONS = {
     "noise first": {"noise_first": True, "clamp": (None, 1.0)},
     "ids": {"sample_ids": torch.arange(70).flip(0) + 2**40, "t": 5, "tag": 7},
 }
-UNIT = 2.0**-24
-
-
-def network(dim, widths, activation="silu", bias=True, device="cpu"):
-    sizes = [dim, *widths, 1]
-    weights, biases = [], []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
-        weights.append((torch.randn(b, a) * (2 / a) ** 0.5).to(device))
-        biases.append((torch.randn(b) * 0.3).to(device) if bias else None)
-    return Network(weights, biases, activation, 1.5 if activation == "softplus" else 1.0, 4.0)
-
-
-def double(net):
-    to = lambda values: [v if v is None else v.double() for v in values]  # noqa: E731
-    return net._replace(weights=to(net.weights), biases=to(net.biases))
 
 
 def rng(device="cpu", seed=11):
@@ -53,41 +30,6 @@ def noise(shape, k, state, **which):
     """The noise that ``langevin_step_`` uses in step k."""
     x = torch.zeros(shape, device=state.device)
     return ops.langevin_step_(x, None, 0.0, 1.0, state, t=which.pop("t", 0) + k, **which)
-
-
-def error_bound(net, x):
-    """Rounding errors of energy and gradient in float32 at most, to first order in ``UNIT``.
-
-    A sum of n products errs by n + 1 units of the sum of their sizes, and hands on what its terms
-    err by; activations have slopes of at most 1.2, slopes change by at most 1.6 times their
-    argument's error (beta 1.5 included), and each is computed to 8 units of max(1, |z|).
-    """
-    weights, biases, activation, beta, threshold, *_ = double(net)
-    h, dh, slopes = x.double(), torch.zeros_like(x.double()), []
-    for w, b in zip(weights, biases, strict=True):
-        size = h.abs() @ w.abs().T + (0 if b is None else b.abs())
-        z = torch.nn.functional.linear(h, w, b)
-        dz = dh @ w.abs().T + (w.shape[1] + 2) * UNIT * size
-        if w is weights[-1]:
-            break
-        z.requires_grad_()
-        h = reference.mlp_energy(([torch.eye(1).double()] * 2, [None] * 2, *net[2:]), z.view(-1, 1))
-        (slope,) = torch.autograd.grad(h.sum(), z)
-        h, z = h.detach().view(z.shape), z.detach()
-        coarse = 8 * UNIT * z.abs().clamp(min=1)
-        bend = 1.6 * dz if activation != "relu" else (z.abs() <= dz).double()
-        if activation == "softplus":  # torch's jump to the straight line
-            bend = bend + ((beta * z - threshold).abs() <= beta * dz) * math.exp(-threshold)
-            dz = dz + ((beta * z - threshold).abs() <= beta * dz) * math.exp(-threshold) / beta
-        slopes.append((slope.abs(), bend + coarse))
-        dh = 1.2 * dz + coarse
-    g, dg = weights[-1].abs().expand(len(x), -1), torch.zeros((), dtype=torch.float64)
-    for w, (slope, dslope) in zip(weights[-2::-1], slopes[::-1], strict=True):
-        dg = dg * slope + g * dslope + 2 * UNIT * g * slope
-        g = g * slope
-        dg = dg @ w.abs() + (w.shape[0] + 2) * UNIT * (g @ w.abs())
-        g = g @ w.abs()
-    return dz[:, 0], dg
 
 
 def levels(device):
@@ -121,7 +63,7 @@ def test_energy_and_gradient(device, activation, batch, dim, widths, set_simd):
     net = network(dim, widths, activation, bias=batch != 5, device=device)
     x = (2 * torch.randn(batch, dim)).to(device)
     _, e, g = reference.mlp_chain(double(net), x.double(), [0.0], [0.0], torch.zeros(1, 1, 1))
-    e_error, g_error = error_bound(net, x)
+    e_error, g_error, _ = rounding_errors(net, x)
     single = x.clone().requires_grad_()
     (torch_g,) = torch.autograd.grad(reference.mlp_energy(net, single).sum(), single)
     torch_error = (torch_g.double() - g).square().mean().sqrt()

@@ -7,6 +7,7 @@ import torch
 from conftest import HAS_GPU, SIMD_LEVELS
 
 from fastebm import ops
+from fastebm.neighbor_ops import nearest_neighbor
 
 INF, NAN = math.inf, math.nan
 # (n, m, d): one query, one reference, less than any tile and more, small and large dimensions.
@@ -49,7 +50,7 @@ def check(x, y, k=1, skip=None, device="cpu", **options):
     real = y.float() * options["y_scale"][0] + options["y_scale"][1] if options else y
     expected, order = exhaustive(x, real, skip, k)
     on = [None if v is None else v.to(device) for v in (x, y, skip)]
-    distance, index = ops.nearest_neighbor(*on[:2], skip=on[2], k=k, **options)
+    distance, index = nearest_neighbor(*on[:2], skip=on[2], k=k, **options)
     assert distance.dtype == x.dtype and index.dtype == torch.int64
     shape = (len(x),) if k == 1 else (len(x), k)
     assert distance.shape == index.shape == shape
@@ -197,7 +198,7 @@ def test_gradcheck(device, k, event):
     )
 
     def distance(x, y):
-        return ops.nearest_neighbor(x, y, k=k)[0]
+        return nearest_neighbor(x, y, k=k)[0]
 
     fast = ops._op is not torch.ops.fastebm  # the emulated device takes its time
     assert torch.autograd.gradcheck(distance, (x, y), fast_mode=fast)
@@ -208,7 +209,7 @@ def test_gradcheck(device, k, event):
 def test_gradient_of_coincident_points_is_zero(device):
     x = torch.ones(2, 3, device=device, requires_grad=True)
     y = torch.ones(1, 3, device=device, requires_grad=True)
-    distance, _ = ops.nearest_neighbor(x, y)
+    distance, _ = nearest_neighbor(x, y)
     gx, gy = torch.autograd.grad(distance.sum(), (x, y), create_graph=True)
     assert (distance == 0).all() and (gx == 0).all() and (gy == 0).all()
     (twice,) = torch.autograd.grad(gx.sum(), x)
@@ -220,7 +221,7 @@ def test_gradient_with_uint8_references_and_a_nan_query(device):
     x = torch.rand(3, 4, device=device)
     x[1, 0] = NAN
     x.requires_grad_()
-    distance, index = ops.nearest_neighbor(x, y, y_scale=(1 / 256, 0.1))
+    distance, index = nearest_neighbor(x, y, y_scale=(1 / 256, 0.1))
     distance[[0, 2]].sum().backward()
     expected = (x - (y[index] / 256 + 0.1)) / distance[:, None]
     torch.testing.assert_close(x.grad[[0, 2]], expected.detach()[[0, 2]])
@@ -231,7 +232,7 @@ def test_both_ways_to_the_gradient_agree(device, k):
     """The kernel of a plain backward pass, and the torch form of one with a graph."""
     x = torch.randn(7, 2, 5, device=device, requires_grad=True)
     y = torch.randn(30, 2, 5, device=device)
-    distance, _ = ops.nearest_neighbor(x, y, k=k)
+    distance, _ = nearest_neighbor(x, y, k=k)
     weights = torch.randn_like(distance)
     plain, graphed = (
         torch.autograd.grad(distance, x, weights, retain_graph=True, create_graph=g)[0]
@@ -245,7 +246,7 @@ def test_references_may_change_before_the_backward_pass(device):
     """As a replay buffer's do when the new chains come in."""
     x = torch.randn(4, 3, device=device, requires_grad=True)
     y = torch.randn(9, 3, device=device)
-    distance, index = ops.nearest_neighbor(x, y)
+    distance, index = nearest_neighbor(x, y)
     expected = (x.detach() - y[index]) / distance.detach()[:, None]
     y.zero_()
     distance.sum().backward()
@@ -254,12 +255,12 @@ def test_references_may_change_before_the_backward_pass(device):
 
 def test_non_contiguous_and_empty(device):
     x, y = torch.randn(6, 20, device=device).t(), torch.randn(6, 60, device=device)[:, ::2].t()
-    distance, index = ops.nearest_neighbor(x, y)
-    again = ops.nearest_neighbor(x.contiguous(), y.contiguous())
+    distance, index = nearest_neighbor(x, y)
+    again = nearest_neighbor(x.contiguous(), y.contiguous())
     assert torch.equal(distance, again[0]) and torch.equal(index, again[1])
-    none = ops.nearest_neighbor(torch.zeros(0, 2, device=device), torch.zeros(3, 2, device=device))
+    none = nearest_neighbor(torch.zeros(0, 2, device=device), torch.zeros(3, 2, device=device))
     assert none[0].shape == none[1].shape == (0,)
-    flat = ops.nearest_neighbor(torch.zeros(2, 0, device=device), torch.zeros(3, 0, device=device))
+    flat = nearest_neighbor(torch.zeros(2, 0, device=device), torch.zeros(3, 0, device=device))
     assert flat[0].tolist() == [0, 0] and flat[1].tolist() == [0, 0]
 
 
@@ -281,20 +282,20 @@ ERRORS = [
 @pytest.mark.parametrize("x, y, options, message", ERRORS, ids=[e[-1] for e in ERRORS])
 def test_errors(x, y, options, message):
     with pytest.raises(RuntimeError, match=message):
-        ops.nearest_neighbor(torch.zeros(x), torch.zeros(y), **options)
+        nearest_neighbor(torch.zeros(x), torch.zeros(y), **options)
 
 
 def test_errors_of_types_and_devices():
     x = torch.zeros(2, 2)
     with pytest.raises(RuntimeError, match="x must be float32 or float64, got Long"):
-        ops.nearest_neighbor(x.long(), x)
+        nearest_neighbor(x.long(), x)
     with pytest.raises(RuntimeError, match="y must not be wider than x, Float, got Double"):
-        ops.nearest_neighbor(x, x.double())
+        nearest_neighbor(x, x.double())
     with pytest.raises(RuntimeError, match="y must be float32.*or uint8, got Long"):
-        ops.nearest_neighbor(x, x.long())
+        nearest_neighbor(x, x.long())
     with pytest.raises((RuntimeError, NotImplementedError), match="different devices"):
-        ops.nearest_neighbor(x, x.to("meta"))
-    assert ops.nearest_neighbor(x[:1], x[:1], skip=torch.tensor([-1]))[1] == 0
+        nearest_neighbor(x, x.to("meta"))
+    assert nearest_neighbor(x[:1], x[:1], skip=torch.tensor([-1]))[1] == 0
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -320,7 +321,7 @@ def test_compile_fullgraph(device):
         pytest.skip("no CUDA device")
 
     def f(x, y):
-        return ops.nearest_neighbor(torch.tanh(x), y)[0].log().mean()
+        return nearest_neighbor(torch.tanh(x), y)[0].log().mean()
 
     x = torch.randn(8, 6, device=device, requires_grad=True)
     y = torch.randn(30, 6, device=device)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DEVICES, HAS_SIMT
 
-from fastebm import ops
+from fastebm.neighbor_ops import nearest_neighbor
 
 CPU = torch.ops.fastebm.nearest_neighbor.default
 
@@ -26,7 +26,7 @@ def check_same(device, x, y, k=1, skip=None):
     """Distance and index of the device are those of the CPU, bit for bit."""
     distance, index = CPU(x, y, skip, k, 1.0, 0.0)
     on = [None if v is None else v.to(device) for v in (x, y, skip)]
-    mine = ops.nearest_neighbor(*on[:2], skip=on[2], k=k)
+    mine = nearest_neighbor(*on[:2], skip=on[2], k=k)
     assert torch.equal(mine[1].cpu(), index)
     assert torch.equal(mine[0].cpu(), distance)
     return index
@@ -73,7 +73,7 @@ def test_unaligned_rows(device):
     values = torch.randn(1 + 7 * 40 + 90 * 40, device="cpu")
     x, y = values[1 : 1 + 7 * 40].view(7, 40), values[1 + 7 * 40 :].view(90, 40)
     moved = values.to(device)
-    mine = ops.nearest_neighbor(moved[1 : 1 + 7 * 40].view(7, 40), moved[1 + 7 * 40 :].view(90, 40))
+    mine = nearest_neighbor(moved[1 : 1 + 7 * 40].view(7, 40), moved[1 + 7 * 40 :].view(90, 40))
     assert torch.equal(mine[1].cpu(), CPU(x, y, None, 1, 1.0, 0.0)[1])
 
 
