@@ -31,6 +31,16 @@ def log_distance_before(x: Tensor, y: Tensor, skip: Tensor, eps: float, **_) -> 
     return (square + eps**2).log().mean() / 2
 
 
+def gradient_before(
+    x: Tensor, y: Tensor, skip: Tensor, eps: float, y_scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Its value, and its gradient in x."""
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = log_distance_before(leaf, y, skip, eps)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
 def training_step(entropy_weight: float, device: torch.device):
     """A function that takes one step of training, of a model of its own."""
     torch.manual_seed(0)
@@ -56,8 +66,11 @@ def training_step(entropy_weight: float, device: torch.device):
 def measure(device: torch.device, threads: int, seconds: float) -> list[dict]:
     on, before = training_step(0.3, device), training_step(0.3, device)
 
-    def step_before() -> None:
-        with mock.patch.object(losses, "nn_log_distance", log_distance_before):
+    def step_before() -> None:  # by a graph or, on a CPU, by formulas
+        with (
+            mock.patch.object(losses, "nn_log_distance", log_distance_before),
+            mock.patch.object(losses, "nn_log_distance_gradient", gradient_before),
+        ):
             before()
 
     calls = {WITHOUT: training_step(0.0, device), NOW: on, BEFORE: step_before}

@@ -195,7 +195,7 @@ def icd_step(rows: suite.Rows, where: str) -> list[str]:
     for of_case in _cases(rows):
         row, phases = of_case[OURS], of_case[OURS]["phases"]
         table.append([
-            row["case"].rsplit(",", 1)[0],
+            row["case"],
             _number(row["seconds"], 1e3),
             _times(of_case["torch, batched"]),
             _times(of_case["torch, one by one"]),

@@ -88,9 +88,10 @@ FASTEBM_TARGET inline Activated activate(Floats z, float beta, float threshold) 
     const Floats q = mul(z, z), scale = set(1.5957691216057308f);
     const Sigmoids s = sigmoids(mul(scale, mul(z, fma(set(0.044715f), q, one))));
     const Floats rate = mul(scale, fma(set(0.134145f), q, one)), both = mul(s.s, s.rest);
-    const Floats spread = mul(z, mul(rate, rate));  // of s''(u) = both (rest - s)
     const Floats bend = fma(mul(scale, q), set(0.26829f), add(rate, rate));
+    // both z rate^2, in an order that stays finite, of s''(u) = both (rest - s)
+    const Floats spread = mul(mul(mul(both, z), rate), rate);
     return {mul(z, s.s), fma(z, mul(both, rate), s.s),
-            mul(both, fma(spread, sub(s.rest, s.s), bend))};
+            fma(spread, sub(s.rest, s.s), mul(both, bend))};
   }
 }
