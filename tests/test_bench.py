@@ -182,7 +182,7 @@ def test_readme_takes_every_figure_from_the_rows():
     assert "| Gaussian, 9 x 2 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
     assert "| Gaussian, 9 x 2, compile | 200 | 3.5x | - | - | - | - | 10.0% |" in text
     assert "share of the step: 10.0% in ConvEnergy." in " ".join(text.split())
-    assert "| MLP, K = 20 | 1000 | 1.50x | 1.50x | 70% | 20% |" in text
+    assert "| MLP, K = 20, 1 thread | 1000 | 1.50x | 1.50x | 70% | 20% |" in text
     assert "| draw | 2000 | 3.0x | - | - | - |" in text
     assert "| a case | 1 | - | - | - | 40.0x |" in text
     assert "Not recorded on a quiet machine yet: `langevin`, `neighbor`" in " ".join(text.split())
