@@ -73,8 +73,7 @@ asan: tools
 	  PYTHONPATH=$(CURDIR)/build/asan-site FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan-site \
 	  $(BIN)/pytest -q -p no:cacheprovider -k "(simt or cuda_kernel) and not opcheck and not compile" \
 	  tests/test_noise.py tests/test_ops.py tests/test_neighbor.py tests/test_neighbor_blocks.py \
-	  tests/test_replay.py tests/test_augmentation.py tests/test_choice.py tests/test_entropy.py \
-	  tests/test_mlp_chain.py \
+	  tests/test_replay.py tests/test_augmentation.py tests/test_choice.py tests/test_mlp_chain.py \
 	  tests/test_mlp_chain_cuda.py tests/test_bernoulli.py
 
 # The rivals depend on torch as well: naming it once more keeps the one that is there.
