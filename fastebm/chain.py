@@ -176,7 +176,7 @@ def run_steps(
 
 
 def run_last_step(
-    gradient: Gradient,
+    gradient: Callable[[Tensor, dict], tuple[Tensor, Tensor]],
     x: Tensor,
     coefficients: Coefficients,
     rng: Tensor,
@@ -186,6 +186,10 @@ def run_last_step(
     step: Callable = langevin_step,
 ) -> tuple[Tensor, Tensor]:
     """One step of ``run_steps`` out of place, with a graph to what the gradient has one to.
+
+    Args:
+        gradient: (leaf, model_kwargs) -> grad, energies.
+        step: ``ops.langevin_step``, or what takes its arguments.
 
     Returns:
         What ``step`` returns, x after the step, and the gradient it used, both (B, *event). ``x``

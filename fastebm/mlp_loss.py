@@ -31,8 +31,8 @@ def terms_by_formulas(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor, Tensor]:
     """The loss of ``ContrastiveDivergence``, or of a kin, on the energy of a small perceptron.
 
-    What costs its time on a CPU is then what it computes: four calls of one operator, where a graph
-    of autograd takes some hundred.
+    What costs its time on a CPU is then what it computes: three calls of one operator, where a
+    graph of autograd takes some hundred.
 
     Args:
         x, before: data, and the chains before their last step (B, *event).

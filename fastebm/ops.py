@@ -103,16 +103,14 @@ def langevin_step_pull(
     noise_std: float | Tensor,
     rng: Tensor,
     *,
-    t: int = 0,
     sample_ids: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
     clamp: Clamp | None = None,
-    tag: int = NOISE,
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """``langevin_step``, and instead of a graph a function of d/dx' (B, ...) that gives d/dgrad.
 
-    Arguments, values and errors as in ``langevin_step``.
+    Arguments, values and errors as in ``langevin_step`` with t = 0.
     """
     if grad_norm_clip is not None:
         grad = grad.detach().requires_grad_()
@@ -120,10 +118,10 @@ def langevin_step_pull(
             clipped = _clip_norm(grad, grad_norm_clip)
     else:
         clipped = grad
-    # Past the operator's autograd, which takes ten times what the step does on a small batch.
+    # Past the operator's autograd, which takes longer than the step of a small batch.
     with torch._C._AutoDispatchBelowAutograd():
         out, mask, step, steps = _step_and_mask(
-            *(x, clipped, step_size, noise_std, rng, t, sample_ids, grad_clip, clamp, tag)
+            *(x, clipped, step_size, noise_std, rng, 0, sample_ids, grad_clip, clamp, NOISE)
         )
 
     def pull(to_out: Tensor) -> Tensor:
