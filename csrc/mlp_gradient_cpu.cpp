@@ -1,6 +1,7 @@
 // Gradients in the parameters of a small perceptron on a CPU: plain, AVX2 and AVX-512 paths.
-// Mapping: a task owns a range of samples, and takes tiles of them through both passes, the
-// derivatives along v, and the sums over its samples, which stay in the caches of its core.
+// Mapping: a task owns a range of samples, and takes tiles of them through both passes and the
+// derivatives along v; then kTiles of them at once into the sums over its samples. All of that
+// stays in the caches of its core.
 #include <algorithm>
 #include <cstring>
 
@@ -16,9 +17,10 @@ namespace fastebm {
 namespace {
 
 constexpr int64_t kMaxPanel = 32;  // samples of a tile
+constexpr int kTiles = 4;          // the sums, larger than the first cache, are gone through once
 
-// A task's memory. All but the sums are of one tile: (features, panel), layer l's at [l].
-struct Work {
+// A tile's memory: (features, panel), layer l's at [l].
+struct Tile {
   int64_t first;
   int count;
   float* h[kMaxHidden + 1];  // inputs of each layer
@@ -26,8 +28,14 @@ struct Work {
   float *slope[kMaxHidden], *curvature[kMaxHidden];
   float *to_h[kMaxHidden], *to_z[kMaxHidden];  // dE/dh after layer l, dE/dz in it
   float* through[kMaxHidden];                  // r of mlp_gradient.h, then with a_i dE/dz
-  float *moved, *transposed, *grad;
+  float *moved, *grad;
   float *energy, *factor;  // (panel,)
+};
+
+// A task's memory.
+struct Work {
+  Tile tile[kTiles];
+  float* transposed;
   // Sums over the samples. Of weights: panels of columns, (columns / panel, rows, panel); of the
   // rest each lane's own sum.
   float *weight[kMaxHidden], *bias[kMaxHidden], *last_weight, *last_bias;
@@ -47,17 +55,19 @@ int64_t lay_out(const Mlp& mlp, float* base, Work* work) {
   const auto features = [&](int64_t n) { return take(padded(n) * kMaxPanel); };
   const int64_t widest =
       std::max<int64_t>(mlp.dim, *std::max_element(mlp.width, mlp.width + mlp.hidden));
-  for (int l = 0; l <= mlp.hidden; ++l) {
-    work->h[l] = features(mlp.inputs(l));
-    work->t[l] = features(mlp.inputs(l));
+  for (Tile& tile : work->tile) {
+    for (int l = 0; l <= mlp.hidden; ++l) {
+      tile.h[l] = features(mlp.inputs(l));
+      tile.t[l] = features(mlp.inputs(l));
+    }
+    for (int l = 0; l < mlp.hidden; ++l)
+      for (float** array :
+           {&tile.slope[l], &tile.curvature[l], &tile.to_h[l], &tile.to_z[l], &tile.through[l]})
+        *array = features(mlp.width[l]);
+    for (float** array : {&tile.moved, &tile.grad}) *array = features(widest);
+    for (float** lanes : {&tile.energy, &tile.factor}) *lanes = take(kMaxPanel);
   }
-  for (int l = 0; l < mlp.hidden; ++l)
-    for (float** array :
-         {&work->slope[l], &work->curvature[l], &work->to_h[l], &work->to_z[l], &work->through[l]})
-      *array = features(mlp.width[l]);
-  for (float** array : {&work->moved, &work->transposed, &work->grad}) *array = features(widest);
-  work->energy = take(kMaxPanel);
-  work->factor = take(kMaxPanel);
+  work->transposed = features(kTiles * padded(widest));
   work->sums = take(0);
   for (int l = 0; l < mlp.hidden; ++l) {
     work->weight[l] = take(padded(mlp.inputs(l)) * mlp.width[l]);
@@ -119,10 +129,10 @@ void run(const MlpGradientParams& p, const Work& work, int64_t begin, int64_t en
   plain::run(p, work, begin, end);
 }
 
-float lane_sum(const float* lanes) {
-  float sum = 0;
-  for (int64_t i = 0; i < panel(); ++i) sum += lanes[i];
-  return sum;
+float lane_sum(const float* lanes, int64_t count) {
+  float sum[4] = {};  // additions that need not wait for each other
+  for (int64_t i = 0; i < count; ++i) sum[i % 4] += lanes[i];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 Work task_work(const MlpGradientParams& p, int64_t task) {
@@ -155,22 +165,23 @@ int mlp_gradient_cpu(const MlpGradientParams& p, int64_t begin, int64_t end, voi
 }
 
 void mlp_gradient_sum_cpu(const MlpGradientParams& p, float* sums) {
+  const int64_t lanes = panel();
   for (int64_t task = 0; task < p.tasks; ++task) {
     const Work work = task_work(p, task);
     float* to = sums;
     for (int l = 0; l < p.mlp.hidden; ++l) {
       const int64_t rows = p.mlp.width[l], columns = p.mlp.inputs(l);
       for (int64_t row = 0; row < rows; ++row)
-        for (int64_t begin = 0; begin < columns; begin += panel()) {
-          const float* from = work.weight[l] + (begin * rows + row * panel());
-          const int64_t count = std::min(panel(), columns - begin);
+        for (int64_t begin = 0; begin < columns; begin += lanes) {
+          const float* from = work.weight[l] + (begin * rows + row * lanes);
+          const int64_t count = std::min(lanes, columns - begin);
           for (int64_t i = 0; i < count; ++i) *to++ += from[i];
         }
-      for (int64_t row = 0; row < rows; ++row) *to++ += lane_sum(work.bias[l] + row * panel());
+      for (int64_t row = 0; row < rows; ++row) *to++ += lane_sum(work.bias[l] + row * lanes, lanes);
     }
     for (int64_t i = 0; i < p.mlp.inputs(p.mlp.hidden); ++i)
-      *to++ += lane_sum(work.last_weight + i * panel());
-    *to += lane_sum(work.last_bias);
+      *to++ += lane_sum(work.last_weight + i * lanes, lanes);
+    *to += lane_sum(work.last_bias, lanes);
   }
 }
 
