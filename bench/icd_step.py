@@ -149,11 +149,7 @@ class Fastebm(Step):
 
     def loss(self) -> Tensor:
         with ExitStack() as restored, self.clock("forward"):
-            for module, name, phase in (
-                (mlp_loss, "run_last_step", "last step"),
-                (losses, "nn_log_distance", "entropy"),
-                (losses, "nn_log_distance_gradient", "entropy"),
-            ):
+            for module, name, phase in ((losses, "nn_log_distance", "entropy"),):
                 restored.callback(setattr, module, name, getattr(module, name))
                 self.clock.wrap(module, name, phase)
             return self.criterion(self.x).loss

@@ -1,33 +1,15 @@
 // Schemas, checks and registration of the Langevin step's operators.
 #include "langevin_check.h"
+#include "langevin_run.h"
 
 namespace fastebm {
 namespace {
-
-constexpr int64_t kGrainBlocks = 1024;  // 4096 elements, about 7 us of one core
 
 void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
   check_same_device(op, what, t, x);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
                   name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
   STD_TORCH_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
-}
-
-// Runs a launcher over all blocks: in torch's thread pool on the CPU, at once on a device.
-template <auto kLaunch, bool kParallel, class Params>
-void run(const char* op, const Tensor& x, const Params& p) {
-  const int64_t blocks = p.batch * blocks_per_row(p.dim);
-  if (blocks == 0) return;
-  if constexpr (kParallel) {
-    torch::stable::parallel_for(0, blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-      kLaunch(p, begin, end, nullptr);
-    });
-  } else {
-    std::optional<DeviceGuard> guard;
-    if (x.is_cuda()) guard.emplace(x.get_device_index());
-    const int error = kLaunch(p, 0, blocks, current_stream(x));
-    STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", cuda_error_text(error));
-  }
 }
 
 template <LangevinLauncher kLaunch, bool kParallel>
@@ -48,7 +30,7 @@ void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, doub
   Tensor out = dense(x);
   p.x = p.out = out.mutable_data_ptr();
   p.grad = grad ? g.const_data_ptr() : nullptr;
-  run<kLaunch, kParallel>("langevin_step_", x, p);
+  run_blocks<kLaunch, kParallel>("langevin_step_", x, p);
   if (!x.is_contiguous()) torch::stable::copy_(x, out);
 }
 
@@ -72,7 +54,7 @@ std::tuple<Tensor, Tensor> langevin_step(const Tensor& x_in, const Tensor& grad_
   p.grad = grad.const_data_ptr();
   p.out = out.mutable_data_ptr();
   p.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  run<kLaunch, kParallel>("langevin_step", x, p);
+  run_blocks<kLaunch, kParallel>("langevin_step", x, p);
   return {out, mask};
 }
 
@@ -97,7 +79,7 @@ std::tuple<Tensor, Tensor> langevin_step_backward(const Tensor& grad_out_in, con
   p.grad_grad = grad_grad.mutable_data_ptr();
   p.step_size = step_size;
   p.step_sizes = data_or_null(step_sizes);
-  run<kLaunch, kParallel>(op, grad_out, p);
+  run_blocks<kLaunch, kParallel>(op, grad_out, p);
   return {grad_x, grad_grad};
 }
 

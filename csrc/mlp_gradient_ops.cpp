@@ -1,6 +1,6 @@
 // Schema, checks and registration of the gradient in the parameters of a small perceptron.
 #include "mlp_check.h"
-#include "mlp_gradient.h"
+#include "mlp_gradient_run.h"
 
 namespace fastebm {
 namespace {
@@ -36,25 +36,15 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
     p.grad = static_cast<float*>(grad->mutable_data_ptr());
   }
   if (sums) {
-    int64_t n = 1 + p.mlp.inputs(p.mlp.hidden);
-    for (int l = 0; l < p.mlp.hidden; ++l) n += p.mlp.width[l] * (p.mlp.inputs(l) + 1);
+    const int64_t n = parameter_count(p.mlp);
     check_float32(kOp, "sums", *sums, x);
     STD_TORCH_CHECK(sums->dim() == 1 && sums->size(0) == n && sums->is_contiguous(), kOp,
                     ": sums must be contiguous, of shape (", n, ",), the number of parameters");
-    p.summed = true;
   }
   const int64_t size[1] = {p.batch}, one[1] = {1};
   Tensor energy = empty_strided_on(x, size, one, 1, aoti_torch_dtype_float32());
   p.energy = static_cast<float*>(energy.mutable_data_ptr());
-  if (p.batch == 0) return energy;
-
-  const int64_t bytes[1] = {
-      mlp_gradient_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()))};
-  Tensor scratch = empty_strided_on(x, bytes, one, 1, aoti_torch_dtype_uint8());
-  p.scratch = scratch.mutable_data_ptr();
-  torch::stable::parallel_for(
-      0, p.tasks, 1, [&](int64_t begin, int64_t end) { mlp_gradient_cpu(p, begin, end, nullptr); });
-  if (sums) mlp_gradient_sum_cpu(p, static_cast<float*>(sums->mutable_data_ptr()));
+  run_mlp_gradient(p, x, sums ? static_cast<float*>(sums->mutable_data_ptr()) : nullptr);
   return energy;
 }
 

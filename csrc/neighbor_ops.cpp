@@ -1,7 +1,8 @@
 // Schema, checks and registration of the nearest-neighbour operators.
+#include "neighbor_ops.h"
+
 #include "neighbor.h"
 #include "neighbor_log_distance.h"
-#include "ops.h"
 
 namespace fastebm {
 namespace {
@@ -176,6 +177,14 @@ std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Ten
 }
 
 }  // namespace
+
+#ifndef FASTEBM_SIMT
+std::tuple<Tensor, Tensor, Tensor> nn_log_distance_cpu(const Tensor& x, const Tensor& y,
+                                                       const OptionalTensor& skip, double eps,
+                                                       double y_scale, double y_offset) {
+  return nn_log_distance<true>(x, y, skip, eps, y_scale, y_offset);
+}
+#endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(

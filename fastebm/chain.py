@@ -183,17 +183,14 @@ def run_last_step(
     options: StepOptions,
     model_kwargs: dict,
     sample_ids: Tensor | None,
-    step: Callable = langevin_step,
 ) -> tuple[Tensor, Tensor]:
     """One step of ``run_steps`` out of place, with a graph to what the gradient has one to.
 
     Args:
         gradient: (leaf, model_kwargs) -> grad, energies.
-        step: ``ops.langevin_step``, or what takes its arguments.
 
     Returns:
-        What ``step`` returns, x after the step, and the gradient it used, both (B, *event). ``x``
-        itself is a constant.
+        x after the step, and the gradient it used, both (B, *event). ``x`` itself is a constant.
     """
     step_size, noise_std = coefficients
     if options.noise_first:
@@ -201,7 +198,7 @@ def run_last_step(
         noise_std = 0.0
     leaf = x.detach().requires_grad_()
     grad, _ = gradient(leaf, model_kwargs)
-    after = step(
+    after = langevin_step(
         *(leaf.detach(), grad, step_size, noise_std, rng),
         sample_ids=sample_ids,
         grad_clip=options.grad_clip,

@@ -126,26 +126,6 @@ def nn_log_distance(
     return neighbor_ops.nn_log_distance(x, y, skip, eps, y_scale)[0]
 
 
-def nn_log_distance_gradient(
-    x: Tensor,
-    y: Tensor,
-    skip: Tensor | None,
-    eps: float,
-    y_scale: tuple[float, float] = (1.0, 0.0),
-) -> tuple[Tensor, Tensor]:
-    """The value of ``nn_log_distance`` and its gradient in ``x``, ``(x - y*) / (d^2 + eps^2) / n``,
-    y* the nearest reference: without a graph.
-
-    Args:
-        x: (n, *event) float32 or float64.
-        y, skip, eps, y_scale: as in ``nn_log_distance``.
-
-    Returns:
-        0-d, and (n, *event); NaN where a query has no reference.
-    """
-    return neighbor_ops.nn_log_distance(x, y, skip, eps, y_scale)[:2]
-
-
 class _LogDistance(torch.autograd.Function):
     """``nn_log_distance`` in x: what autograd made of its parts took longer than the search."""
 

@@ -1,4 +1,4 @@
-"""What all ways to compute a loss have in common: its first terms, and its metrics."""
+"""The first terms of a loss by a graph, and the metrics."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from fastebm.buffer import References, ReplayBuffer
 from fastebm.energy import check_batch, energy
-from fastebm.entropy import nn_log_distance, nn_log_distance_gradient
+from fastebm.entropy import nn_log_distance
 from fastebm.gibbs import NO_DERIVATIVE, GibbsSampler
 from fastebm.loss_terms import phases, spread, step_metrics
 from fastebm.mlp_loss import LastStepTerms, terms_by_formulas
@@ -164,18 +164,19 @@ class ContrastiveDivergence(nn.Module):
                 if own is not None and neg is not None:
                     own = references._replace(own=references.own[neg])
                 loss = loss + self._last_step_terms(mean_neg, leaf, x_kl, own, metrics)
-            return loss, x_neg, metrics, e_pos.detach(), e_neg.detach()
+            sound = self.on_nonfinite != "count" and all_finite(metrics, x_neg)
+            return loss, x_neg, metrics, (e_pos.detach(), e_neg.detach()), sound
 
         with torch.enable_grad():
             if network is None:
-                loss, x_neg, metrics, e_pos, e_neg = terms()
+                loss, x_neg, metrics, (e_pos, e_neg), sound = terms()
             else:
-                loss, x_neg, metrics, e_pos, e_neg = terms_by_formulas(
+                loss, x_neg, metrics, (e_pos, e_neg), sound = terms_by_formulas(
                     *(network, x, before, self.sampler, k, rng.state(x.device)),
-                    *(self.energy_reg_weight, self._last_step_gradient(references)),
+                    *(self.energy_reg_weight, self._last_step_weights(references)),
                 )
             stored, metrics["n_nonfinite"] = x_neg, 0.0
-            if self.on_nonfinite == "count" or not all_finite(metrics, x_neg):
+            if not sound:
                 finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
                 stored = torch.where(finite[1].view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
                 count = 2 * n - finite[0].sum() - finite[1].sum()
@@ -222,7 +223,7 @@ class ContrastiveDivergence(nn.Module):
     ) -> Tensor:
         raise NotImplementedError
 
-    def _last_step_gradient(self, references: References | None) -> LastStepTerms | None:
+    def _last_step_weights(self, references: References | None) -> LastStepTerms | None:
         """The same terms for ``terms_by_formulas``."""
         return None
 
@@ -353,17 +354,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
         return self.kl_weight * kl - self.entropy_weight * entropy
 
-    def _last_step_gradient(self, references):
-        def terms(mean_neg: Tensor, to_x: Tensor, x_neg: Tensor) -> tuple[Tensor, Tensor, dict]:
-            entropy, to_x = torch.zeros_like(mean_neg), self.kl_weight * to_x
-            if (chosen := self._entropy_references(x_neg, references)) is not None:
-                y, own, y_scale = chosen
-                entropy, slope = nn_log_distance_gradient(x_neg, y, own, self.entropy_eps, y_scale)
-                to_x.add_(slope, alpha=-self.entropy_weight)
-            value = self.kl_weight * mean_neg - self.entropy_weight * entropy
-            return value, to_x, {"kl_energy": mean_neg, "entropy": entropy}
-
-        return terms
+    def _last_step_weights(self, references):
+        weights = self.kl_weight, self.entropy_weight, self.entropy_eps
+        return LastStepTerms(*weights, *(references or ()))
 
     def _entropy_references(self, x_neg: Tensor, stored: References | None) -> References | None:
         """None where there is no entropy term, or too few references for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -56,8 +56,8 @@ def langevin_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices differ, or a value is out of range.
     """
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
+    step, steps = coefficient("step_size", step_size, x)
+    sigma, sigmas = coefficient("noise_std", noise_std, x)
     lo, hi = clamp or (None, None)
     _op.langevin_step_.default(
         *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
@@ -91,45 +91,12 @@ def langevin_step(
     """
     if grad_norm_clip is not None:
         grad = _clip_norm(grad, grad_norm_clip)
-    return _step_and_mask(
-        *(x, grad, step_size, noise_std, rng, t, sample_ids, grad_clip, clamp, tag)
+    step, steps = coefficient("step_size", step_size, x)
+    sigma, sigmas = coefficient("noise_std", noise_std, x)
+    lo, hi = clamp or (None, None)
+    return _op.langevin_step.default(
+        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
     )[0]
-
-
-def langevin_step_pull(
-    x: Tensor,
-    grad: Tensor,
-    step_size: float | Tensor,
-    noise_std: float | Tensor,
-    rng: Tensor,
-    *,
-    sample_ids: Tensor | None = None,
-    grad_clip: float | None = None,
-    grad_norm_clip: float | None = None,
-    clamp: Clamp | None = None,
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """``langevin_step``, and instead of a graph a function of d/dx' (B, ...) that gives d/dgrad.
-
-    Arguments, values and errors as in ``langevin_step`` with t = 0.
-    """
-    if grad_norm_clip is not None:
-        grad = grad.detach().requires_grad_()
-        with torch.enable_grad():
-            clipped = _clip_norm(grad, grad_norm_clip)
-    else:
-        clipped = grad
-    # Past the operator's autograd, which takes longer than the step of a small batch.
-    with torch._C._AutoDispatchBelowAutograd():
-        out, mask, step, steps = _step_and_mask(
-            *(x, clipped, step_size, noise_std, rng, 0, sample_ids, grad_clip, clamp, NOISE)
-        )
-
-    def pull(to_out: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            to_clipped = _op.langevin_step_backward.default(to_out, mask, step, steps)[1]
-        return to_clipped if clipped is grad else torch.autograd.grad(clipped, grad, to_clipped)[0]
-
-    return out, pull
 
 
 def replay_gather(
@@ -182,8 +149,9 @@ def replay_gather(
     )
 
 
-def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
-    """A number for the operator, or a contiguous (B,) tensor of the compute type."""
+def coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+    """``value`` as operators on ``x`` (B, ...) take it: a number, and a contiguous (B,) tensor of
+    the compute type or None."""
     if not isinstance(value, Tensor):
         return value, None
     if value.requires_grad:
@@ -193,19 +161,6 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Te
             f"{name} must hold 1 or B = {x.shape[0]} values, got shape {tuple(value.shape)}"
         )
     return 0.0, value.to(_compute_dtype(x)).reshape(-1).expand(x.shape[0]).contiguous()
-
-
-def _step_and_mask(
-    x, grad, step_size, noise_std, rng, t, sample_ids, grad_clip, clamp, tag
-) -> tuple[Tensor, Tensor, float, Tensor | None]:
-    """The operator's results, and the step sizes as its backward takes them."""
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
-    lo, hi = clamp or (None, None)
-    out, mask = _op.langevin_step.default(
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
-    )
-    return out, mask, step, steps
 
 
 def _clip_norm(grad: Tensor, bound: float) -> Tensor:

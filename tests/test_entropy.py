@@ -9,8 +9,8 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 
-from fastebm import knn_cross_entropy, knn_entropy
-from fastebm.entropy import nn_log_distance, nn_log_distance_gradient
+from fastebm import knn_cross_entropy, knn_entropy, neighbor_ops
+from fastebm.entropy import nn_log_distance
 
 
 def test_log_distance_is_bounded_and_differentiable():
@@ -55,7 +55,7 @@ def test_gradient_of_the_log_distance(device, kind, shape):
     leaf, y, skip = x.to(device).clone().requires_grad_(), y.to(device), skip.to(device)
     found = nn_log_distance(leaf, y, skip, eps, y_scale=scale)
     (3 * found).backward()
-    value, grad = nn_log_distance_gradient(leaf, y, skip, eps, scale)
+    value, grad, _ = neighbor_ops.nn_log_distance(leaf, y, skip, eps, scale)
     with torch.no_grad():
         assert torch.equal(nn_log_distance(leaf, y, skip, eps, y_scale=scale), value)
     assert not value.requires_grad and not grad.requires_grad and value.dtype == dtype
@@ -89,7 +89,7 @@ def test_the_log_distance_is_differentiable_twice_and_in_y():
 
 def test_the_gradient_is_of_the_references_that_were_there():
     x, y = torch.randn(5, 3, requires_grad=True), torch.randn(7, 3)
-    expected = nn_log_distance_gradient(x, y, None, 0.1)[1]
+    expected = neighbor_ops.nn_log_distance(x, y, None, 0.1)[1]
     value = nn_log_distance(x, y, eps=0.1)
     y.zero_()  # as the push of a replay buffer may
     for create_graph in (False, True):
@@ -100,7 +100,7 @@ def test_the_gradient_is_of_the_references_that_were_there():
 def test_a_query_without_a_reference_has_no_log_distance():
     x = torch.tensor([[1.0, torch.nan], [0.0, 2.0]], requires_grad=True)
     y = torch.randn(3, 2)
-    value, grad = nn_log_distance_gradient(x, y, None, 0.1)
+    value, grad, _ = neighbor_ops.nn_log_distance(x, y, None, 0.1)
     assert value.isnan() and grad[0].isnan().all() and grad[1].isfinite().all()
     found = nn_log_distance(x, y, eps=0.1)
     for create_graph in (False, True):

@@ -185,24 +185,6 @@ def test_gradients_are_torch_clamps(device, dtype):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("per_sample", [False, True])
-def test_pull_is_the_gradient_without_a_graph(device, dtype, options, per_sample):
-    x, g = sample((7, 2, 5), dtype, device)
-    to_out = torch.randn(7, 5, 2, dtype=dtype, device=device).mT
-    ids = torch.arange(7, device=device).flip(0)
-    step = torch.linspace(0.2, 0.4, 7, dtype=dtype, device=device) if per_sample else 0.3
-    leaf = g.clone().requires_grad_()
-    expected = ops.langevin_step(x, leaf, step, 0.2, rng(device), sample_ids=ids, **options)
-    out, pull = ops.langevin_step_pull(x, g, step, 0.2, rng(device), sample_ids=ids, **options)
-    assert torch.equal(out, expected) and not out.requires_grad
-    with torch.no_grad():
-        to_grad = pull(to_out)
-    assert torch.equal(to_grad, torch.autograd.grad(expected, leaf, to_out)[0])
-    assert to_grad.abs().max() > 0.1 and not g.requires_grad
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("shape", [(3, 2), (2, 5), (2, 9)])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_gradcheck(device, options, shape, per_sample):
