@@ -4,6 +4,8 @@
 // Samples never meet, so a tile of them goes through all steps where it lies: in a core's cache, or
 // in a multiprocessor's registers and shared memory.
 #pragma once
+#include <atomic>
+
 #include "langevin.h"
 #include "mlp.h"
 
@@ -22,10 +24,12 @@ struct MlpChainParams {
   float* energy;     // null, or (B,): E at the point whose gradient the last step used
   float* grad;       // null, or (B, D): that gradient, unclipped
   void* scratch;     // mlp_chain_scratch_*() bytes, 64-byte aligned
-  int tasks;         // CPU: shares of the batch, each of which has a part of the scratch
+  int tasks;         // CPU: how many go through the batch, each with a part of the scratch
+  std::atomic<int64_t>* next;  // CPU: the first sample that no task has taken yet
 };
 
-// CPU: the tasks [begin, end) of p.tasks; CUDA: all samples, on `stream`. 0 or a cudaError_t.
+// CPU: the tasks [begin, end) of p.tasks, until no sample is left; CUDA: all samples, on `stream`.
+// 0 or a cudaError_t.
 using MlpChainLauncher = int(const MlpChainParams& p, int64_t begin, int64_t end, void* stream);
 MlpChainLauncher mlp_chain_cpu, mlp_chain_cuda;
 

@@ -1,7 +1,7 @@
 // The chain of a small multi-layer perceptron on a CPU: plain, AVX2 and AVX-512 paths. The noise
-// has the same bits on all; AVX2 and AVX-512 agree in everything. Mapping: a task owns a range of
-// samples, and takes tiles of them, one after the other, through all the steps. What a tile needs
-// stays in the caches of its core.
+// has the same bits on all; AVX2 and AVX-512 agree in everything. Mapping: a task takes one tile of
+// samples after the other through all the steps, so a core that is slowed down takes fewer. What a
+// tile needs stays in the caches of its core.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -152,15 +152,14 @@ int64_t mlp_chain_scratch_cpu(MlpChainParams* p, int threads) {
 }
 
 int mlp_chain_cpu(const MlpChainParams& p, int64_t begin, int64_t end, void*) {
-  const int64_t vectors = (p.step.batch + lanes() - 1) / lanes();
-  const auto first = [&](int64_t task) {
-    return std::min(p.step.batch, task * vectors / p.tasks * lanes());
-  };
+  const int64_t batch = p.step.batch, vectors = (batch + lanes() - 1) / lanes();
+  const int64_t samples = vectors < 2 * p.tasks ? lanes() : 2 * lanes();  // of a tile
   Tile tile;
   const int64_t size = lay_out(p.mlp, nullptr, &tile);
   for (int64_t task = begin; task < end; ++task) {
     lay_out(p.mlp, static_cast<float*>(p.scratch) + task * size, &tile);
-    run(p, tile, first(task), first(task + 1));
+    for (int64_t first; (first = p.next->fetch_add(samples)) < batch;)
+      run(p, tile, first, std::min(first + samples, batch));
   }
   return 0;
 }

@@ -73,6 +73,8 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
   p.scratch = scratch.mutable_data_ptr();
   if constexpr (kCpu) {
+    std::atomic<int64_t> next{0};
+    p.next = &next;
     torch::stable::parallel_for(
         0, p.tasks, 1, [&](int64_t begin, int64_t end) { kLaunch(p, begin, end, nullptr); });
   } else {
