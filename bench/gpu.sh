@@ -196,6 +196,6 @@ bench() {
 }
 
 for name in "${benches[@]}"; do
-  bench "$name" 100 || bench "$name" 45 --quick
+  bench "$name" 100 || bench "$name" 60 --quick
 done
 finish
