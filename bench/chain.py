@@ -12,6 +12,8 @@ x' = x - step * grad E(x) + sqrt(2 step) n, a few steps a call, from the same st
                          only, noise into a kept buffer, the step in place
   eager, naive           a loop as it is often written: parameters not frozen, new tensors
   torch.compile          of the gradient (torch.func.grad), then the step in place
+  reduce-overhead        CUDA only: the same in this mode of torch.compile, a CUDA graph a gradient
+  eager, as a graph      CUDA only: "eager, in place", all its steps captured by hand
   torchebm, ebmkit       their LangevinDynamics, where they are installed
 "gradient alone" and "step alone" are no rivals: the energy's own forward and backward pass, and the
 in-place loop's step without them. Figures are of one step. Targets of Gaussians, whose gradient by
@@ -38,7 +40,7 @@ STEP = 0.001
 SIGMA = math.sqrt(2 * STEP)
 FUSED, BEST_EAGER, NAIVE, COMPILED = "fastebm", "eager, in place", "eager, naive", "torch.compile"
 STEPWISE, GRAPH, BFLOAT16 = "eager gradient + step", "fastebm, graph", "fastebm, bfloat16"
-BY_COMPILE = "fastebm, compile"
+BY_COMPILE, OVERHEAD, BY_HAND = "fastebm, compile", "reduce-overhead", "eager, as a graph"
 TORCHEBM, EBMKIT = "torchebm", "ebmkit"
 GRADIENT, ALONE = "gradient alone", "step alone"
 PHASES = ("energy and gradient", "all else")
@@ -78,21 +80,15 @@ def gaussian(batch: int, dim: int) -> Case:
 
 CONV = Case("ConvEnergy", lambda: ConvEnergy((1, 28, 28)), (128, 1, 28, 28), 2, {GRADIENT: 0.05})
 RESNET = Case("ResNetEnergy", lambda: ResNetEnergy((3, 32, 32)), (32, 3, 32, 32), 1)
-CASES = [
-    gaussian(1024, 2),
-    gaussian(65536, 2),
-    gaussian(1024, 100),
-    gaussian(65536, 100),
-    gaussian(1024, 3072),
-    gaussian(8192, 3072),
-    mlp(128, 2, 100, 5.0),
-    mlp(128, 64, 100, 5.0),
-    mlp(1024, 32, 10, 2.0),
-    mlp(4096, 2, 5, 2.0),
-    CONV,
-    RESNET,
+GAUSSIANS = [
+    *(gaussian(1024, 2), gaussian(65536, 2), gaussian(1024, 100), gaussian(65536, 100)),
+    *(gaussian(1024, 3072), gaussian(8192, 3072)),
 ]
-QUICK = [gaussian(1024, 100), mlp(128, 2, 100, 5.0), mlp(1024, 32, 10, 2.0), CONV]
+MLPS = [mlp(128, 2, 100, 5.0), mlp(128, 64, 100, 5.0), mlp(1024, 32, 10, 2.0), mlp(4096, 2, 5, 2.0)]
+CASES = [*GAUSSIANS, *MLPS, CONV, RESNET]
+ON_CUDA = [GAUSSIANS[3], *MLPS, CONV, RESNET]
+QUICK = [GAUSSIANS[2], MLPS[0], MLPS[2], CONV]
+COMPILED_ALWAYS = [GAUSSIANS[2], GAUSSIANS[3], MLPS[0], MLPS[3]]  # where time is short, only these
 
 
 def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callable[[], Tensor]]:
@@ -131,13 +127,18 @@ def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callab
             gradient(frozen, x)
         return values
 
-    compiled_gradient = torch.compile(torch.func.grad(lambda x: frozen(x).sum()), dynamic=False)
+    def by_compiled(**mode: str) -> Callable[[], Tensor]:
+        compiled_gradient = torch.compile(
+            torch.func.grad(lambda x: frozen(x).sum()), dynamic=False, **mode
+        )
 
-    def by_compiled() -> Tensor:
-        values.copy_(start)
-        for _ in steps:
-            values.add_(compiled_gradient(values), alpha=-STEP).add_(noise.normal_(0, SIGMA))
-        return values
+        def call() -> Tensor:
+            values.copy_(start)
+            for _ in steps:
+                values.add_(compiled_gradient(values), alpha=-STEP).add_(noise.normal_(0, SIGMA))
+            return values
+
+        return call
 
     def steps_alone() -> Tensor:
         for _ in steps:
@@ -145,7 +146,10 @@ def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callab
         return values
 
     rivals = {BEST_EAGER: in_place, NAIVE: naive, GRADIENT: gradients, ALONE: steps_alone}
-    rivals |= {COMPILED: by_compiled} if compiled else {}
+    rivals |= {COMPILED: by_compiled()} if compiled else {}
+    if device.type == "cuda":
+        rivals |= {OVERHEAD: by_compiled(mode="reduce-overhead")} if compiled else {}
+        rivals[BY_HAND] = captured(in_place)
     theirs = {TORCHEBM: torchebm(frozen, start, steps), EBMKIT: ebmkit(frozen, start, steps)}
     return ours(case, model, start, compiled) | rivals | theirs
 
@@ -169,6 +173,26 @@ def ours(
         name: lambda sampler=sampler: sampler.sample(start, case.n_steps, seed=1)
         for name, sampler in samplers.items()
     }
+
+
+def captured(loop: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A loop on tensors of its own as a CUDA graph; captured at the first call."""
+    made = []
+
+    def call() -> Tensor:
+        if not made:
+            side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                loop()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, stream=side):
+                end = loop()
+            made.extend((graph, end))
+        made[0].replay()
+        return made[1]
+
+    return call
 
 
 def torchebm(energy: nn.Module, start: Tensor, steps: range) -> Callable[[], Tensor]:
@@ -307,14 +331,13 @@ def run(options: suite.Options) -> suite.Rows:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     seconds = 1.0 if quick or device.type == "cuda" else 4.0
+    cases = QUICK if quick else ON_CUDA if device.type == "cuda" else CASES
     rows = []
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
             rate = timing.matmul_rate(device, 0.5)
-            for case in QUICK if quick else CASES:
-                # Compiling takes long: quickly it is done for two cases, on a GPU not for images.
-                full = device.type == "cpu" or len(case.shape) == 2
-                compiled = case in QUICK[:2] if quick else full
+            for case in cases:
+                compiled = case in COMPILED_ALWAYS or device.type == "cpu" and not quick
                 of_case = measure(case, device, threads, seconds, rate, compiled)
                 print_case(of_case)
                 rows += of_case

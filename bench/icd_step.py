@@ -361,7 +361,7 @@ def print_targets(rows: suite.Rows) -> None:
 def run(options: suite.Options) -> suite.Rows:
     """Measures and prints every case."""
     device, rows = options.device, []
-    seconds = 2.0 if options.quick else 5.0 if device.type == "cuda" else 40.0
+    seconds = 2.0 if options.quick else 3.0 if device.type == "cuda" else 40.0
     for threads in options.each_thread_count(1, 2):
         rate = timing.matmul_rate(device, 0.5)
         for case in CASES:

@@ -81,7 +81,8 @@ def provenance(entry: dict) -> str:
     on = facts["device"]
     if on == facts["cpu"]:
         on = f"{on}, {' and '.join(map(str, threads))} thread{'s' * (threads != [1])}"
-    return f"{on}; torch {facts['torch']}; {facts['date'][:10]}, commit {facts['commit']}"
+    quick = ", a quick look" if facts.get("quick") else ""
+    return f"{on}; torch {facts['torch']}; {facts['date'][:10]}, commit {facts['commit']}{quick}"
 
 
 def langevin(rows: suite.Rows, where: str) -> list[str]:
@@ -111,6 +112,8 @@ def langevin(rows: suite.Rows, where: str) -> list[str]:
 
 def chain(rows: suite.Rows, where: str) -> list[str]:
     rivals = ["eager, in place", "eager, naive", "torch.compile", "torchebm", "ebmkit"]
+    on_cuda = ["reduce-overhead", "eager, as a graph", "fastebm, graph", "fastebm, bfloat16"]
+    rivals += [name for name in on_cuda if any(row["variant"] == name for row in rows)]
     counts = {row["threads"] for row in rows}
     table, shares = [], {}
     for of_case in _cases(row for row in rows if row["threads"] == max(counts)):

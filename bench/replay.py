@@ -300,7 +300,7 @@ def run(options: suite.Options) -> suite.Rows:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     warnings.filterwarnings("ignore", module="kornia")
-    seconds = 2.0 if quick else 4.0 if device.type == "cuda" else 15.0
+    seconds = 2.0 if quick or device.type == "cuda" else 15.0
     rows = []
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):

@@ -111,8 +111,11 @@ def load(path: Path) -> Results:
 
 
 def save(path: Path, results: Results) -> None:
+    """At once: whoever is stopped here leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=1) + "\n")
+    part.replace(path)
 
 
 def threads_text(device: torch.device | str, threads: int) -> str:

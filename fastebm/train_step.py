@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastebm.capture import Body, capture, warm_up
-from fastebm.graph import model_key
+from fastebm.graph import model_key, settings_key
 from fastebm.losses import ContrastiveDivergence, LossOutput
 from fastebm.rng import ChainRNG, DeviceRNG
 
@@ -63,8 +63,9 @@ class GraphedTrainStep:
 
         Raises:
             ValueError: ``x`` has another shape, dtype or device than before.
-            RuntimeError: the step cannot be captured; or parameters or buffers of the model were
-                replaced by others, or its modes changed, since it was.
+            RuntimeError: the step cannot be captured; or since it was, tensors of the model, the
+                buffer or the optimiser were replaced by others, as a checkpoint's are, or modes,
+                the optimiser's numbers or torch's settings changed.
         """
         if self._x is None:
             self._x = x.detach().to(self._device, copy=True)
@@ -79,14 +80,14 @@ class GraphedTrainStep:
         if self._calls <= WARM_UP_STEPS:
             warm_up(self._step, self._device, may_wait=self._calls == 1)
             return self._out
-        key = model_key(self.loss.model)
+        key = self._baked_in()
         if self._replay is None:
             self._replay = capture(self._step, self._device, share_memory=False)
             self._key = key
         elif key != self._key:
             raise RuntimeError(
-                "the model's parameters or buffers are not those that were captured, or its modes"
-                " changed: make a new GraphedTrainStep"
+                "tensors, modes or numbers of the model, the buffer or the optimiser, or torch's"
+                " settings, are not those that were captured: make a new GraphedTrainStep"
             )
         else:  # what the step counts on the host
             self.loss.calls += 1
@@ -94,6 +95,15 @@ class GraphedTrainStep:
                 self.loss.buffer.n_pushed += len(x)
         self._replay()
         return self._out
+
+    def _baked_in(self) -> tuple:
+        """What a replay would go on using, and what chose its kernels."""
+        kept = [*self.optimizer.param_groups, *self.optimizer.state.values()]
+        values = [v for d in kept for k, v in d.items() if k != "params"]
+        return (
+            *(model_key(self.loss.model), model_key(self.loss), settings_key(self._device)),
+            tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in values),
+        )
 
     def _step(self) -> None:
         self._out = train_step(self.loss, self.optimizer, self._x, self.rng, self.max_grad_norm)

@@ -125,6 +125,29 @@ def test_predictions_stay_predictions_until_measured():
     assert [line[-1] for line in found if line[-1] != predictions.NOT_MEASURED] == ["90%", "18 us"]
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_gpu_measures_what_is_predicted(monkeypatch, quick):
+    cases = {}
+    on_gpu = suite.Options(torch.device("cuda"), quick, (torch.get_num_threads(),))
+    monkeypatch.setattr(machine, "warning_if_busy", lambda threads: None)
+    monkeypatch.setattr(timing, "matmul_rate", lambda *_: 1.0)
+    monkeypatch.setattr(importlib.import_module("neighbor_icd"), "measure", lambda *_: [])
+    monkeypatch.setattr(importlib.import_module("neighbor_icd"), "print_case", lambda rows: None)
+    for name in ("langevin", "chain", "neighbor"):
+        bench, seen = importlib.import_module(name), cases.setdefault(name, [])
+        for silent in ("print_case", "print_targets"):
+            monkeypatch.setattr(bench, silent, lambda *_: None)
+        measure = lambda *args, seen=seen, **_: seen.append(args[:2]) or []  # noqa: E731
+        monkeypatch.setattr(bench, "measure", measure)
+        bench.run(on_gpu)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert ((10000, 10000), dtype) in cases["langevin"]
+    assert any(case.name.startswith("MLP") for case, _ in cases["chain"])
+    claims = " ".join(p.claim for p in predictions.PREDICTIONS if p.bench == "neighbor")
+    sizes = {tuple(map(int, found)) for found in re.findall(r"= (\d+), (\d+), (\d+)", claims)}
+    assert len(sizes) == 3 and sizes <= {size for size, _ in cases["neighbor"]}
+
+
 def test_speedup_is_over_the_cases_that_have_both():
     pairs = [("a", 1.0, "1"), ("b", 6.0, "1"), ("a", 1.0, "2"), ("b", 9.0, "2"), ("a", 1.0, "3")]
     rows = [row(*pair, energy="MLP 2-128-128-1") for pair in pairs]

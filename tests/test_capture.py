@@ -11,6 +11,7 @@ from torch import nn
 
 import fastebm
 from fastebm import GraphWarning, LangevinDynamics, graph
+from fastebm import capture as module
 from fastebm.capture import capture, warm_up
 from fastebm.networks import AutocastEnergy
 from fastebm.rng import ChainRNG, DeviceRNG
@@ -39,15 +40,16 @@ def start(n=128, device="cuda"):
 
 
 def assert_graph_equals_eager(model, x, n_steps=40, calls=4, **options):
-    """Runs both ways; the replays must be there, and have the bits of the eager chain."""
+    """Runs both ways; the replays must be there, and have the bits of the eager chain, also after
+    the next ones."""
     ours = LangevinDynamics(model, 0.05, clamp=(-4, 4), **options)
     plain = LangevinDynamics(model, 0.05, clamp=(-4, 4), **(options | {"graph": False}))
     with warnings.catch_warnings():
         warnings.simplefilter("error", GraphWarning)
-        for call in range(calls):
-            rng, other = ChainRNG(call, 7), ChainRNG(call, 7)
-            out, expected = ours.sample(x, n_steps, seed=rng), plain.sample(x, n_steps, seed=other)
-            assert torch.equal(out, expected), (out - expected).abs().max()
+        ends = [ours.sample(x, n_steps, seed=ChainRNG(call, 7)) for call in range(calls)]
+    for call, end in enumerate(ends):
+        expected = plain.sample(x, n_steps, seed=ChainRNG(call, 7))
+        assert torch.equal(end, expected), (end - expected).abs().max()
     assert len(graph.GRAPHS._graphs) >= 1
 
 
@@ -128,12 +130,27 @@ class UsesCpuTensor(nn.Module):
         return (x * torch.ones(2).to(x.device)).square().sum(1)
 
 
+class CountsRows(nn.Module):
+    def forward(self, x):
+        return x.square().sum(1) + 0 * x[x > 0].sum()
+
+
 class Draws(nn.Module):
     def forward(self, x):
         return (x + torch.rand_like(x)).square().sum(1)
 
 
-@pytest.mark.parametrize("kind", [Waits, UsesCpuTensor, Draws])
+class Branches(nn.Module):
+    """On the host: after two chains of 5 steps another energy, which a graph would keep to."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return (1.0 if self.calls <= 10 else 3.0) * x.square().sum(1)
+
+
+@pytest.mark.parametrize("kind", [Waits, UsesCpuTensor, CountsRows, Draws, Branches])
 def test_models_that_cannot_be_captured_stay_eager_with_one_warning(kind):
     sampler, x = LangevinDynamics(kind(), 0.05), start()
     sampler.sample(x, 5, seed=0)
@@ -192,15 +209,31 @@ def test_layers_with_a_training_mode_are_in_eval():
     assert torch.equal(model[1].running_mean, before) and model.training
 
 
-def test_parametrised_weights_follow_the_parameters():
-    linear = nn.utils.parametrizations.weight_norm(nn.Linear(2, 64))
+def test_nothing_is_drawn_from_torch():
+    # So no state of a generator need be filled before each replay.
+    sampler, x, before = LangevinDynamics(mlp(), 0.05), start(), torch.cuda.get_rng_state()
+    for _ in range(3):
+        sampler.sample(x, 20, seed=0)
+    assert len(graph.GRAPHS._graphs) == 1 and torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_settings_choose_the_graph(monkeypatch):
+    model, x = mlp(), start()
+    for precision in ("ieee", "tf32"):  # the second one's products are others
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+        assert_graph_equals_eager(model, x)
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_parametrised_weights_follow_the_parameters(norm):
+    linear = getattr(nn.utils.parametrizations, norm)(nn.Linear(2, 64))
     model, x = nn.Sequential(linear, nn.SiLU(), nn.Linear(64, 1)).cuda(), start()
     sampler = LangevinDynamics(model, 0.05)
     plain = LangevinDynamics(model, 0.05, graph=False)
     for _ in range(4):
         assert torch.equal(sampler.sample(x, 20, seed=0), plain.sample(x, 20, seed=0))
         with torch.no_grad():
-            linear.parametrizations.weight.original1.mul_(1.5)
+            list(linear.parametrizations.weight.parameters())[-1].mul_(1.5).add_(0.1)
 
 
 def test_autocast_inside_and_around():
@@ -222,20 +255,26 @@ def test_convolutions_with_benchmark(monkeypatch):
 
 
 def test_memory_is_shared_and_given_back():
-    def allocated():
-        gc.collect()
-        torch.cuda.synchronize()
-        return torch.cuda.memory_allocated()
-
     x = torch.rand(64, 3, 32, 32, device="cuda")
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1)).cuda()
     model(x)
     sampler = LangevinDynamics(model, 0.01)
-    sampler.sample(x, 20, seed=0)
-    before = allocated()
-    for n in (16, 32):  # two graphs
-        for _ in range(2):
-            sampler.sample(x, n, seed=0)
-    assert len(graph.GRAPHS._graphs) == 1
+
+    def reserved_with_graphs_of(*lengths):
+        for n in lengths:
+            for _ in range(2):  # a graph by the second
+                sampler.sample(x, n, seed=0)
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    reserved_with_graphs_of(16, 32)  # libraries' workspaces on the graphs' stream stay
     fastebm.clear_graphs()
-    assert allocated() - before <= 1 << 20
+    before = reserved_with_graphs_of()
+    one, both = reserved_with_graphs_of(16), reserved_with_graphs_of(32)
+    assert [len(g.replays) for g in graph.GRAPHS._graphs.values()] == [2]
+    assert list(module._pools) == [x.device]
+    assert both - one < one - before
+    fastebm.clear_graphs()
+    assert reserved_with_graphs_of() <= before

@@ -1,12 +1,76 @@
-"""What a chain costs: nothing is read back, computed twice, or computed for the parameters."""
+"""Chains by every way: one result; and what the eager one costs: nothing is read back, computed
+twice, or computed for the parameters."""
 
 import pytest
 import torch
+from mlp_networks import double, network
 from readback import NothingIsReadBack
+from test_graph import Captures
+from test_mlp_chain import noise
 from torch import nn
 
-from fastebm import ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer
+from fastebm import (
+    ImprovedContrastiveDivergence,
+    LangevinDynamics,
+    ReplayBuffer,
+    chain,
+    clear_graphs,
+    graph,
+    reference,
+)
 from fastebm.rng import ChainRNG
+
+WAYS = {
+    "eager": {"backend": "eager", "graph": False},
+    "compiled": {"backend": "eager", "graph": False, "compile": True},
+    "graph": {"backend": "eager", "graph": True},
+    "compiled, graph": {"backend": "eager", "graph": True, "compile": True},
+    "fused": {"backend": "fused"},
+}
+OPTIONS = {
+    "plain": {},
+    "clamp and clip": {"clamp": (-0.5, 0.7), "grad_clip": 0.3},
+    "noise first, norm clip": {"noise_first": True, "grad_norm_clip": 0.2},
+}
+
+
+@pytest.fixture
+def captures(device, monkeypatch):
+    """Graphs as on a device, of three steps and two; without one a capture that repeats them."""
+    monkeypatch.setattr(graph, "UNROLL", 3)
+    if device == "cpu":
+        fake = Captures()
+        graphs = graph.ChainGraphs(fake.capture, fake.warm_up, ("cpu",))
+        monkeypatch.setattr(chain, "GRAPHS", graphs)
+        # All of torch.compile but its slow last stage, code generation.
+        monkeypatch.setattr(torch._inductor, "compile", torch._dynamo.lookup_backend("aot_eager"))
+    yield chain.GRAPHS
+    clear_graphs()
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_one_result(device, captures, way, options, schedule):
+    net, x = network(3, (16, 16), "tanh", device=device), torch.randn(9, 3, device=device)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+    model.append(nn.Linear(16, 1)).to(device)
+    for layer, weight, bias in zip(model[::2], net.weights, net.biases, strict=True):
+        layer.weight.data, layer.bias.data = weight, bias
+    step = (lambda k: 0.1 / (k + 1)) if schedule else (lambda k: 0.1)
+    sampler = LangevinDynamics(
+        model, step if schedule else 0.1, noise_std=0.2, **options, **WAYS[way]
+    )
+    steps = [step(k) for k in range(8)]
+    for seed in (11, 12, 13):  # the later graphs are replays
+        state = ChainRNG(seed).state(device)
+        n = torch.stack([noise(x.shape, k, state) for k in range(8)]).double()
+        expected, *_ = reference.mlp_chain(double(net), x.double(), steps, [0.2] * 8, n, **options)
+        # A step of 0.1 on curvatures of about 3 makes errors grow no more than 1.3-fold.
+        torch.testing.assert_close(
+            sampler.sample(x, 8, seed=seed).double(), expected, rtol=0, atol=3e-5
+        )
+    assert len(captures._graphs) == ("graph" in way)
 
 
 class Counting(nn.Sequential):

@@ -2,7 +2,9 @@
 body; what a real capture does is tested on a GPU, in test_capture.py."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,15 +20,24 @@ class Captures:
 
     def __init__(self):
         self.captured = self.replayed = 0
-        self.error = None
+        self.is_warm = False
+        self.error = self.error_of_warm_up = None
+
+    def warm_up(self, body, device):
+        if self.error_of_warm_up is not None:
+            raise self.error_of_warm_up
+        self.is_warm = True
+        body()
 
     def capture(self, body, device):
         if self.error is not None:
             raise self.error
+        assert self.is_warm  # so that libraries choose and allocate before
         self.captured += 1
 
         def replay():
             self.replayed += 1
+            self.is_warm = False
             body()
 
         return replay
@@ -35,7 +46,7 @@ class Captures:
 @pytest.fixture
 def captures(monkeypatch):
     fake = Captures()
-    graphs = ChainGraphs(fake.capture, lambda body, device: body(), ("cpu",), max_graphs=3)
+    graphs = ChainGraphs(fake.capture, fake.warm_up, ("cpu",), max_graphs=3)
     monkeypatch.setattr(chain, "GRAPHS", graphs)
     fake.graphs = graphs
     return fake
@@ -165,6 +176,10 @@ def precision(model, x, options):
     torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 
+def benchmark(model, x, options):
+    torch.backends.cudnn.benchmark = True
+
+
 def larger_batch(model, x, options):
     return torch.cat([x, x])
 
@@ -173,7 +188,7 @@ def larger_batch(model, x, options):
     "change",
     [
         *(reallocate, move_buffer, use_double, other_options, autocast_on),
-        *(autocast_dtype, deterministic, precision, larger_batch),
+        *(autocast_dtype, deterministic, precision, benchmark, larger_batch),
     ],
 )
 def test_what_a_graph_bakes_in_is_in_its_key(captures, change):
@@ -206,6 +221,7 @@ def test_what_a_graph_bakes_in_is_in_its_key(captures, change):
         torch.set_autocast_dtype("cpu", torch.bfloat16)
         torch.use_deterministic_algorithms(False)
         torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.backends.cudnn.benchmark = False
     assert settings_key(torch.device("cpu")) == before
 
 
@@ -240,6 +256,44 @@ def test_a_failed_capture_warns_once_and_stays_eager(captures):
     captures.error = RuntimeError("out of luck")
     with pytest.raises(RuntimeError, match="graph=True: no CUDA graph of this chain, .*luck"):
         LangevinDynamics(mlp(), 0.1, graph=True).sample(x, 5, seed=1)
+
+
+def test_a_model_that_waits_is_found_without_a_capture(captures):
+    sampler, x = LangevinDynamics(mlp(), 0.1), torch.randn(3, 2, dtype=torch.float64)
+    expected = sampler.sample(x, 5, seed=1)
+    captures.error_of_warm_up = RuntimeError("called a synchronizing CUDA operation")
+    captures.error = AssertionError("captured all the same")
+    with pytest.warns(GraphWarning, match="eagerly.*called a synchronizing CUDA operation"):
+        assert torch.equal(sampler.sample(x, 5, seed=1), expected)
+
+
+def test_results_stay_and_no_generator_is_used(captures):
+    # Outputs of torch's own graphs are overwritten by the next call; two launches more a replay
+    # fill the state of a generator that a graph draws from.
+    sampler, x = LangevinDynamics(mlp(), 0.1), torch.randn(3, 2, dtype=torch.float64)
+    before = torch.get_rng_state()
+    results = [sampler.sample(x, 5, seed=seed) for seed in range(5)]
+    assert captures.replayed == 4 and torch.equal(torch.get_rng_state(), before)
+    plain = LangevinDynamics(sampler.model, 0.1, graph=False)
+    for seed, result in enumerate(results):
+        assert torch.equal(result, plain.sample(x, 5, seed=seed))
+
+
+def test_power_iteration_stands_still(captures):
+    linear = nn.utils.spectral_norm(nn.Linear(2, 1).double())
+    sampler, x = LangevinDynamics(linear, 0.1), torch.randn(3, 2, dtype=torch.float64)
+    u = linear.weight_u.clone()
+    for _ in range(3):
+        sampler.sample(x, 5, seed=1)
+    assert captures.replayed == 2 and torch.equal(linear.weight_u, u) and linear.training
+
+
+def test_the_package_has_no_other_way_to_a_graph():
+    # torch's have no second derivative, or give outputs that the next call overwrites.
+    for path in Path(chain.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        assert not re.search("make_graphed_callables|reduce-overhead|max-autotune", text), path
+        assert path.name == "capture.py" or "CUDAGraph(" not in text, path
 
 
 def test_a_graph_that_does_not_agree_is_not_used(captures):

@@ -1,6 +1,8 @@
 """A training step as one CUDA graph: it waits for nothing, and its replays are eager steps."""
 
+import copy
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,31 +115,68 @@ def test_errors():
             GraphedTrainStep(other, optimizer)
 
 
-def test_what_the_host_counts_goes_on_under_replay(monkeypatch):
-    # As on a device: a capture runs the Python of a step, a replay does not.
-    module = sys.modules["fastebm.train_step"]
-    captured, replayed = [], []
+@pytest.fixture
+def replays(monkeypatch):
+    """As on a device: a capture runs the Python of a step, a replay does not. What was captured,
+    and how often it was replayed."""
+    module, seen = sys.modules["fastebm.train_step"], SimpleNamespace(captured=[], replayed=0)
 
     def capture(body, device, share_memory):
-        captured.append(share_memory)
+        seen.captured.append(share_memory)
         body()
-        return lambda: replayed.append(1)
+
+        def replay():
+            seen.replayed += 1
+
+        return replay
 
     monkeypatch.setattr(module, "_check", lambda loss, optimizer: torch.device("cpu"))
     monkeypatch.setattr(module, "warm_up", lambda body, device, may_wait: body())
     monkeypatch.setattr(module, "capture", capture)
+    return seen
+
+
+def test_what_the_host_counts_goes_on_under_replay(replays):
     model, loss, optimizer = setup("icd")
     step = GraphedTrainStep(loss, optimizer)
     pushed = loss.buffer.n_pushed
     for i in range(1, 7):
         assert isinstance(step(torch.randn(40, 2)), LossOutput)
         assert loss.calls == i and loss.buffer.n_pushed == pushed + 40 * i
-    assert captured == [False] and len(replayed) == 3
+    assert replays.captured == [False] and replays.replayed == 3
     with pytest.raises(ValueError, match=r"float32 \(40, 2\) as at first, got torch.float32 \(39"):
         step(torch.randn(39, 2))
-    model.eval()
-    with pytest.raises(RuntimeError, match="make a new GraphedTrainStep"):
+
+
+CHANGES = {
+    "mode": lambda model, loss, optimizer: model.eval(),
+    "parameters": lambda model, loss, optimizer: model.load_state_dict(
+        {k: v.clone() for k, v in model.state_dict().items()}, assign=True
+    ),
+    "stored samples": lambda model, loss, optimizer: setattr(
+        loss.buffer, "data", loss.buffer.data.clone()
+    ),
+    "optimiser's state": lambda model, loss, optimizer: optimizer.load_state_dict(
+        copy.deepcopy(optimizer.state_dict())
+    ),
+    "learning rate": lambda model, loss, optimizer: optimizer.param_groups[0].update(lr=0.5),
+    "settings": lambda model, loss, optimizer: torch.use_deterministic_algorithms(True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_a_graph_has_baked_in_may_not_change(replays, change):
+    model, loss, optimizer = setup("icd")
+    step = GraphedTrainStep(loss, optimizer)
+    for _ in range(5):
         step(torch.randn(40, 2))
+    try:
+        change(model, loss, optimizer)
+        with pytest.raises(RuntimeError, match="make a new GraphedTrainStep"):
+            step(torch.randn(40, 2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert replays.replayed == 2
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")]
