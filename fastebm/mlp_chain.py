@@ -63,12 +63,13 @@ def mlp_chain_(
     step, steps = (0.0, step_size) if isinstance(step_size, Tensor) else (step_size, None)
     sigma, sigmas = (0.0, noise_std) if isinstance(noise_std, Tensor) else (noise_std, None)
     lo, hi = clamp or (None, None)
-    ops._op.mlp_chain_.default(
-        *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
-        *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
-        *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
-        *(PRECISIONS.index(precision) == 1, energy, grad),
-    )
+    with torch._C._AutoDispatchBelowAutograd():  # the weights may be parameters
+        ops._op.mlp_chain_.default(
+            *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
+            *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
+            *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
+            *(PRECISIONS.index(precision) == 1, energy, grad),
+        )
     return x
 
 
