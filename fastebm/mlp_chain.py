@@ -63,13 +63,12 @@ def mlp_chain_(
     step, steps = (0.0, step_size) if isinstance(step_size, Tensor) else (step_size, None)
     sigma, sigmas = (0.0, noise_std) if isinstance(noise_std, Tensor) else (noise_std, None)
     lo, hi = clamp or (None, None)
-    with torch._C._AutoDispatchBelowAutograd():  # the weights may be parameters
-        ops._op.mlp_chain_.default(
-            *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
-            *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
-            *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
-            *(PRECISIONS.index(precision) == 1, energy, grad),
-        )
+    ops._op.mlp_chain_.default(
+        *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
+        *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
+        *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
+        *(PRECISIONS.index(precision) == 1, energy, grad),
+    )
     return x
 
 
@@ -144,6 +143,7 @@ def _part(table: float | Tensor, start: int, end: int) -> float | Tensor:
 
 def register_operator(namespace: str) -> None:
     """The fake of one built library; tests use it for the emulated device too."""
+    ops.record_no_gradient(namespace, "mlp_chain_")
 
     @torch.library.register_fake(f"{namespace}::mlp_chain_")
     def _(x, weights, *rest):
