@@ -63,6 +63,7 @@ def bernoulli_sigmoid_(
 
 def register_operators(namespace: str) -> None:
     """The fakes for one built library, as ``fastebm.ops.register_operators``."""
+    ops.record_no_gradient(namespace, "bernoulli_sigmoid", "bernoulli_sigmoid_")
 
     @torch.library.register_fake(f"{namespace}::bernoulli_sigmoid")
     def _(logits, rng, t, sample_ids, beta, as_bytes, tag):

@@ -37,6 +37,7 @@ def choose_slots(
 
 def register_operators(namespace: str) -> None:
     """The fake for one built library, as ``fastebm.ops.register_operators``."""
+    ops.record_no_gradient(namespace, "choose_slots")
 
     @torch.library.register_fake(f"{namespace}::choose_slots")
     def _(rng, size, n, slots):

@@ -143,6 +143,7 @@ def _part(table: float | Tensor, start: int, end: int) -> float | Tensor:
 
 def register_operator(namespace: str) -> None:
     """The fake of one built library; tests use it for the emulated device too."""
+    ops.record_no_gradient(namespace, "mlp_chain_")
 
     @torch.library.register_fake(f"{namespace}::mlp_chain_")
     def _(x, weights, *rest):

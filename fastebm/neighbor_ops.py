@@ -78,7 +78,7 @@ def nn_log_distance(
     Raises:
         RuntimeError: as ``nearest_neighbor``, or eps is out of range.
     """
-    return ops._op.nn_log_distance.default(x.detach(), y.detach(), skip, eps, *y_scale)
+    return ops._op.nn_log_distance.default(x, y, skip, eps, *y_scale)
 
 
 def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
@@ -150,6 +150,8 @@ def _neighbor_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def register_operators(namespace: str) -> None:
     """The fakes for one built library, as ``fastebm.ops.register_operators``."""
+    searches = ("nearest_neighbor", "nearest_neighbor_backward", "nn_log_distance")
+    ops.record_no_gradient(namespace, *searches)
 
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
     def _(x, y, skip, k, y_scale, y_offset):

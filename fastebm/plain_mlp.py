@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -15,14 +17,14 @@ MAX_HIDDEN, MAX_WIDTH, MAX_DIM_CUDA = 4, 256, 256  # as in csrc/mlp_chain.h
 ACTIVATIONS = ("silu", "tanh", "relu", "softplus", "gelu", "gelu_tanh")  # in the kernels' order
 _PLAIN = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.ReLU: "relu"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{hooks}" for hooks in _HOOKS)
+_hooks, _global_hooks = itemgetter(*_HOOKS), itemgetter(*(f"_global{name}" for name in _HOOKS))
 
 
 class Network(NamedTuple):
     """``h <- act(weights[l] h + biases[l])`` for each layer but the last, which gives the energy.
 
-    Weights are (outputs, inputs), biases (outputs,) or None; ``beta`` and ``threshold`` are those
-    of softplus; ``parameters`` are the module's own: weight and bias of each layer in turn.
+    Weights are (outputs, inputs), biases (outputs,) or None, a module's own; ``beta`` and
+    ``threshold`` are those of softplus.
     """
 
     weights: list[Tensor]
@@ -30,7 +32,11 @@ class Network(NamedTuple):
     activation: str
     beta: float = 1.0
     threshold: float = 20.0
-    parameters: Sequence[Tensor | None] = ()
+
+    @property
+    def parameters(self) -> list[Tensor | None]:
+        """Weight and bias of each layer in turn."""
+        return [p for layer in zip(self.weights, self.biases, strict=True) for p in layer]
 
 
 def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Network | str:
@@ -71,9 +77,10 @@ def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
     linear, activations = layers[::2], layers[1::2]
     if len(layers) % 2 == 0 or not 1 <= len(activations) <= MAX_HIDDEN:
         return f"the layers are not Linear, activation, ..., Linear with 1..{MAX_HIDDEN} hidden"
-    inputs = x.shape[1:].numel()
-    if x.device.type == "cuda" and inputs > MAX_DIM_CUDA:
+    device, inputs = x.device, math.prod(x.shape[1:])
+    if device.type == "cuda" and inputs > MAX_DIM_CUDA:
         return f"samples have {inputs} elements; the CUDA kernel takes {MAX_DIM_CUDA}"
+    weights, biases = [], []
     for layer in linear:
         if type(layer) is not nn.Linear:
             return f"{_name(layer)} is not nn.Linear"
@@ -83,21 +90,18 @@ def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
                 f"Linear({layer.in_features}, {layer.out_features}) where {inputs} inputs and"
                 f" {'1 output' if layer is linear[-1] else f'up to {MAX_WIDTH} outputs'} go"
             )
+        weights.append(layer.weight)
+        biases.append(layer.bias)
         inputs = outputs
-    weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
-    device = x.device
     for value in weights + [b for b in biases if b is not None]:
         if type(value) not in (nn.Parameter, Tensor) or value.layout != torch.strided:
             return f"a parameter is {_name(value)}, not a plain tensor"
         if value.dtype != torch.float32 or value.device != device:
-            return f"a parameter is {value.dtype} on {value.device}, x float32 on {x.device}"
+            return f"a parameter is {value.dtype} on {value.device}, x float32 on {device}"
     kinds = {_activation(layer) for layer in activations}
     if None in kinds or len(kinds) > 1:
         return f"activations are {', '.join(map(_name, activations))}, not of one kind it knows"
-    name, beta, threshold = kinds.pop()
-    own = [p for layer in linear for p in (layer.weight, layer.bias)]
-    constant = [p if p is None else p.detach() for p in own]
-    return Network(constant[::2], constant[1::2], name, beta, threshold, own)
+    return Network(weights, biases, *kinds.pop())
 
 
 def _activation(layer: nn.Module) -> tuple[str, float, float] | None:
@@ -119,15 +123,12 @@ def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
         return f"x is on {x.device}, for which no kernel was built"
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
-    shared = vars(nn_module)
-    for hooks in _GLOBAL_HOOKS:
-        if shared[hooks]:
-            return "modules have hooks"
+    if any(_global_hooks(vars(nn_module))):
+        return "modules have hooks"
     for module in modules:
         own = vars(module)
-        for hooks in _HOOKS:
-            if own[hooks]:
-                return "modules have hooks"
+        if any(_hooks(own)):
+            return "modules have hooks"
         if "forward" in own or type(module).__call__ is not nn.Module.__call__:
             return "a module's forward or __call__ was replaced"
     return None
