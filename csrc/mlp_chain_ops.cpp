@@ -2,6 +2,7 @@
 #include "langevin_check.h"
 #include "mlp_chain.h"
 #include "mlp_check.h"
+#include "scratch.h"
 
 namespace fastebm {
 namespace {
@@ -61,23 +62,21 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   p.step.x = p.step.out = x.mutable_data_ptr();
   if (p.step.batch == 0 || n_steps == 0) return;
 
-  int64_t bytes;
   if constexpr (kCpu) {
-    bytes = mlp_chain_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()));
-  } else {
-    STD_TORCH_CHECK(p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
-                    " elements on a device, got ", p.mlp.dim);
-    bytes = mlp_chain_scratch_cuda(p);
-  }
-  const int64_t size[1] = {bytes}, one[1] = {1};
-  Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
-  p.scratch = scratch.mutable_data_ptr();
-  if constexpr (kCpu) {
+    const int64_t bytes =
+        mlp_chain_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()));
+    Scratch large;
+    p.scratch = kept_scratch<MlpChainParams>(bytes, &large).take(bytes);
     std::atomic<int64_t> next{0};
     p.next = &next;
     torch::stable::parallel_for(
         0, p.tasks, 1, [&](int64_t begin, int64_t end) { kLaunch(p, begin, end, nullptr); });
   } else {
+    STD_TORCH_CHECK(p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
+                    " elements on a device, got ", p.mlp.dim);
+    const int64_t size[1] = {mlp_chain_scratch_cuda(p)}, one[1] = {1};
+    Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
+    p.scratch = scratch.mutable_data_ptr();
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     const int error = kLaunch(p, 0, 1, current_stream(x));

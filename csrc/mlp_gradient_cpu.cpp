@@ -16,8 +16,7 @@
 namespace fastebm {
 namespace {
 
-constexpr int64_t kMaxPanel = 32;  // samples of a tile
-constexpr int kTiles = 4;          // the sums, larger than the first cache, are gone through once
+constexpr int kTiles = 4;  // the sums, larger than the first cache, are gone through once
 
 // A tile's memory: (features, panel), layer l's at [l].
 struct Tile {
@@ -41,43 +40,6 @@ struct Work {
   float *weight[kMaxHidden], *bias[kMaxHidden], *last_weight, *last_bias;
   float *sums, *end;
 };
-
-int64_t padded(int64_t n) { return (n + kMaxPanel - 1) / kMaxPanel * kMaxPanel; }
-
-// Lays a task's memory out at `base`; returns how many floats it takes.
-int64_t lay_out(const Mlp& mlp, float* base, Work* work) {
-  int64_t used = 0;
-  const auto take = [&](int64_t floats) {
-    float* at = base ? base + used : nullptr;
-    used += floats;
-    return at;
-  };
-  const auto features = [&](int64_t n) { return take(padded(n) * kMaxPanel); };
-  const int64_t widest =
-      std::max<int64_t>(mlp.dim, *std::max_element(mlp.width, mlp.width + mlp.hidden));
-  for (Tile& tile : work->tile) {
-    for (int l = 0; l <= mlp.hidden; ++l) {
-      tile.h[l] = features(mlp.inputs(l));
-      tile.t[l] = features(mlp.inputs(l));
-    }
-    for (int l = 0; l < mlp.hidden; ++l)
-      for (float** array :
-           {&tile.slope[l], &tile.curvature[l], &tile.to_h[l], &tile.to_z[l], &tile.through[l]})
-        *array = features(mlp.width[l]);
-    for (float** array : {&tile.moved, &tile.grad}) *array = features(widest);
-    for (float** lanes : {&tile.energy, &tile.factor}) *lanes = take(kMaxPanel);
-  }
-  work->transposed = features(kTiles * padded(widest));
-  work->sums = take(0);
-  for (int l = 0; l < mlp.hidden; ++l) {
-    work->weight[l] = take(padded(mlp.inputs(l)) * mlp.width[l]);
-    work->bias[l] = take(mlp.width[l] * kMaxPanel);
-  }
-  work->last_weight = take(mlp.inputs(mlp.hidden) * kMaxPanel);
-  work->last_bias = take(kMaxPanel);
-  work->end = take(0);
-  return used;
-}
 
 // clang-format off
 namespace plain {
@@ -133,6 +95,43 @@ float lane_sum(const float* lanes, int64_t count) {
   float sum[4] = {};  // additions that need not wait for each other
   for (int64_t i = 0; i < count; ++i) sum[i % 4] += lanes[i];
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// Lays a task's memory out at `base`; returns how many floats it takes.
+int64_t lay_out(const Mlp& mlp, float* base, Work* work) {
+  const int64_t lanes = panel();
+  const auto padded = [&](int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+  int64_t used = 0;
+  const auto take = [&](int64_t floats) {
+    float* at = base ? base + used : nullptr;
+    used += floats;
+    return at;
+  };
+  const auto features = [&](int64_t n) { return take(padded(n) * lanes); };
+  const int64_t widest =
+      std::max<int64_t>(mlp.dim, *std::max_element(mlp.width, mlp.width + mlp.hidden));
+  for (Tile& tile : work->tile) {
+    for (int l = 0; l <= mlp.hidden; ++l) {
+      tile.h[l] = features(mlp.inputs(l));
+      tile.t[l] = features(mlp.inputs(l));
+    }
+    for (int l = 0; l < mlp.hidden; ++l)
+      for (float** array :
+           {&tile.slope[l], &tile.curvature[l], &tile.to_h[l], &tile.to_z[l], &tile.through[l]})
+        *array = features(mlp.width[l]);
+    for (float** array : {&tile.moved, &tile.grad}) *array = features(widest);
+    for (float** array : {&tile.energy, &tile.factor}) *array = take(lanes);
+  }
+  work->transposed = features(kTiles * padded(widest));
+  work->sums = take(0);
+  for (int l = 0; l < mlp.hidden; ++l) {
+    work->weight[l] = take(padded(mlp.inputs(l)) * mlp.width[l]);
+    work->bias[l] = take(mlp.width[l] * lanes);
+  }
+  work->last_weight = take(mlp.inputs(mlp.hidden) * lanes);
+  work->last_bias = take(lanes);
+  work->end = take(0);
+  return used;
 }
 
 Work task_work(const MlpGradientParams& p, int64_t task) {

@@ -2,6 +2,7 @@
 #pragma once
 #include "mlp_gradient.h"
 #include "ops.h"
+#include "scratch.h"
 
 namespace fastebm {
 
@@ -13,14 +14,13 @@ inline int64_t parameter_count(const Mlp& mlp) {
 }
 
 // Fills in the scratch, and runs in torch's thread pool; adds to `sums` unless it is null.
-inline void run_mlp_gradient(MlpGradientParams p, const Tensor& x, float* sums) {
+inline void run_mlp_gradient(MlpGradientParams p, float* sums) {
   if (p.batch == 0) return;
   p.summed = sums != nullptr;
-  const int64_t bytes[1] = {mlp_gradient_scratch_cpu(
-      &p, static_cast<int>(torch::stable::get_num_threads()))},
-                one[1] = {1};
-  Tensor scratch = empty_strided_on(x, bytes, one, 1, aoti_torch_dtype_uint8());
-  p.scratch = scratch.mutable_data_ptr();
+  const int64_t bytes =
+      mlp_gradient_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()));
+  Scratch large;
+  p.scratch = kept_scratch<MlpGradientParams>(bytes, &large).take(bytes);
   torch::stable::parallel_for(
       0, p.tasks, 1, [&](int64_t begin, int64_t end) { mlp_gradient_cpu(p, begin, end, nullptr); });
   if (sums) mlp_gradient_sum_cpu(p, sums);

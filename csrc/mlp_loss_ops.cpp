@@ -71,7 +71,7 @@ class LastStep {
     Tensor energy = floats(before, step.batch);
     g.energy = values(energy);
     g.grad = values(grad_);
-    run_mlp_gradient(g, before, nullptr);
+    run_mlp_gradient(g, nullptr);
     clip_norms();
     step_.grad_norm_clip = kInfinity;
     step_.x = point_.const_data_ptr();
@@ -207,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
   g.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
   g.energy = values(energy);
   g.grad = kl_weight ? values(to_x) : nullptr;
-  run_mlp_gradient(g, x, values(sums));
+  run_mlp_gradient(g, values(sums));
 
   const Moments pos(values(energy), n), neg(values(energy) + n, n);
   const double gap = pos.mean - neg.mean, squares = pos.square + neg.square;
@@ -248,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
     Tensor unused = floats(x, n);
     g.energy = values(unused);
     g.grad = nullptr;
-    run_mlp_gradient(g, x, values(sums));
+    run_mlp_gradient(g, values(sums));
     loss += *kl_weight * neg.mean - entropy_weight * entropy;
   }
   const double all[] = {loss,

@@ -3,6 +3,7 @@
 
 #include "neighbor.h"
 #include "neighbor_log_distance.h"
+#include "scratch.h"
 
 namespace fastebm {
 namespace {
@@ -71,22 +72,18 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
   p.distance = distance.mutable_data_ptr();
   p.index = static_cast<int64_t*>(index.mutable_data_ptr());
 
-  int64_t bytes;
-  int threads = 1;
   if constexpr (kCpu) {
-    threads = static_cast<int>(torch::stable::get_num_threads());
-    bytes = nearest_neighbor_scratch_cpu(p, threads);
-  } else {
-    bytes = nearest_neighbor_scratch_cuda(p);
-  }
-  const int64_t size[1] = {bytes}, one[1] = {1};
-  Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
-  p.scratch = scratch.mutable_data_ptr();
-  if constexpr (kCpu) {
+    const int threads = static_cast<int>(torch::stable::get_num_threads());
+    const int64_t bytes = nearest_neighbor_scratch_cpu(p, threads);
+    Scratch large;
+    p.scratch = kept_scratch<NeighborParams>(bytes, &large).take(bytes);
     nearest_neighbor_cpu(p, threads, [](int64_t tasks, const auto& body) {
       torch::stable::parallel_for(0, tasks, 1, body);
     });
   } else {
+    const int64_t size[1] = {nearest_neighbor_scratch_cuda(p)}, one[1] = {1};
+    Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
+    p.scratch = scratch.mutable_data_ptr();
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     const int error = nearest_neighbor_cuda(p, current_stream(x));
