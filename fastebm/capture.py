@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from fastebm.energy import uncached_casts
+
 Body = Callable[[], None]
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 _pools: dict[torch.device, tuple] = {}  # shared: graphs of a device are replayed one at a time
@@ -114,16 +116,15 @@ def _side_stream(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _settings() -> Iterator[None]:
     """No cast weights kept from inside a capture, no stream of an older autograd graph in it."""
-    cached = torch.is_autocast_cache_enabled()
     override = getattr(torch.autograd.graph, "set_override_stale_capture_stream", None)  # 2.13
-    torch.set_autocast_cache_enabled(False)
-    try:
-        if override is not None:
+    with uncached_casts():
+        if override is None:
+            yield
+            return
+        try:
             override(True)
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-        if override is not None:
+            yield
+        finally:
             override(False)
 
 

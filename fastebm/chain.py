@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastebm.capture import is_active
 from fastebm.compiled import CompiledGradient
-from fastebm.energy import fresh_parametrizations, leaf_gradient, sum_scales
+from fastebm.energy import fresh_parametrizations, leaf_gradient, sum_scales, uncached_casts
 from fastebm.graph import GRAPHS, Program, model_key, settings_key
 from fastebm.ops import Clamp, langevin_step, langevin_step_
 
@@ -145,6 +145,7 @@ class ChainRunner:
         return key, Program(body, inputs, by_step)
 
 
+@uncached_casts()
 def run_steps(
     gradient: Gradient,
     chain: Chain,

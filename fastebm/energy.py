@@ -149,5 +149,17 @@ def uncached_parametrizations() -> Iterator[None]:
         parametrize._cache_enabled = enabled
 
 
+@contextmanager
+def uncached_casts() -> Iterator[None]:
+    """Autocast keeps casts of leaves for as long as it is on: of a leaf that moves in place, as a
+    chain's does, it would go on using where that was at first."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
 def _parametrized(model: nn.Module) -> bool:
     return any(map(parametrize.is_parametrized, model.modules()))

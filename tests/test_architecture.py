@@ -17,7 +17,7 @@ LIBRARY = {
     "reference": {"rng"},
     "energy": set(),
     "compiled": {"energy"},
-    "capture": set(),
+    "capture": {"energy"},
     "graph": {"capture"},
     "chain": {"ops", "rng", "energy", "compiled", "capture", "graph"},
     "plain_mlp": {"_C"},

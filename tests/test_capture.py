@@ -217,11 +217,15 @@ def test_nothing_is_drawn_from_torch():
     assert len(graph.GRAPHS._graphs) == 1 and torch.equal(torch.cuda.get_rng_state(), before)
 
 
-def test_settings_choose_the_graph(monkeypatch):
-    model, x = mlp(), start()
-    for precision in ("ieee", "tf32"):  # the second one's products are others
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
-        assert_graph_equals_eager(model, x)
+def test_settings_choose_the_graph():
+    model, x, matmul = mlp(), start(), torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for matmul.fp32_precision in ("ieee", "tf32"):  # the second one's products are others
+            assert_graph_equals_eager(model, x)
+    finally:
+        matmul.fp32_precision = before
+    assert len(graph.GRAPHS._graphs) == 2
 
 
 @pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])

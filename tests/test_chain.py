@@ -101,6 +101,21 @@ def test_an_eager_chain_is_one_input_gradient_and_one_step_each(noise_first, ste
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+def test_autocast_around_a_chain_sees_every_step(device, captures, way):
+    # Its cache of casts would hold the leaf, which a chain moves in place, as it was at first.
+    model, x = nn.Sequential(*mlp()).to(device), torch.randn(5, 2, device=device)
+    sampler = LangevinDynamics(model, 0.1, **WAYS[way])
+    with torch.autocast(device, torch.bfloat16):
+        end = sampler.sample(x, 7, seed=1)
+        assert torch.is_autocast_cache_enabled()
+    rng = ChainRNG(1)
+    for _ in range(7):
+        with torch.autocast(device, torch.bfloat16):
+            x = sampler.sample(x, 1, seed=rng)
+    assert torch.equal(end, x)
+
+
 def test_the_loss_shares_the_last_step():
     model, x, k = mlp(), torch.randn(5, 2), 7
     buffer = ReplayBuffer(20, (2,), seed=0)
