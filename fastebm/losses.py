@@ -355,12 +355,14 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
 
     def _last_step_gradient(self, references):
         def terms(mean_neg: Tensor, to_x: Tensor, x_neg: Tensor) -> tuple[Tensor, Tensor, dict]:
-            entropy, to_x = torch.zeros_like(mean_neg), self.kl_weight * to_x
-            if (chosen := self._entropy_references(x_neg, references)) is not None:
-                y, own, y_scale = chosen
-                entropy, slope = nn_log_distance_gradient(x_neg, y, own, self.entropy_eps, y_scale)
-                to_x.add_(slope, alpha=-self.entropy_weight)
-            value = self.kl_weight * mean_neg - self.entropy_weight * entropy
+            kl, to_x = self.kl_weight * mean_neg, self.kl_weight * to_x
+            chosen = self._entropy_references(x_neg, references)
+            if chosen is None:
+                return kl, to_x, {"kl_energy": mean_neg, "entropy": torch.zeros_like(mean_neg)}
+            y, own, y_scale = chosen
+            entropy, slope = nn_log_distance_gradient(x_neg, y, own, self.entropy_eps, y_scale)
+            to_x.add_(slope, alpha=-self.entropy_weight)
+            value = kl - self.entropy_weight * entropy
             return value, to_x, {"kl_energy": mean_neg, "entropy": entropy}
 
         return terms
