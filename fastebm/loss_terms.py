@@ -13,7 +13,7 @@ def phases(
     stds: tuple[Tensor, Tensor],
     energy_reg_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss but for what goes through the last step, and its metrics.
+    """The loss but for what goes through the last step, and its metrics, with their graph if any.
 
     Args:
         mean_pos, mean_neg, squares: means of the energies, and the sum of those of their squares.
@@ -22,15 +22,14 @@ def phases(
     loss = gap = mean_pos - mean_neg
     if energy_reg_weight:
         loss = loss + energy_reg_weight * squares
-    gap = gap.detach()
     return loss, {
         "loss_cd": gap,
-        "energy_pos": mean_pos.detach(),
-        "energy_neg": mean_neg.detach(),
+        "energy_pos": mean_pos,
+        "energy_neg": mean_neg,
         "energy_pos_std": stds[0],
         "energy_neg_std": stds[1],
         "energy_gap": gap,
-        "energy_reg": squares.detach(),
+        "energy_reg": squares,
     }
 
 
