@@ -1,7 +1,6 @@
 // Schema, checks and registration of the nearest-neighbour operators.
 #include "neighbor_ops.h"
 
-#include "neighbor.h"
 #include "neighbor_log_distance.h"
 #include "scratch.h"
 

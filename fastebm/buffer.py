@@ -117,7 +117,6 @@ class ReplayBuffer(nn.Module):
         """Number of samples stored."""
         return self.capacity if self.mode == "slot" else min(self.n_pushed, self.capacity)
 
-    @torch.no_grad()
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw ``n`` distinct samples, each replaced by an initial one with ``reinit_prob``; all
         that the buffer does not hold yet are initial ones.
@@ -139,7 +138,6 @@ class ReplayBuffer(nn.Module):
             return self._draw(idx, self.visits)[0], idx
         return self._draw(idx)
 
-    @torch.no_grad()
     def push(self, x: Tensor, idx: Tensor | None = None) -> None:
         """Store the samples ``x``, (n, *event) with n <= capacity.
 
@@ -160,7 +158,7 @@ class ReplayBuffer(nn.Module):
             raise ValueError(f"idx must hold the {n} slots of x in mode slot, got {got}")
         if n == 0:
             return
-        q = self._store(x.to(self.data.device))
+        q = self._store(x.detach().to(self.data.device))
         if self.mode == "slot":
             self.data[idx] = q
         elif self.mode == "fifo":
@@ -176,7 +174,6 @@ class ReplayBuffer(nn.Module):
         options = {"value_range": self.value_range, "dither": False}
         return replay_gather(self.data, everyone, self.stream, **options)[0]
 
-    @torch.no_grad()
     def references(self, slots: Tensor, n: int | None = None) -> References:
         """``n`` distinct stored samples as they are (None, or fewer stored: all of them, as a view
         of the storage, which the next ``push`` changes).
@@ -234,6 +231,7 @@ class ReplayBuffer(nn.Module):
             x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
         return x, slot
 
+    @torch.no_grad()
     def _custom_initial(self, n: int) -> Tensor:
         x, shape = self.init(n), (n, *self.shape)
         if not isinstance(x, Tensor) or x.shape != shape:
@@ -242,7 +240,6 @@ class ReplayBuffer(nn.Module):
         return x.detach().to(self.data.device, torch.float32)
 
     def _store(self, x: Tensor) -> Tensor:
-        x = x.detach()
         if self.data.dtype != torch.uint8:
             return x.to(self.data.dtype)
         lo, hi = self.value_range

@@ -188,10 +188,11 @@ def run_last_step(
     """One step of ``run_steps`` out of place, with a graph to what the gradient has one to.
 
     Args:
+        x: where the step starts, without a graph.
         gradient: (leaf, model_kwargs) -> grad, energies.
 
     Returns:
-        x after the step, and the gradient it used, both (B, *event). ``x`` itself is a constant.
+        x after the step, and the gradient it used, both (B, *event).
     """
     step_size, noise_std = coefficients
     if options.noise_first:
@@ -200,7 +201,7 @@ def run_last_step(
     leaf = x.detach().requires_grad_()
     grad, _ = gradient(leaf, model_kwargs)
     after = langevin_step(
-        *(leaf.detach(), grad, step_size, noise_std, rng),
+        *(x, grad, step_size, noise_std, rng),
         sample_ids=sample_ids,
         grad_clip=options.grad_clip,
         grad_norm_clip=options.grad_norm_clip,

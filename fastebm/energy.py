@@ -68,7 +68,7 @@ def leaf_gradient(
 
 def check_batch(x: Tensor) -> None:
     """ValueError unless x can be a batch of data."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or len(x) == 0:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or x.shape[0] == 0:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x must be a floating-point tensor (B, *event), B >= 1, got {got}")
 

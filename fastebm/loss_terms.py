@@ -45,5 +45,5 @@ def step_metrics(sampler, x_neg: Tensor, grad: Tensor | None) -> dict[str, Tenso
     """Of the last step of Langevin chains; of Gibbs chains, which have no gradient, none."""
     if grad is None:
         return {}
-    norms = torch.linalg.vector_norm(grad.detach().unsqueeze(-1).flatten(1), dim=1)
+    norms = torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1)
     return {"grad_norm": norms.mean(), "clamp_share": sampler.clamp_share(x_neg)}

@@ -141,52 +141,52 @@ class ContrastiveDivergence(nn.Module):
         def terms(pos: Tensor | None = None, neg: Tensor | None = None):
             """The loss, of some rows of data and chains if given. The chains' last step comes out
             the same for some as for all: its noise goes by row number."""
-            kwargs_neg = _take(kwargs, neg, n)
-            x_kl, grad = self.sampler.last_step(
-                before if neg is None else before[neg],
-                k,
-                create_graph=self._through_last_step,
-                seed=rng.copy(),
-                model_kwargs=kwargs_neg,
-                sample_ids=None if neg is None else neg + rng.sample_offset,
-            )
-            x_neg = x_kl.detach()
-            leaf = x_kl.detach().requires_grad_() if self._through_last_step else x_neg
-            e_pos = energy(self.model, x if pos is None else x[pos], **_take(kwargs, pos, n))
-            e_neg = energy(self.model, leaf, **kwargs_neg)
-            mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
-            squares = e_pos.square().mean() + e_neg.square().mean()
-            stds = spread(e_pos), spread(e_neg)
-            loss, metrics = phases(mean_pos, mean_neg, squares, stds, self.energy_reg_weight)
-            metrics |= step_metrics(self.sampler, x_neg, grad)
-            if self._through_last_step:
-                own = references
-                if own is not None and neg is not None:
-                    own = references._replace(own=references.own[neg])
-                loss = loss + self._last_step_terms(mean_neg, leaf, x_kl, own, metrics)
-            sound = self.on_nonfinite != "count" and all_finite(metrics, x_neg)
-            return loss, x_neg, metrics, (e_pos.detach(), e_neg.detach()), sound
-
-        with torch.enable_grad():
-            if network is None:
-                loss, x_neg, metrics, (e_pos, e_neg), sound = terms()
-            else:
-                loss, x_neg, metrics, (e_pos, e_neg), sound = terms_by_formulas(
-                    *(network, x, before, self.sampler, k, rng.state(x.device)),
-                    *(self.energy_reg_weight, self._last_step_weights(references)),
+            with torch.enable_grad():
+                kwargs_neg = _take(kwargs, neg, n)
+                x_kl, grad = self.sampler.last_step(
+                    before if neg is None else before[neg],
+                    k,
+                    create_graph=self._through_last_step,
+                    seed=rng.copy(),
+                    model_kwargs=kwargs_neg,
+                    sample_ids=None if neg is None else neg + rng.sample_offset,
                 )
-            stored, metrics["n_nonfinite"] = x_neg, 0.0
-            if not sound:
-                finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
-                stored = torch.where(finite[1].view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
-                count = 2 * n - finite[0].sum() - finite[1].sum()
-                if self.on_nonfinite != "count":
-                    counts = (int(n - rows.sum()) for rows in finite)
-                    where = f"call {self.calls} of {type(self).__name__}"
-                    count = report(where, self.on_nonfinite, *counts, n)
-                if self.on_nonfinite == "skip" and count:
-                    loss, _, metrics, *_ = terms(*(rows.nonzero()[:, 0] for rows in finite))
-                metrics["n_nonfinite"] = count
+                x_neg = x_kl.detach()
+                leaf = x_kl.detach().requires_grad_() if self._through_last_step else x_neg
+                e_pos = energy(self.model, x if pos is None else x[pos], **_take(kwargs, pos, n))
+                e_neg = energy(self.model, leaf, **kwargs_neg)
+                mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
+                squares = e_pos.square().mean() + e_neg.square().mean()
+                stds = spread(e_pos), spread(e_neg)
+                loss, metrics = phases(mean_pos, mean_neg, squares, stds, self.energy_reg_weight)
+                metrics |= step_metrics(self.sampler, x_neg, grad)
+                if self._through_last_step:
+                    own = references
+                    if own is not None and neg is not None:
+                        own = references._replace(own=references.own[neg])
+                    loss = loss + self._last_step_terms(mean_neg, leaf, x_kl, own, metrics)
+                sound = self.on_nonfinite != "count" and all_finite(metrics, x_neg)
+                return loss, x_neg, metrics, (e_pos.detach(), e_neg.detach()), sound
+
+        if network is None:
+            loss, x_neg, metrics, (e_pos, e_neg), sound = terms()
+        else:
+            loss, x_neg, metrics, (e_pos, e_neg), sound = terms_by_formulas(
+                *(network, x, before, self.sampler, k, rng.state(x.device)),
+                *(self.energy_reg_weight, self._last_step_weights(references)),
+            )
+        stored, metrics["n_nonfinite"] = x_neg, 0.0
+        if not sound:
+            finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
+            stored = torch.where(finite[1].view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
+            count = 2 * n - finite[0].sum() - finite[1].sum()
+            if self.on_nonfinite != "count":
+                counts = (int(n - rows.sum()) for rows in finite)
+                where = f"call {self.calls} of {type(self).__name__}"
+                count = report(where, self.on_nonfinite, *counts, n)
+            if self.on_nonfinite == "skip" and count:
+                loss, _, metrics, *_ = terms(*(rows.nonzero()[:, 0] for rows in finite))
+            metrics["n_nonfinite"] = count
         rng.advance(1)
         if self.buffer is not None:
             self.buffer.push(stored, slots)

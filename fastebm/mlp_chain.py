@@ -95,7 +95,7 @@ def run_mlp_chain(
     """
     total, start = len(coefficients), 0
     rows = x.flatten(1)
-    if all(c is coefficients[0] for c in coefficients):
+    if len(set(map(id, coefficients))) == 1:
         coefficients = coefficients[:1]
     step_sizes, noise_stds = (
         _table([c[i] for c in coefficients], x) if coefficients else 0.0 for i in (0, 1)

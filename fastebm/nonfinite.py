@@ -15,9 +15,9 @@ class NonFiniteError(RuntimeError):
 
 
 def all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
-    """Whether energies and chains are; False also where their sums are too large. Means and sums
-    are finite only if all that is summed is, and so there is one number to read."""
-    return math.isfinite(metrics["energy_pos"] + metrics["energy_neg"] + x_neg.sum())
+    """Whether energies and chains are; False also where their sums are too large. Means, sums and
+    differences are finite only if all that is in them is, and so there is one number to read."""
+    return math.isfinite(metrics["energy_gap"] + x_neg.sum())
 
 
 def report(where: str, on_nonfinite: str, n_pos: int, n_neg: int, n: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from array import array
 
 import torch
 from torch import Generator, Tensor
@@ -54,7 +55,7 @@ class ChainRNG:
         key = (self.seed + 2**63) % 2**64 - 2**63  # the same 64 bits, signed
         values, device = (key, self.t, self.sample_offset, 0), torch.device(device)
         if device.type == "cpu":
-            return torch.tensor(values)
+            return torch.frombuffer(array("q", values), dtype=torch.int64)  # in half the time
         pinned = device.type == "cuda"  # or the copy would wait for the device
         return torch.tensor(values, pin_memory=pinned).to(device, non_blocking=True)
 

@@ -324,7 +324,7 @@ class LangevinDynamics:
         on_face = x <= lo if hi is None else x >= hi
         if lo is not None and hi is not None:
             on_face |= x <= lo
-        return on_face.float().mean()
+        return on_face.mean(dtype=torch.float32)
 
     def network(self, x: Tensor, model_kwargs: dict) -> Network | None:
         """The model as the fused chain takes it; None where chains are run eagerly.

@@ -42,7 +42,7 @@ def number(name: str, value, above_zero: bool = False) -> float:
 
 
 def integer(name: str, value: int, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if not isinstance(value, (int, Integral)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 

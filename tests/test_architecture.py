@@ -100,7 +100,7 @@ BENCH = {
 CPU = {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"}
 CUDA = {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"}
 KERNEL_LAYERS = {
-    r"(scalar|simt)\.h": set(),
+    r"(scalar|simt|scratch)\.h": set(),
     r"philox\.h": {"scalar.h"},
     r"\w*simd\w*\.h": set(),  # bodies, included once for each instruction set
     r"simt_tensor\.h": {"simt.h"},
@@ -109,9 +109,9 @@ KERNEL_LAYERS = {
     r"langevin_check\.h": {"langevin.h", "ops.h"},  # options that steps and chains share
     r"mlp_check\.h": {"mlp.h", "ops.h"},  # networks that all operators on perceptrons share
     r"langevin_ops\.cpp": {"langevin_check.h", "langevin_run.h"},
-    r"mlp_chain_ops\.cpp": {"<subject>.h", "langevin_check.h", "mlp_check.h"},
+    r"mlp_chain_ops\.cpp": {"<subject>.h", "langevin_check.h", "mlp_check.h", "scratch.h"},
     r"langevin_run\.h": {"langevin.h", "ops.h"},
-    r"mlp_gradient_run\.h": {"mlp_gradient.h", "ops.h"},
+    r"mlp_gradient_run\.h": {"mlp_gradient.h", "ops.h", "scratch.h"},
     r"neighbor_ops\.h": {"ops.h"},
     r"mlp_gradient_ops\.cpp": {"mlp_gradient_run.h", "mlp_check.h"},
     r"mlp_loss_ops\.cpp": {  # made of other subjects' parts
@@ -123,7 +123,7 @@ KERNEL_LAYERS = {
     r"mlp_\w+_cpu\.cpp": CPU | {"mlp_activation_simd.h", "mlp_products_simd.h"},
     r"mlp_activation_cuda\.h": CUDA | {"mlp.h", "mlp_activation_simd.h"},
     r"mlp_chain_\w+_cuda\.h": CUDA | {"mlp_activation_cuda.h"},
-    r"neighbor_ops\.cpp": {"neighbor.h", "neighbor_log_distance.h", "neighbor_ops.h"},
+    r"neighbor_ops\.cpp": {"neighbor_log_distance.h", "neighbor_ops.h", "scratch.h"},
     r"\w+_ops\.cpp": {"<subject>.h", "ops.h"},
     r"device_cuda\.cu": {"device.h"},
     r"\w+_cpu\.cpp": CPU,
