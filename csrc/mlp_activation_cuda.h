@@ -13,6 +13,7 @@ namespace lane {
 FASTEBM_TARGET inline Floats fma(Floats a, Floats b, Floats c) { return fma_rn(a, b, c); }
 FASTEBM_TARGET inline Floats abs(Floats a) { return fabsf(a); }
 FASTEBM_TARGET inline Floats exp_minus(Floats y) { return expf(-y); }
+FASTEBM_TARGET inline Floats exp_minus_signed(Floats z) { return expf(-z); }
 #include "mlp_activation_simd.h"
 #undef FASTEBM_TARGET
 

@@ -2,8 +2,9 @@
 // Included for each instruction set, inside its namespace; for CUDA after simd_one.h. Before it
 // come
 //   Floats exp_minus(Floats y)   exp(-y) for y >= 0; 0 where it is below 1e-38, NaN for NaN
-// and of the instruction set set, add, sub, mul, div, fma, max, abs, pick_less. Results are within
-// a few units in the last place of the value's own size; infinities and NaN are torch's.
+//   Floats exp_minus_signed(Floats z)   exp(-z); infinity where it is larger than a float
+// and of the instruction set set, add, sub, mul, div, fma, min, max, abs, pick_less. Results are
+// within a few units in the last place of the value's own size; infinities and NaN are torch's.
 
 struct Activated {
   Floats value, slope, curvature;  // what is not read is not computed: all is inlined
@@ -23,9 +24,8 @@ struct Sigmoids {
   Floats s, rest;
 };
 FASTEBM_TARGET inline Sigmoids sigmoids(Floats y) {
-  const Floats one = set(1.0f), zero = set(0.0f);
-  const Floats e = exp_minus(abs(y)), large = div(one, add(one, e)), small = mul(e, large);
-  return {pick_less(y, zero, small, large), pick_less(y, zero, large, small)};
+  const Floats one = set(1.0f), e = exp_minus_signed(y), s = div(one, add(one, e));
+  return {s, min(mul(e, s), one)};  // 1 where e is infinite
 }
 
 template <Activation kActivation>

@@ -23,6 +23,7 @@ struct MlpGradientParams {
   float* energy;  // (B,): E
   float* grad;    // null, or (B, D): dE/dx
   bool summed;    // whether the gradient in the parameters is wanted
+  bool fresh;     // and whether it begins at zero, not at what the run before left in the scratch
   void* scratch;  // mlp_gradient_scratch_cpu() bytes, 64-byte aligned
   int tasks;      // shares of the batch, each of which has a part of the scratch
 };

@@ -18,17 +18,19 @@ namespace {
 
 constexpr int kTiles = 4;  // the sums, larger than the first cache, are gone through once
 
-// A tile's memory: (features, panel), layer l's at [l].
+// A tile's memory: (features, panel), layer l's at [l]. The first group is the tile's own until the
+// sums have been added to, the rest the same memory for all tiles of a task.
 struct Tile {
   int64_t first;
   int count;
-  float* h[kMaxHidden + 1];  // inputs of each layer
-  float* t[kMaxHidden + 1];  // their derivatives along v
+  float* h[kMaxHidden + 1];    // inputs of each layer
+  float* t[kMaxHidden + 1];    // their derivatives along v
+  float* to_z[kMaxHidden];     // dE/dz in layer l
+  float* through[kMaxHidden];  // r of mlp_gradient.h, then with a_i dE/dz
+  float *energy, *factor;      // (panel,)
   float *slope[kMaxHidden], *curvature[kMaxHidden];
-  float *to_h[kMaxHidden], *to_z[kMaxHidden];  // dE/dh after layer l, dE/dz in it
-  float* through[kMaxHidden];                  // r of mlp_gradient.h, then with a_i dE/dz
+  float* to_h[kMaxHidden];  // dE/dh after layer l
   float *moved, *grad;
-  float *energy, *factor;  // (panel,)
 };
 
 // A task's memory.
@@ -110,16 +112,17 @@ int64_t lay_out(const Mlp& mlp, float* base, Work* work) {
   const auto features = [&](int64_t n) { return take(padded(n) * lanes); };
   const int64_t widest =
       std::max<int64_t>(mlp.dim, *std::max_element(mlp.width, mlp.width + mlp.hidden));
+  Tile shared{};
+  for (int l = 0; l < mlp.hidden; ++l)
+    for (float** array : {&shared.slope[l], &shared.curvature[l], &shared.to_h[l]})
+      *array = features(mlp.width[l]);
+  for (float** array : {&shared.moved, &shared.grad}) *array = features(widest);
   for (Tile& tile : work->tile) {
-    for (int l = 0; l <= mlp.hidden; ++l) {
-      tile.h[l] = features(mlp.inputs(l));
-      tile.t[l] = features(mlp.inputs(l));
-    }
+    tile = shared;
+    for (int l = 0; l <= mlp.hidden; ++l)
+      for (float** array : {&tile.h[l], &tile.t[l]}) *array = features(mlp.inputs(l));
     for (int l = 0; l < mlp.hidden; ++l)
-      for (float** array :
-           {&tile.slope[l], &tile.curvature[l], &tile.to_h[l], &tile.to_z[l], &tile.through[l]})
-        *array = features(mlp.width[l]);
-    for (float** array : {&tile.moved, &tile.grad}) *array = features(widest);
+      for (float** array : {&tile.to_z[l], &tile.through[l]}) *array = features(mlp.width[l]);
     for (float** array : {&tile.energy, &tile.factor}) *array = take(lanes);
   }
   work->transposed = features(kTiles * padded(widest));
@@ -157,7 +160,7 @@ int mlp_gradient_cpu(const MlpGradientParams& p, int64_t begin, int64_t end, voi
   };
   for (int64_t task = begin; task < end; ++task) {
     const Work work = task_work(p, task);
-    if (p.summed) std::fill(work.sums, work.end, 0.0f);
+    if (p.fresh) std::fill(work.sums, work.end, 0.0f);
     run(p, work, first(task), first(task + 1));
   }
   return 0;

@@ -44,7 +44,11 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
   const int64_t size[1] = {p.batch}, one[1] = {1};
   Tensor energy = empty_strided_on(x, size, one, 1, aoti_torch_dtype_float32());
   p.energy = static_cast<float*>(energy.mutable_data_ptr());
-  run_mlp_gradient(p, sums ? static_cast<float*>(sums->mutable_data_ptr()) : nullptr);
+  if (p.batch == 0) return energy;
+  p.summed = sums.has_value();
+  MlpGradientRuns gradient(p.mlp, p.batch);
+  gradient.run(p);
+  if (sums) gradient.add_to(static_cast<float*>(sums->mutable_data_ptr()));
   return energy;
 }
 

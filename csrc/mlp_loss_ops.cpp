@@ -44,7 +44,7 @@ double dot(const float* a, const float* b, int64_t n) {
 // The last step of the chains, and what its derivative needs.
 class LastStep {
  public:
-  LastStep(const Mlp& mlp, LangevinParams step, const Tensor& before, bool noise_first)
+  LastStep(MlpGradientRuns* gradient, LangevinParams step, const Tensor& before, bool noise_first)
       : step_(step),
         point_(before),
         grad_(empty_as(before)),
@@ -65,13 +65,12 @@ class LastStep {
       step_.noise_stds = nullptr;
     }
     MlpGradientParams g{};
-    g.mlp = mlp;
     g.batch = step.batch;
     g.x = values(point_);
     Tensor energy = floats(before, step.batch);
     g.energy = values(energy);
     g.grad = values(grad_);
-    run_mlp_gradient(g, nullptr);
+    gradient->run(g);
     clip_norms();
     step_.grad_norm_clip = kInfinity;
     step_.x = point_.const_data_ptr();
@@ -192,14 +191,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
   const Mlp mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
   const int64_t n = x.size(0), dim = x.size(1);
 
-  const LastStep last(mlp, step, before, noise_first);
+  MlpGradientRuns gradient(mlp, 2 * n);
+  const LastStep last(&gradient, step, before, noise_first);
   Tensor both = floats(x, 2 * n * dim), energy = floats(x, 2 * n), to_x = empty_as(x);
   std::copy_n(values(x), n * dim, values(both));
   std::copy_n(values(last.out()), n * dim, values(both) + n * dim);
-  Tensor sums = floats(x, parameter_count(mlp));
-  std::fill_n(values(sums), sums.size(0), 0.0f);
   MlpGradientParams g{};
-  g.mlp = mlp;
+  g.summed = true;
   g.batch = 2 * n;
   g.n_data = n;
   g.x = values(both);
@@ -207,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
   g.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
   g.energy = values(energy);
   g.grad = kl_weight ? values(to_x) : nullptr;
-  run_mlp_gradient(g, values(sums));
+  gradient.run(g);
 
   const Moments pos(values(energy), n), neg(values(energy) + n, n);
   const double gap = pos.mean - neg.mean, squares = pos.square + neg.square;
@@ -248,9 +246,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
     Tensor unused = floats(x, n);
     g.energy = values(unused);
     g.grad = nullptr;
-    run_mlp_gradient(g, values(sums));
+    gradient.run(g);
     loss += *kl_weight * neg.mean - entropy_weight * entropy;
   }
+  Tensor sums = floats(x, parameter_count(mlp));
+  std::fill_n(values(sums), sums.size(0), 0.0f);
+  gradient.add_to(values(sums));
   const double all[] = {loss,
                         pos.mean,
                         neg.mean,
