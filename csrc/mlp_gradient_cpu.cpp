@@ -4,6 +4,7 @@
 // stays in the caches of its core.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "mlp_gradient.h"
 

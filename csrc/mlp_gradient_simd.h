@@ -125,9 +125,12 @@ FASTEBM_TARGET inline void add_outer(const float* const (&g)[kTiles], int64_t ro
   for (int t = 0; t < tiles; ++t)
     transpose(h[t], columns, transposed + t * kPanel * kPanel, stride);
   for (int64_t begin = 0; begin < columns; begin += kPanel, transposed += stride) {
+    constexpr int kHalf = kRows / 2 + 1;
     int64_t row = 0;
-    for (; row + kRows <= rows; row += kRows, sums += kRows * kPanel)
+    for (; row + kRows <= rows && rows - row != kRows + 2; row += kRows, sums += kRows * kPanel)
       add_outer_rows<kRows>(g, row, transposed, tiles, sums);
+    for (; row + kHalf <= rows; row += kHalf, sums += kHalf * kPanel)
+      add_outer_rows<kHalf>(g, row, transposed, tiles, sums);
     for (; row < rows; ++row, sums += kPanel) add_outer_rows<1>(g, row, transposed, tiles, sums);
   }
 }

@@ -49,13 +49,21 @@ FASTEBM_TARGET void multiply_rows(const Matrix& m, const float* bias, const floa
 template <int kVectors, bool kFactor, int kCount = kRows>
 FASTEBM_TARGET void multiply(Matrix m, const float* bias, const float* factor, const float* in,
                              float* out) {
-  for (; m.rows >= kCount; m.rows -= kCount) {
-    multiply_rows<kVectors, kFactor, kCount>(m, bias, factor, in, out);
-    m.data += kCount * m.by_row;
-    out += kCount * kVectors * kLanes;
-    if (bias) bias += kCount;
-    if (kFactor) factor += kCount * kVectors * kLanes;
-  }
+  const auto rows = [&](auto count) FASTEBM_TARGET {
+    constexpr int kTaken = decltype(count)::value;
+    multiply_rows<kVectors, kFactor, kTaken>(m, bias, factor, in, out);
+    m.rows -= kTaken;
+    m.data += kTaken * m.by_row;
+    out += kTaken * kVectors * kLanes;
+    if (bias) bias += kTaken;
+    if (kFactor) factor += kTaken * kVectors * kLanes;
+  };
+  // One or two rows at a time would wait for their own sums: a row or two too many are shared out.
+  while (m.rows >= kCount)
+    if (kCount == kRows && m.rows > kCount && m.rows <= kCount + 2)
+      rows(std::integral_constant<int, kRows / 2 + 1>{});
+    else
+      rows(std::integral_constant<int, kCount>{});
   if constexpr (kCount > 1)
     if (m.rows > 0) multiply<kVectors, kFactor, kCount - 1>(m, bias, factor, in, out);
 }
