@@ -1,26 +1,11 @@
 // Schema, checks and registration of the whole chain of a small multi-layer perceptron.
 #include "langevin_check.h"
-#include "mlp_chain.h"
-#include "mlp_check.h"
-#include "scratch.h"
+#include "mlp_chain_run.h"
 
 namespace fastebm {
 namespace {
 
 const char* const kOp = "mlp_chain_";
-
-// A table of a coefficient, (n_steps or 1, B or 1).
-const void* table(const char* what, const OptionalTensor& t, const Tensor& x, int64_t n_steps,
-                  int64_t* stride) {
-  if (!t) return nullptr;
-  check_float32(kOp, what, *t, x);
-  STD_TORCH_CHECK(t->dim() == 2 && (t->size(0) == 1 || t->size(0) == n_steps) &&
-                      (t->size(1) == 1 || t->size(1) == x.size(0)),
-                  kOp, ": ", what, " must have shape (K or 1, B or 1) with K = ", n_steps,
-                  " and B = ", x.size(0));
-  for (int i = 0; i < 2; ++i) stride[i] = t->size(i) == 1 ? 0 : t->stride(i);
-  return t->const_data_ptr();
-}
 
 // Where to write: null, or a dense float32 tensor of these sizes.
 float* output(const char* what, OptionalTensor& t, const Tensor& x, int64_t dim) {
@@ -32,7 +17,7 @@ float* output(const char* what, OptionalTensor& t, const Tensor& x, int64_t dim)
   return static_cast<float*>(t->mutable_data_ptr());
 }
 
-template <MlpChainLauncher kLaunch, bool kCpu>
+template <bool kCpu>
 void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
                 double threshold, int64_t n_steps, double step_size, double noise_std,
@@ -51,8 +36,10 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   std::vector<Tensor> kept;
   p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
   p.n_steps = n_steps;
-  p.step.step_sizes = table("step_sizes", step_sizes, x, n_steps, p.step_sizes_stride);
-  p.step.noise_stds = table("noise_stds", noise_stds, x, n_steps, p.noise_stds_stride);
+  p.step.step_sizes =
+      coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps, p.step_sizes_stride);
+  p.step.noise_stds =
+      coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps, p.noise_stds_stride);
   p.noise_first = noise_first;
   p.bfloat16 = bfloat16;
   STD_TORCH_CHECK(!kCpu || !bfloat16, kOp,
@@ -63,14 +50,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   if (p.step.batch == 0 || n_steps == 0) return;
 
   if constexpr (kCpu) {
-    const int64_t bytes =
-        mlp_chain_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()));
-    Scratch large;
-    p.scratch = kept_scratch<MlpChainParams>(bytes, &large).take(bytes);
-    std::atomic<int64_t> next{0};
-    p.next = &next;
-    torch::stable::parallel_for(
-        0, p.tasks, 1, [&](int64_t begin, int64_t end) { kLaunch(p, begin, end, nullptr); });
+    run_mlp_chain_cpu(p);
   } else {
     STD_TORCH_CHECK(p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
                     " elements on a device, got ", p.mlp.dim);
@@ -79,7 +59,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
     p.scratch = scratch.mutable_data_ptr();
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
-    const int error = kLaunch(p, 0, 1, current_stream(x));
+    const int error = mlp_chain_cuda(p, 0, 1, current_stream(x));
     STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
 }
@@ -97,15 +77,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
 #ifdef FASTEBM_SIMT
-  m.impl("mlp_chain_", TORCH_BOX((&mlp_chain_<mlp_chain_cuda, false>)));
+  m.impl("mlp_chain_", TORCH_BOX((&mlp_chain_<false>)));
 #else
-  m.impl("mlp_chain_", TORCH_BOX((&mlp_chain_<mlp_chain_cpu, true>)));
+  m.impl("mlp_chain_", TORCH_BOX((&mlp_chain_<true>)));
 #endif
 }
 
 #ifdef FASTEBM_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) {
-  m.impl("mlp_chain_", TORCH_BOX((&mlp_chain_<mlp_chain_cuda, false>)));
+  m.impl("mlp_chain_", TORCH_BOX((&mlp_chain_<false>)));
 }
 #endif
 

@@ -1,13 +1,13 @@
 // The losses of contrastive divergence for a small perceptron on a CPU, put together from the
-// kernels of their parts: value, gradient in the parameters and metrics, in one operator, as calls
-// of many cost more than a small batch's arithmetic.
+// kernels of their parts: chains, value, gradient in the parameters and metrics, in one operator,
+// as calls of many cost more than a small batch's arithmetic.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "langevin_check.h"
 #include "langevin_run.h"
-#include "mlp_check.h"
+#include "mlp_chain_run.h"
 #include "mlp_gradient_run.h"
 #include "neighbor_ops.h"
 
@@ -169,28 +169,59 @@ struct Moments {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
-    const Tensor& x_in, const Tensor& before_in, const std::vector<Tensor>& weights,
+// The step of a chain that comes after its `n_steps` own ones.
+LangevinParams step_after(const MlpChainParams& chain) {
+  LangevinParams p = chain.step;
+  const auto choose = [&](const void** table, const int64_t* stride, double* value) {
+    if (!*table) return;
+    const float* row = static_cast<const float*>(*table) + chain.n_steps * stride[0];
+    *table = stride[1] ? row : nullptr;
+    *value = *row;
+  };
+  choose(&p.step_sizes, chain.step_sizes_stride, &p.step_size);
+  choose(&p.noise_stds, chain.noise_stds_stride, &p.noise_std);
+  p.t += static_cast<uint32_t>(chain.n_steps);
+  return p;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
+    const Tensor& x_in, const Tensor& start, const std::vector<Tensor>& weights,
     const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
-    double step_size, double noise_std, const OptionalTensor& step_sizes,
+    int64_t n_steps, double step_size, double noise_std, const OptionalTensor& step_sizes,
     const OptionalTensor& noise_stds, const Tensor& rng, std::optional<double> grad_clip,
     std::optional<double> grad_norm_clip, std::optional<double> lo, std::optional<double> hi,
     int64_t tag, bool noise_first, double energy_reg_weight, std::optional<double> kl_weight,
     double entropy_weight, double entropy_eps, const OptionalTensor& references,
     const OptionalTensor& own, double y_scale, double y_offset) {
   check_float32(kOp, "x", x_in, x_in);
-  check_float32(kOp, "before", before_in, x_in);
+  check_float32(kOp, "start", start, x_in);
   STD_TORCH_CHECK(x_in.dim() == 2 && x_in.size(0) > 0 && x_in.size(1) > 0, kOp,
                   ": x must have shape (B, D) with B, D >= 1");
-  STD_TORCH_CHECK(before_in.sizes().equals(x_in.sizes()), kOp, ": before must have the shape of x");
-  const Tensor x = dense(x_in), before = dense(before_in);
-  const LangevinParams step =
-      langevin_params(kOp, before, step_size, noise_std, step_sizes, noise_stds, rng, 0,
-                      std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
-  std::vector<Tensor> kept;
-  const Mlp mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  STD_TORCH_CHECK(start.sizes().equals(x_in.sizes()), kOp, ": start must have the shape of x");
+  STD_TORCH_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
+  for (const OptionalTensor& table : {step_sizes, noise_stds})
+    STD_TORCH_CHECK(!table || table->is_contiguous(), kOp,
+                    ": step_sizes and noise_stds must be contiguous");
+  const Tensor x = dense(x_in);
   const int64_t n = x.size(0), dim = x.size(1);
+  MlpChainParams chain{};
+  chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0,
+                               std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
+  std::vector<Tensor> kept;
+  chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  chain.step.step_sizes =
+      coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps + 1, chain.step_sizes_stride);
+  chain.step.noise_stds =
+      coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps + 1, chain.noise_stds_stride);
+  chain.n_steps = n_steps;
+  chain.noise_first = noise_first;
+  Tensor before = empty_as(x);
+  std::copy_n(values(dense(start)), n * dim, values(before));
+  chain.step.x = chain.step.out = values(before);
+  run_mlp_chain_cpu(chain);
 
+  const LangevinParams step = step_after(chain);
+  const Mlp& mlp = chain.mlp;
   MlpGradientRuns gradient(mlp, 2 * n);
   const LastStep last(&gradient, step, before, noise_first);
   Tensor both = floats(x, 2 * n * dim), energy = floats(x, 2 * n), to_x = empty_as(x);
@@ -267,20 +298,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
                  [](double v) { return static_cast<float>(v); });
   double total = pos.mean + neg.mean;
   for (int64_t i = 0; i < n * dim; ++i) total += values(last.out())[i];
-  return {last.out(), energy, sums, metrics, std::isfinite(total)};
+  return {before, last.out(), energy, sums, metrics, std::isfinite(total)};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
-      "mlp_contrastive_divergence(Tensor x, Tensor before, Tensor[] weights, Tensor?[] biases, "
-      "int activation, float beta, float threshold, float step_size, float noise_std, "
+      "mlp_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, Tensor?[] biases, "
+      "int activation, float beta, float threshold, int n_steps, float step_size, float noise_std, "
       "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, float? grad_clip, "
       "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, "
       "float energy_reg_weight, float? kl_weight, float entropy_weight, float entropy_eps, "
       "Tensor? references, Tensor? own, float y_scale, float y_offset) "
-      "-> (Tensor x_neg, Tensor energy, Tensor sums, Tensor metrics, bool finite)");
+      "-> (Tensor before, Tensor x_neg, Tensor energy, Tensor sums, Tensor metrics, bool finite)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

@@ -135,8 +135,10 @@ class ContrastiveDivergence(nn.Module):
         self.calls += 1
         references = self._references(x, slots)  # before the chains come in
         network = self._network(x, kwargs)
-        k = self.k_steps - 1
-        before = self.sampler.sample(start, k, seed=rng, model_kwargs=kwargs)
+        steps, k, before = range(self.k_steps), self.k_steps - 1, start
+        if network is None or not _is_own(self.sampler, "sample"):
+            before = self.sampler.sample(start, k, seed=rng, model_kwargs=kwargs)
+            steps = steps[k:]
 
         def terms(pos: Tensor | None = None, neg: Tensor | None = None):
             """The loss, of some rows of data and chains if given. The chains' last step comes out
@@ -171,8 +173,8 @@ class ContrastiveDivergence(nn.Module):
         if network is None:
             loss, x_neg, metrics, (e_pos, e_neg), sound = terms()
         else:
-            loss, x_neg, metrics, (e_pos, e_neg), sound = terms_by_formulas(
-                *(network, x, before, self.sampler, k, rng.state(x.device)),
+            loss, x_neg, metrics, (e_pos, e_neg), sound, before = terms_by_formulas(
+                *(network, x, before, self.sampler, steps, rng),
                 *(self.energy_reg_weight, self._last_step_weights(references)),
             )
         stored, metrics["n_nonfinite"] = x_neg, 0.0
@@ -196,8 +198,9 @@ class ContrastiveDivergence(nn.Module):
         """The model as a small perceptron, whose gradients are taken by formulas; else None. Not on
         a device, where a CUDA graph takes the launches off; nor with a last step of one's own."""
         sampler = self.sampler
-        own = getattr(type(sampler), "last_step", None) is not LangevinDynamics.last_step
-        if own or self.model is not sampler.model or x.device.type != "cpu":
+        if not _is_own(sampler, "last_step") or self.model is not sampler.model:
+            return None
+        if x.device.type != "cpu":
             return None
         return sampler.network(x, model_kwargs)
 
@@ -365,6 +368,12 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         if self.buffer is None:
             stored = References(x_neg, torch.arange(len(x_neg), device=x_neg.device), (1.0, 0.0))
         return stored if len(stored.y) > 1 else None
+
+
+def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
+    """Whether the method is that of LangevinDynamics, and not a subclass's or a caller's."""
+    method = getattr(sampler, name, None)
+    return getattr(method, "__func__", None) is vars(LangevinDynamics)[name]
 
 
 def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:

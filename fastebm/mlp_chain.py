@@ -60,8 +60,8 @@ def mlp_chain_(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    step, steps = (0.0, step_size) if isinstance(step_size, Tensor) else (step_size, None)
-    sigma, sigmas = (0.0, noise_std) if isinstance(noise_std, Tensor) else (noise_std, None)
+    step, steps = number_or_table(step_size)
+    sigma, sigmas = number_or_table(noise_std)
     lo, hi = clamp or (None, None)
     ops._op.mlp_chain_.default(
         *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
@@ -97,9 +97,7 @@ def run_mlp_chain(
     rows = x.flatten(1)
     if len(set(map(id, coefficients))) == 1:
         coefficients = coefficients[:1]
-    step_sizes, noise_stds = (
-        _table([c[i] for c in coefficients], x) if coefficients else 0.0 for i in (0, 1)
-    )
+    step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
     for end in sorted({total, *changed, *(k + 1 for k in seen)}):
         if end > start:
             last_seen = end - 1 in seen
@@ -125,8 +123,19 @@ def run_mlp_chain(
             before_step(end, x)
 
 
+def number_or_table(value: float | Tensor) -> tuple[float, Tensor | None]:
+    """A coefficient as operators take it."""
+    return (0.0, value) if isinstance(value, Tensor) else (value, None)
+
+
+def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:
+    """Step sizes and noises of all steps, each a number or a tensor (K or 1, B or 1)."""
+    if all(c is coefficients[0] for c in coefficients):
+        coefficients = coefficients[:1]
+    return tuple(_table([c[i] for c in coefficients], x) for i in (0, 1))
+
+
 def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
-    """A coefficient of all steps: a number, or a tensor (K or 1, B or 1)."""
     first = values[0]
     if isinstance(first, Tensor):
         rows = values if any(v is not first for v in values) else [first]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fastebm import ops
+from fastebm.mlp_chain import number_or_table, tables
 from fastebm.mlp_gradient import with_gradient
 from fastebm.plain_mlp import ACTIVATIONS, Network
-from fastebm.rng import NOISE
+from fastebm.rng import NOISE, ChainRNG, DeviceRNG
 from fastebm.samplers import LangevinDynamics
 
 
@@ -33,39 +34,42 @@ class LastStepTerms(NamedTuple):
 def terms_by_formulas(
     network: Network,
     x: Tensor,
-    before: Tensor,
+    start: Tensor,
     sampler: LangevinDynamics,
-    k: int,
-    rng: Tensor,
+    steps: range,
+    rng: ChainRNG | DeviceRNG,
     energy_reg_weight: float,
     last_step_terms: LastStepTerms | None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor], tuple[Tensor, Tensor], bool]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor], tuple[Tensor, Tensor], bool, Tensor]:
     """The loss of ``ContrastiveDivergence``, or of a kin, on the energy of a small perceptron.
 
-    What costs its time on a CPU is then what it computes: one operator, where a graph of autograd
-    takes some hundred.
+    What costs its time on a CPU is then what it computes: one operator, where chain and graph of
+    autograd take some hundred.
 
     Args:
-        x, before: data, and the chains before their last step (B, *event).
-        k, rng: the index of that step, and the stream's state for it.
+        x, start: data, and the chains before ``steps``, (B, *event).
+        steps: indices of the steps to take, one or more; the last one is the loss's.
+        rng: the noise from the first of them on; advanced past all but the last.
 
     Returns:
-        The loss, with its gradient; x_neg, metrics, the energies (B,) of data and chains, and
-        whether these and x_neg are finite.
+        The loss, with its gradient; x_neg, metrics, the energies (B,) of data and chains, whether
+        these and x_neg are finite, and the chains before the last step.
     """
-    step_size, noise_std = sampler.coefficients(k)
-    step, steps = ops.coefficient("step_size", step_size, x)
-    sigma, sigmas = ops.coefficient("noise_std", noise_std, x)
+    step_sizes, noise_stds = tables(sampler.plan(steps), x)
+    step, step_table = number_or_table(step_sizes)
+    sigma, sigma_table = number_or_table(noise_stds)
     options, terms = sampler.options, last_step_terms or LastStepTerms(0.0, 0.0, 1.0)
     references = terms.references
-    x_neg, e, sums, values, finite = ops._op.mlp_contrastive_divergence.default(
-        *(x.flatten(1), before.flatten(1), network.weights, network.biases),
+    before, x_neg, e, sums, values, finite = ops._op.mlp_contrastive_divergence.default(
+        *(x.flatten(1), start.flatten(1), network.weights, network.biases),
         *(ACTIVATIONS.index(network.activation), network.beta, network.threshold),
-        *(step, sigma, steps, sigmas, rng, options.grad_clip, options.grad_norm_clip),
-        *(*(options.clamp or (None, None)), NOISE, options.noise_first, energy_reg_weight),
-        *(last_step_terms and terms.kl_weight, terms.entropy_weight, terms.entropy_eps),
+        *(len(steps) - 1, step, sigma, step_table, sigma_table, rng.state(x.device)),
+        *(options.grad_clip, options.grad_norm_clip, *(options.clamp or (None, None)), NOISE),
+        *(options.noise_first, energy_reg_weight, last_step_terms and terms.kl_weight),
+        *(terms.entropy_weight, terms.entropy_eps),
         *(None if references is None else references.flatten(1), terms.own, *terms.y_scale),
     )
+    rng.advance(len(steps) - 1)
     loss, pos, neg, std_pos, std_neg, gap, squares, norm, share, entropy = values.unbind()
     metrics = {
         "loss_cd": gap,
@@ -80,16 +84,17 @@ def terms_by_formulas(
     }
     if last_step_terms:
         metrics |= {"kl_energy": neg, "entropy": entropy}
-    return with_gradient(loss, network, sums), x_neg.view_as(x), metrics, e.chunk(2), finite
+    loss = with_gradient(loss, network, sums)
+    return loss, x_neg.view_as(x), metrics, e.chunk(2), finite, before.view_as(x)
 
 
 @torch.library.register_fake("fastebm::mlp_contrastive_divergence")
-def _(x, before, weights, *rest):
+def _(x, start, weights, *rest):
     torch._check(x.dim() == 2, lambda: f"x must be (B, D), got {tuple(x.shape)}")
     torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
     n_parameters = sum(w.numel() + len(w) for w in weights)
     sizes = (2 * len(x), n_parameters, 10)
-    return torch.empty_like(x), *(x.new_empty(n) for n in sizes), True
+    return torch.empty_like(x), torch.empty_like(x), *(x.new_empty(n) for n in sizes), True
 
 
 ops.record_no_gradient("fastebm", "mlp_contrastive_divergence")

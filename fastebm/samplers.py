@@ -120,6 +120,12 @@ class LangevinDynamics:
         sigma = (2 * step * value_at(k, "temperature", self.temperature)) ** 0.5
         return step, scale * sigma
 
+    def plan(self, steps: range) -> list[Coefficients]:
+        """The coefficients of some steps, all checked."""
+        if any(map(callable, (self.step_size, self.noise_std, self.noise_scale, self.temperature))):
+            return [self.coefficients(k) for k in steps]
+        return [self.coefficients(0)] * len(steps)
+
     @property
     def effective_temperature(self) -> float | Tensor:
         """``sigma^2 / (2 step_size)``: at small steps, chains sample ``exp(-E / it)``. That of the
@@ -211,7 +217,7 @@ class LangevinDynamics:
         ):
             integer(name, value, least)
         total = burn_in + n_steps
-        plan = self._plan(total)
+        plan = self.plan(range(total))
         rng = as_rng(seed, generator)
         if x is None:
             x = self._start(n_samples, dim, rng, sample_ids)
@@ -342,12 +348,6 @@ class LangevinDynamics:
         if self.backend == "fused":
             raise ValueError(f"backend='fused' takes small perceptrons only: {found}")
         return None
-
-    def _plan(self, n_steps: int) -> list[Coefficients]:
-        """The coefficients of every step, checked before the first."""
-        if any(map(callable, (self.step_size, self.noise_std, self.noise_scale, self.temperature))):
-            return [self.coefficients(k) for k in range(n_steps)]
-        return [self.coefficients(0)] * n_steps
 
     def _start(
         self, n: int | None, dim: int | tuple[int, ...] | None, rng: ChainRNG, ids: Tensor | None
