@@ -3,6 +3,8 @@
 // as calls of many cost more than a small batch's arithmetic.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <numeric>
 #include <vector>
 
 #include "langevin_check.h"
@@ -33,141 +35,164 @@ void for_rows(int64_t rows, int64_t dim, const Body& body) {
   });
 }
 
-// In four parts, so that additions need not wait for each other.
-double dot(const float* a, const float* b, int64_t n) {
+// The sum of term(i), in four parts, so that additions need not wait for each other.
+template <class Term>
+double sum_of(int64_t n, const Term& term) {
   double sum[4] = {};
-  for (int64_t i = 0; i < n; ++i)
-    sum[i % 4] += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  for (int64_t i = 0; i < n; ++i) sum[i % 4] += static_cast<double>(term(i));
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// The last step of the chains, and what its derivative needs.
+double dot(const float* a, const float* b, int64_t n) {
+  return sum_of(n, [&](int64_t i) { return static_cast<double>(a[i]) * b[i]; });
+}
+
+double mean(const float* of, int64_t n) {
+  return sum_of(n, [&](int64_t i) { return of[i]; }) / static_cast<double>(n);
+}
+
+// What the operator needs of memory beside its results; (n, dim) but for the last three.
+struct Work {
+  float *point, *grad, *clipped, *to_x, *to_grad;
+  float* both;                    // (2 n, dim): data and chains
+  float *norms, *on_face, *sums;  // (n,), of each chain
+  float* energy;                  // (n,)
+  uint8_t* mask;                  // of langevin_step
+
+  // Lays it out at `base`; returns how many bytes it takes.
+  int64_t lay_out(int64_t n, int64_t dim, char* base) {
+    int64_t used = 0;
+    const auto take = [&](int64_t bytes) {
+      char* at = base ? base + used : nullptr;
+      used += (bytes + 63) / 64 * 64;
+      return at;
+    };
+    for (float** array : {&point, &grad, &clipped, &to_x, &to_grad})
+      *array = reinterpret_cast<float*>(take(n * dim * 4));
+    both = reinterpret_cast<float*>(take(2 * n * dim * 4));
+    for (float** array : {&norms, &on_face, &sums, &energy})
+      *array = reinterpret_cast<float*>(take(n * 4));
+    mask = reinterpret_cast<uint8_t*>(take(n * blocks_per_row(dim)));
+    return used;
+  }
+};
+
+// The last step of the chains, from `before` to `out`.
 class LastStep {
  public:
-  LastStep(MlpGradientRuns* gradient, LangevinParams step, const Tensor& before, bool noise_first)
-      : step_(step),
-        point_(before),
-        grad_(empty_as(before)),
-        clipped_(grad_),
-        out_(empty_as(before)),
-        norms_(floats(before, step.batch)) {
-    const int64_t sizes[2] = {step.batch, blocks_per_row(step.dim)}, strides[2] = {sizes[1], 1};
-    mask_ = empty_strided_on(before, sizes, strides, 2, aoti_torch_dtype_uint8());
+  LastStep(const Work& work, MlpGradientRuns* gradient, LangevinParams step, bool noise_first,
+           const Tensor& before, Tensor* out)
+      : work_(work), step_(step), bound_(step.grad_norm_clip), n_(step.batch), dim_(step.dim) {
+    point_ = values(before);
     if (noise_first) {
-      LangevinParams noise = step_;  // without a gradient the box and the mask are not used
-      point_ = empty_as(before);
+      LangevinParams noise = step_;  // without a gradient there is no box
       noise.lo = -kInfinity;
       noise.hi = kInfinity;
-      noise.x = before.const_data_ptr();
-      noise.out = point_.mutable_data_ptr();
+      noise.x = point_;
+      noise.out = work.point;
       run_blocks<langevin_step_cpu, true>(kOp, before, noise);
+      point_ = work.point;
       step_.noise_std = 0;
       step_.noise_stds = nullptr;
     }
     MlpGradientParams g{};
-    g.batch = step.batch;
-    g.x = values(point_);
-    Tensor energy = floats(before, step.batch);
-    g.energy = values(energy);
-    g.grad = values(grad_);
+    g.batch = n_;
+    g.x = point_;
+    g.energy = work.energy;
+    g.grad = work.grad;
     gradient->run(g);
-    clip_norms();
+    for_rows(n_, dim_, [&](int64_t row) { clip_norm(row); });
     step_.grad_norm_clip = kInfinity;
-    step_.x = point_.const_data_ptr();
-    step_.grad = clipped_.const_data_ptr();
-    step_.out = out_.mutable_data_ptr();
-    step_.mask = static_cast<uint8_t*>(mask_.mutable_data_ptr());
+    step_.x = point_;
+    step_.grad = bound_ < kInfinity ? work.clipped : work.grad;
+    step_.out = values(*out);
+    step_.mask = work.mask;
     run_blocks<langevin_step_cpu, true>(kOp, before, step_);
+    for_rows(n_, dim_, [&](int64_t row) { look_at(row); });
   }
 
-  const Tensor& point() const { return point_; }
-  const Tensor& out() const { return out_; }
+  const float* point() const { return point_; }
+  double mean_grad_norm() const { return mean(work_.norms, n_); }
+  double clamp_share() const { return mean(work_.on_face, n_) / static_cast<double>(dim_); }
+  double sum() const { return mean(work_.sums, n_); }
 
-  double mean_grad_norm() const {
-    double sum = 0;
-    for (int64_t i = 0; i < step_.batch; ++i) sum += values(norms_)[i];
-    return sum / static_cast<double>(step_.batch);
-  }
-
-  double clamp_share() const {
-    if (step_.lo == -kInfinity && step_.hi == kInfinity) return 0;
-    const float *x = values(out_), lo = static_cast<float>(step_.lo),
-                hi = static_cast<float>(step_.hi);
-    const int64_t n = step_.batch * step_.dim;
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) count += (x[i] <= lo) | (x[i] >= hi);
-    return static_cast<double>(count) / static_cast<double>(n);
-  }
-
-  // From d/d out to d/d gradient.
-  Tensor pull(const Tensor& to_out) const {
-    Tensor to_x = empty_as(to_out), to_grad = empty_as(to_out);
+  // work.to_grad = d/d gradient, from d/d out = by work.to_x - off push; push may be null.
+  void pull(float by, float off, const float* push) const {
+    const int64_t blocks = blocks_per_row(dim_);
     LangevinBackwardParams p{};
-    p.dtype = step_.dtype;
-    p.batch = step_.batch;
-    p.dim = step_.dim;
-    p.grad_out = to_out.const_data_ptr();
-    p.mask = step_.mask;
-    p.grad_x = to_x.mutable_data_ptr();
-    p.grad_grad = to_grad.mutable_data_ptr();
+    p.batch = n_;
+    p.dim = dim_;
+    p.grad_out = p.grad_x = work_.to_x;
+    p.mask = work_.mask;
+    p.grad_grad = work_.to_grad;
     p.step_size = step_.step_size;
     p.step_sizes = step_.step_sizes;
-    run_blocks<langevin_step_backward_cpu, true>(kOp, to_out, p);
-    if (bound_ < kInfinity) pull_norms(values(to_grad));
-    return to_grad;
+    for_rows(n_, dim_, [&](int64_t row) {
+      for (int64_t i = row * dim_; i < (row + 1) * dim_; ++i)
+        work_.to_x[i] = push ? by * work_.to_x[i] - off * push[i] : by * work_.to_x[i];
+      for (int64_t block = 0; block < blocks; ++block)
+        langevin_backward_block<float>(p, row, block, blocks);
+      if (bound_ < kInfinity) pull_norm(row);
+    });
   }
 
  private:
-  // Each sample's gradient scaled to a norm of at most the bound.
-  void clip_norms() {
-    bound_ = step_.grad_norm_clip;
-    if (bound_ < kInfinity) clipped_ = empty_as(grad_);
-    const int64_t dim = step_.dim;
-    const float* grad = values(grad_);
-    float *norms = values(norms_), *clipped = values(clipped_);
-    for_rows(step_.batch, dim, [&](int64_t row) {
-      const float* g = grad + row * dim;
-      const double square = dot(g, g, dim);
-      norms[row] = static_cast<float>(std::sqrt(square));
-      if (bound_ == kInfinity) return;
-      const float scale = norm_clip_scale<float>(square, bound_);
-      for (int64_t i = 0; i < dim; ++i) clipped[row * dim + i] = scale * g[i];
-    });
+  // The chain's gradient scaled to a norm of at most the bound.
+  void clip_norm(int64_t row) {
+    const float* g = work_.grad + row * dim_;
+    const double square = dot(g, g, dim_);
+    work_.norms[row] = static_cast<float>(std::sqrt(square));
+    if (bound_ == kInfinity) return;
+    const float scale = norm_clip_scale<float>(square, bound_);
+    for (int64_t i = 0; i < dim_; ++i) work_.clipped[row * dim_ + i] = scale * g[i];
   }
 
   // s g has the derivative s (1 - g g^T / |g|^2) where s = bound / |g|.
-  void pull_norms(float* to) const {
-    const int64_t dim = step_.dim;
-    for_rows(step_.batch, dim, [&](int64_t row) {
-      const float* g = values(grad_) + row * dim;
-      float* t = to + row * dim;
-      const double square = dot(g, g, dim), scale = norm_clip_scale<double>(square, bound_);
-      if (scale == 1) return;
-      const double along = dot(t, g, dim) / square;
-      for (int64_t i = 0; i < dim; ++i)
-        t[i] = static_cast<float>(scale * (static_cast<double>(t[i]) - along * g[i]));
-    });
+  void pull_norm(int64_t row) const {
+    const float* g = work_.grad + row * dim_;
+    float* to = work_.to_grad + row * dim_;
+    const double square = dot(g, g, dim_), scale = norm_clip_scale<double>(square, bound_);
+    if (scale == 1) return;
+    const double along = dot(to, g, dim_) / square;
+    for (int64_t i = 0; i < dim_; ++i)
+      to[i] = static_cast<float>(scale * (static_cast<double>(to[i]) - along * g[i]));
   }
 
+  void look_at(int64_t row) {
+    const float* x = static_cast<const float*>(step_.out) + row * dim_;
+    const auto lo = static_cast<float>(step_.lo), hi = static_cast<float>(step_.hi);
+    int32_t on_face = 0;
+    if (step_.lo > -kInfinity || step_.hi < kInfinity)
+      for (int64_t i = 0; i < dim_; ++i) on_face += (x[i] <= lo) | (x[i] >= hi);
+    work_.on_face[row] = static_cast<float>(on_face);
+    work_.sums[row] = static_cast<float>(sum_of(dim_, [&](int64_t i) { return x[i]; }));
+  }
+
+  Work work_;
   LangevinParams step_;
-  Tensor point_, grad_, clipped_, out_, mask_, norms_;
-  double bound_ = kInfinity;
+  double bound_;
+  int64_t n_, dim_;
+  const float* point_;
 };
 
 // Mean, standard deviation and mean square of energies.
 struct Moments {
-  double mean = 0, std = 0, square = 0;
-  Moments(const float* e, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) mean += e[i];
-    mean /= static_cast<double>(n);
-    for (int64_t i = 0; i < n; ++i) {
-      std += (e[i] - mean) * (e[i] - mean);
-      square += static_cast<double>(e[i]) * e[i];
-    }
-    std = std::sqrt(std / static_cast<double>(n));
-    square /= static_cast<double>(n);
+  double mean, std, square;
+  Moments(const float* e, int64_t n) : mean(fastebm::mean(e, n)) {
+    const auto rows = static_cast<double>(n);
+    std = std::sqrt(sum_of(n, [&](int64_t i) { return (e[i] - mean) * (e[i] - mean); }) / rows);
+    square = dot(e, e, n) / rows;
   }
 };
+
+// 0 .. n - 1: each sample is its own reference.
+Tensor everyone(const Tensor& x) {
+  const int64_t n = x.size(0), one = 1;
+  Tensor ids = empty_strided_on(x, &n, &one, 1, aoti_torch_dtype_int64());
+  auto* begin = static_cast<int64_t*>(ids.mutable_data_ptr());
+  std::iota(begin, begin + n, 0);
+  return ids;
+}
 
 // The step of a chain that comes after its `n_steps` own ones.
 LangevinParams step_after(const MlpChainParams& chain) {
@@ -222,20 +247,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
 
   const LangevinParams step = step_after(chain);
   const Mlp& mlp = chain.mlp;
+  Work work;
+  const int64_t bytes = work.lay_out(n, dim, nullptr);
+  Scratch large;
+  work.lay_out(n, dim, static_cast<char*>(kept_scratch<Work>(bytes, &large).take(bytes)));
   MlpGradientRuns gradient(mlp, 2 * n);
-  const LastStep last(&gradient, step, before, noise_first);
-  Tensor both = floats(x, 2 * n * dim), energy = floats(x, 2 * n), to_x = empty_as(x);
-  std::copy_n(values(x), n * dim, values(both));
-  std::copy_n(values(last.out()), n * dim, values(both) + n * dim);
+  Tensor x_neg = empty_as(x), energy = floats(x, 2 * n);
+  const LastStep last(work, &gradient, step, noise_first, before, &x_neg);
+  std::copy_n(values(x), n * dim, work.both);
+  std::copy_n(values(x_neg), n * dim, work.both + n * dim);
   MlpGradientParams g{};
   g.summed = true;
   g.batch = 2 * n;
   g.n_data = n;
-  g.x = values(both);
+  g.x = work.both;
   g.factor = static_cast<float>(1.0 / static_cast<double>(n));
   g.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
   g.energy = values(energy);
-  g.grad = kl_weight ? values(to_x) : nullptr;
+  g.grad = kl_weight ? work.to_x : nullptr;
   gradient.run(g);
 
   const Moments pos(values(energy), n), neg(values(energy) + n, n);
@@ -245,37 +274,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
   if (kl_weight) {
     // The negative phase and the KL term are energies of the same points: v is a gradient there,
     // by the last step's derivative a gradient in that step's own gradient.
-    Tensor slope = to_x;
     const bool entropic = entropy_weight != 0 && (references ? references->size(0) : n) > 1;
+    OptionalTensor push;
     if (entropic) {
-      OptionalTensor others = own;
-      if (!references) {
-        const int64_t one = 1;
-        others = empty_strided_on(x, &n, &one, 1, aoti_torch_dtype_int64());
-        auto* ids = static_cast<int64_t*>(others->mutable_data_ptr());
-        for (int64_t i = 0; i < n; ++i) ids[i] = i;
-      }
-      const auto found = nn_log_distance_cpu(last.out(), references ? *references : last.out(),
-                                             others, entropy_eps, y_scale, y_offset);
+      auto found =
+          nn_log_distance_cpu(x_neg, references ? *references : x_neg,
+                              references ? own : everyone(x), entropy_eps, y_scale, y_offset);
       entropy = values(std::get<0>(found))[0];
-      slope = std::get<1>(found);
+      push = std::get<1>(found);
     }
-    const float* push = values(slope);
-    const auto by = static_cast<float>(*kl_weight / static_cast<double>(n)),
-               off = static_cast<float>(entropy_weight);
-    float* v = values(to_x);
-    for_rows(n, dim, [&](int64_t row) {
-      for (int64_t i = row * dim; i < (row + 1) * dim; ++i)
-        v[i] = entropic ? by * v[i] - off * push[i] : by * v[i];
-    });
-    const Tensor to_grad = last.pull(to_x);
+    last.pull(static_cast<float>(*kl_weight / static_cast<double>(n)),
+              static_cast<float>(entropy_weight), push ? values(*push) : nullptr);
     g.batch = n;
     g.n_data = 0;
-    g.x = values(last.point());
-    g.v = values(to_grad);
+    g.x = last.point();
+    g.v = work.to_grad;
     g.factor = g.square_factor = 0;
-    Tensor unused = floats(x, n);
-    g.energy = values(unused);
+    g.energy = work.energy;
     g.grad = nullptr;
     gradient.run(g);
     loss += *kl_weight * neg.mean - entropy_weight * entropy;
@@ -283,22 +298,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
   Tensor sums = floats(x, parameter_count(mlp));
   std::fill_n(values(sums), sums.size(0), 0.0f);
   gradient.add_to(values(sums));
-  const double all[] = {loss,
-                        pos.mean,
-                        neg.mean,
-                        pos.std,
-                        neg.std,
-                        gap,
-                        squares,
-                        last.mean_grad_norm(),
-                        last.clamp_share(),
-                        entropy};
-  Tensor metrics = floats(x, sizeof(all) / sizeof(double));
-  std::transform(std::begin(all), std::end(all), values(metrics),
-                 [](double v) { return static_cast<float>(v); });
-  double total = pos.mean + neg.mean;
-  for (int64_t i = 0; i < n * dim; ++i) total += values(last.out())[i];
-  return {before, last.out(), energy, sums, metrics, std::isfinite(total)};
+  const double norm = last.mean_grad_norm(), share = last.clamp_share();
+  const double all[] = {loss, pos.mean, neg.mean, pos.std, neg.std,
+                        gap,  squares,  norm,     share,   entropy};
+  Tensor metrics = floats(x, std::size(all));
+  std::copy(std::begin(all), std::end(all), values(metrics));
+  return {before, x_neg, energy, sums, metrics, std::isfinite(gap + last.sum())};
 }
 
 }  // namespace
