@@ -26,7 +26,7 @@ inline Mlp mlp_network(const char* op, const Tensor& x, const std::vector<Tensor
                   kActivations - 1, ", got ", activation);
   STD_TORCH_CHECK(beta > 0 && beta < kInfinity, op, ": beta must be finite and > 0, got ", beta);
   Mlp mlp{};
-  mlp.dim = x.size(1);
+  mlp.dim = sample_dim(x);
   mlp.hidden = static_cast<int>(layers) - 1;
   mlp.activation = static_cast<Activation>(activation);
   mlp.beta = static_cast<float>(beta);

@@ -51,12 +51,12 @@ double mean(const float* of, int64_t n) {
   return sum_of(n, [&](int64_t i) { return of[i]; }) / static_cast<double>(n);
 }
 
-// What the operator needs of memory beside its results; (n, dim) but for the last three.
+// What the operator needs of memory beside its results; (n, dim) unless said.
 struct Work {
   float *point, *grad, *clipped, *to_x, *to_grad;
   float* both;                    // (2 n, dim): data and chains
   float *norms, *on_face, *sums;  // (n,), of each chain
-  float* energy;                  // (n,)
+  float* energy;                  // (2 n,)
   uint8_t* mask;                  // of langevin_step
 
   // Lays it out at `base`; returns how many bytes it takes.
@@ -70,8 +70,8 @@ struct Work {
     for (float** array : {&point, &grad, &clipped, &to_x, &to_grad})
       *array = reinterpret_cast<float*>(take(n * dim * 4));
     both = reinterpret_cast<float*>(take(2 * n * dim * 4));
-    for (float** array : {&norms, &on_face, &sums, &energy})
-      *array = reinterpret_cast<float*>(take(n * 4));
+    for (float** array : {&norms, &on_face, &sums}) *array = reinterpret_cast<float*>(take(n * 4));
+    energy = reinterpret_cast<float*>(take(2 * n * 4));
     mask = reinterpret_cast<uint8_t*>(take(n * blocks_per_row(dim)));
     return used;
   }
@@ -209,7 +209,8 @@ LangevinParams step_after(const MlpChainParams& chain) {
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_divergence(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool>
+mlp_contrastive_divergence(
     const Tensor& x_in, const Tensor& start, const std::vector<Tensor>& weights,
     const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
     int64_t n_steps, double step_size, double noise_std, const OptionalTensor& step_sizes,
@@ -220,15 +221,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
     const OptionalTensor& own, double y_scale, double y_offset) {
   check_float32(kOp, "x", x_in, x_in);
   check_float32(kOp, "start", start, x_in);
-  STD_TORCH_CHECK(x_in.dim() == 2 && x_in.size(0) > 0 && x_in.size(1) > 0, kOp,
-                  ": x must have shape (B, D) with B, D >= 1");
+  STD_TORCH_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
+                  ": x must have shape (B, *event), and hold something");
   STD_TORCH_CHECK(start.sizes().equals(x_in.sizes()), kOp, ": start must have the shape of x");
   STD_TORCH_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
   for (const OptionalTensor& table : {step_sizes, noise_stds})
     STD_TORCH_CHECK(!table || table->is_contiguous(), kOp,
                     ": step_sizes and noise_stds must be contiguous");
   const Tensor x = dense(x_in);
-  const int64_t n = x.size(0), dim = x.size(1);
+  const int64_t n = x.size(0), dim = sample_dim(x);
   MlpChainParams chain{};
   chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0,
                                std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
@@ -252,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
   Scratch large;
   work.lay_out(n, dim, static_cast<char*>(kept_scratch<Work>(bytes, &large).take(bytes)));
   MlpGradientRuns gradient(mlp, 2 * n);
-  Tensor x_neg = empty_as(x), energy = floats(x, 2 * n);
+  Tensor x_neg = empty_as(x), e_pos = floats(x, n), e_neg = floats(x, n);
   const LastStep last(work, &gradient, step, noise_first, before, &x_neg);
   std::copy_n(values(x), n * dim, work.both);
   std::copy_n(values(x_neg), n * dim, work.both + n * dim);
@@ -263,11 +264,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
   g.x = work.both;
   g.factor = static_cast<float>(1.0 / static_cast<double>(n));
   g.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
-  g.energy = values(energy);
+  g.energy = work.energy;
   g.grad = kl_weight ? work.to_x : nullptr;
   gradient.run(g);
 
-  const Moments pos(values(energy), n), neg(values(energy) + n, n);
+  std::copy_n(work.energy, n, values(e_pos));
+  std::copy_n(work.energy + n, n, values(e_neg));
+  const Moments pos(values(e_pos), n), neg(values(e_neg), n);
   const double gap = pos.mean - neg.mean, squares = pos.square + neg.square;
   double loss = gap, entropy = 0;
   if (energy_reg_weight != 0) loss += energy_reg_weight * squares;
@@ -301,9 +304,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, bool> mlp_contrastive_diverge
   const double norm = last.mean_grad_norm(), share = last.clamp_share();
   const double all[] = {loss, pos.mean, neg.mean, pos.std, neg.std,
                         gap,  squares,  norm,     share,   entropy};
-  Tensor metrics = floats(x, std::size(all));
-  std::copy(std::begin(all), std::end(all), values(metrics));
-  return {before, x_neg, energy, sums, metrics, std::isfinite(gap + last.sum())};
+  std::vector<Tensor> metrics;
+  for (const double value : all) {
+    metrics.push_back(empty_strided_on(x, nullptr, nullptr, 0, aoti_torch_dtype_float32()));
+    *values(metrics.back()) = static_cast<float>(value);
+  }
+  return {before, x_neg, e_pos, e_neg, sums, metrics, std::isfinite(gap + last.sum())};
 }
 
 }  // namespace
@@ -316,7 +322,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, "
       "float energy_reg_weight, float? kl_weight, float entropy_weight, float entropy_eps, "
       "Tensor? references, Tensor? own, float y_scale, float y_offset) "
-      "-> (Tensor before, Tensor x_neg, Tensor energy, Tensor sums, Tensor metrics, bool finite)");
+      "-> (Tensor before, Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, "
+      "Tensor[] metrics, bool finite)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

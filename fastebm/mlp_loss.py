@@ -59,18 +59,16 @@ def terms_by_formulas(
     step, step_table = number_or_table(step_sizes)
     sigma, sigma_table = number_or_table(noise_stds)
     options, terms = sampler.options, last_step_terms or LastStepTerms(0.0, 0.0, 1.0)
-    references = terms.references
-    before, x_neg, e, sums, values, finite = ops._op.mlp_contrastive_divergence.default(
-        *(x.flatten(1), start.flatten(1), network.weights, network.biases),
+    before, x_neg, e_pos, e_neg, sums, values, finite = ops._op.mlp_contrastive_divergence.default(
+        *(x, start, network.weights, network.biases),
         *(ACTIVATIONS.index(network.activation), network.beta, network.threshold),
         *(len(steps) - 1, step, sigma, step_table, sigma_table, rng.state(x.device)),
         *(options.grad_clip, options.grad_norm_clip, *(options.clamp or (None, None)), NOISE),
         *(options.noise_first, energy_reg_weight, last_step_terms and terms.kl_weight),
-        *(terms.entropy_weight, terms.entropy_eps),
-        *(None if references is None else references.flatten(1), terms.own, *terms.y_scale),
+        *(terms.entropy_weight, terms.entropy_eps, terms.references, terms.own, *terms.y_scale),
     )
     rng.advance(len(steps) - 1)
-    loss, pos, neg, std_pos, std_neg, gap, squares, norm, share, entropy = values.unbind()
+    loss, pos, neg, std_pos, std_neg, gap, squares, norm, share, entropy = values
     metrics = {
         "loss_cd": gap,
         "energy_pos": pos,
@@ -85,16 +83,17 @@ def terms_by_formulas(
     if last_step_terms:
         metrics |= {"kl_energy": neg, "entropy": entropy}
     loss = with_gradient(loss, network, sums)
-    return loss, x_neg.view_as(x), metrics, e.chunk(2), finite, before.view_as(x)
+    return loss, x_neg, metrics, (e_pos, e_neg), finite, before
 
 
 @torch.library.register_fake("fastebm::mlp_contrastive_divergence")
 def _(x, start, weights, *rest):
-    torch._check(x.dim() == 2, lambda: f"x must be (B, D), got {tuple(x.shape)}")
+    torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, *event)")
     torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
-    n_parameters = sum(w.numel() + len(w) for w in weights)
-    sizes = (2 * len(x), n_parameters, 10)
-    return torch.empty_like(x), torch.empty_like(x), *(x.new_empty(n) for n in sizes), True
+    e_pos, e_neg = (x.new_empty(x.shape[0]) for _ in range(2))
+    sums = x.new_empty(sum(w.numel() + len(w) for w in weights))
+    metrics = [x.new_empty(()) for _ in range(10)]
+    return torch.empty_like(x), torch.empty_like(x), e_pos, e_neg, sums, metrics, True
 
 
 ops.record_no_gradient("fastebm", "mlp_contrastive_divergence")
