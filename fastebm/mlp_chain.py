@@ -95,8 +95,6 @@ def run_mlp_chain(
     """
     total, start = len(coefficients), 0
     rows = x.flatten(1)
-    if len(set(map(id, coefficients))) == 1:
-        coefficients = coefficients[:1]
     step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
     for end in sorted({total, *changed, *(k + 1 for k in seen)}):
         if end > start:
@@ -130,7 +128,7 @@ def number_or_table(value: float | Tensor) -> tuple[float, Tensor | None]:
 
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:
     """Step sizes and noises of all steps, each a number or a tensor (K or 1, B or 1)."""
-    if all(c is coefficients[0] for c in coefficients):
+    if len(set(map(id, coefficients))) == 1:
         coefficients = coefficients[:1]
     return tuple(_table([c[i] for c in coefficients], x) for i in (0, 1))
 

@@ -57,8 +57,8 @@ def langevin_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices differ, or a value is out of range.
     """
-    step, steps = coefficient("step_size", step_size, x)
-    sigma, sigmas = coefficient("noise_std", noise_std, x)
+    step, steps = _coefficient("step_size", step_size, x)
+    sigma, sigmas = _coefficient("noise_std", noise_std, x)
     lo, hi = clamp or (None, None)
     _op.langevin_step_.default(
         *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
@@ -92,8 +92,8 @@ def langevin_step(
     """
     if grad_norm_clip is not None:
         grad = _clip_norm(grad, grad_norm_clip)
-    step, steps = coefficient("step_size", step_size, x)
-    sigma, sigmas = coefficient("noise_std", noise_std, x)
+    step, steps = _coefficient("step_size", step_size, x)
+    sigma, sigmas = _coefficient("noise_std", noise_std, x)
     lo, hi = clamp or (None, None)
     return _op.langevin_step.default(
         *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
@@ -150,7 +150,7 @@ def replay_gather(
     )
 
 
-def coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     """``value`` as operators on ``x`` (B, ...) take it: a number, and a contiguous (B,) tensor of
     the compute type or None."""
     if not isinstance(value, Tensor):
