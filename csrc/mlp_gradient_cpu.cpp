@@ -17,7 +17,7 @@
 namespace fastebm {
 namespace {
 
-constexpr int kTiles = 4;  // the sums, larger than the first cache, are gone through once
+constexpr int kTiles = 2;  // their sums, larger than the first cache, are gone through once
 
 // A tile's memory: (features, panel), layer l's at [l]. The first group is the tile's own until the
 // sums have been added to, the rest the same memory for all tiles of a task.
