@@ -211,6 +211,8 @@ def icd_step(rows: suite.Rows, where: str) -> list[str]:
     return [
         f"{where}; the limit is its products at the rate of a large one:",
         _table(header, table),
+        "With fastebm on perceptrons the chart's forward is all from the chain to the gradient in"
+        " the parameters: one operator.",
     ]
 
 
