@@ -182,7 +182,9 @@ def test_readme_takes_every_figure_from_the_rows():
     images = "ConvEnergy, 128 x 1 x 28 x 28, 1 thread"
     ways = {"best_way": "fastebm, compile", "best_way_faster": 3.5}
     points = {"energy": "Gaussian", "shape": [9, 2]} | parts | ways
-    step = {"fastebm_faster": 1.5, "phases": {"chain": 0.6, "last step": 0.1, "entropy": 0.2}}
+    phases = {"chain": 0.3, "last step": 0.1, "entropy": 0.1, "forward": 0.2}
+    phases |= {"backward": 0.1, "optimiser": 0.1, "draw": 0.1}
+    step = {"fastebm_faster": 1.5, "phases": phases, "limit_seconds": 0.4}
     cpu = {
         "chain": entry(
             row("fastebm", 0.0008, images, **facts), row("eager, in place", 1.0, images, **facts),
@@ -205,7 +207,7 @@ def test_readme_takes_every_figure_from_the_rows():
     assert "| Gaussian, 9 x 2 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
     assert "| Gaussian, 9 x 2, compile | 200 | 3.5x | - | - | - | - | 10.0% |" in text
     assert "share of the step: 10.0% in ConvEnergy." in " ".join(text.split())
-    assert "| MLP, K = 20, 1 thread | 1000 | 1.50x | 1.50x | 70% | 20% |" in text
+    assert "| MLP, K = 20, 1 thread | 1000 | 1.50x | 1.50x | 70% | 20% | 40% |" in text
     assert "| draw | 2000 | 3.0x | - | - | - |" in text
     assert "| a case | 1 | - | - | - | 40.0x |" in text
     assert "Not recorded on a quiet machine yet: `langevin`, `neighbor`" in " ".join(text.split())
