@@ -1,6 +1,6 @@
 // Schemas, checks and registration of the operators of Gibbs sampling.
+#include "block_run.h"
 #include "gibbs.h"
-#include "ops.h"
 
 namespace fastebm {
 namespace {
@@ -36,23 +36,6 @@ BernoulliParams bernoulli_params(const char* op, const Tensor& logits, const Ten
   return p;
 }
 
-// Runs a launcher over all blocks: in torch's thread pool on the CPU, at once on a device.
-template <BernoulliLauncher kLaunch, bool kParallel>
-void run(const char* op, const Tensor& logits, const BernoulliParams& p) {
-  const int64_t blocks = p.batch * ((p.dim + 3) / 4);
-  if (blocks == 0) return;
-  if constexpr (kParallel) {
-    torch::stable::parallel_for(0, blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
-      kLaunch(p, begin, end, nullptr);
-    });
-  } else {
-    std::optional<DeviceGuard> guard;
-    if (logits.is_cuda()) guard.emplace(logits.get_device_index());
-    const int error = kLaunch(p, 0, blocks, current_stream(logits));
-    STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", cuda_error_text(error));
-  }
-}
-
 template <BernoulliLauncher kLaunch, bool kParallel>
 Tensor bernoulli_sigmoid(const Tensor& logits_in, const Tensor& rng, int64_t t,
                          const OptionalTensor& sample_ids, double beta, bool bytes, int64_t tag) {
@@ -65,7 +48,7 @@ Tensor bernoulli_sigmoid(const Tensor& logits_in, const Tensor& rng, int64_t t,
   p.logits = logits.const_data_ptr();
   p.out = out.mutable_data_ptr();
   p.bytes = bytes;
-  run<kLaunch, kParallel>(op, logits, p);
+  run_blocks<kLaunch, kParallel, kGrainBlocks>(op, logits, p);
   return out;
 }
 
@@ -80,7 +63,7 @@ void bernoulli_sigmoid_(Tensor logits, const Tensor& rng, int64_t t,
                     "expanded tensor, clone it");
   Tensor out = dense(logits);
   p.logits = p.out = out.mutable_data_ptr();
-  run<kLaunch, kParallel>(op, logits, p);
+  run_blocks<kLaunch, kParallel, kGrainBlocks>(op, logits, p);
   if (!logits.is_contiguous()) torch::stable::copy_(logits, out);
 }
 

@@ -1,6 +1,6 @@
 // Schemas, checks and registration of the Langevin step's operators.
+#include "block_run.h"
 #include "langevin_check.h"
-#include "langevin_run.h"
 
 namespace fastebm {
 namespace {

@@ -7,8 +7,8 @@
 #include <numeric>
 #include <vector>
 
+#include "block_run.h"
 #include "langevin_check.h"
-#include "langevin_run.h"
 #include "mlp_chain_run.h"
 #include "mlp_gradient_run.h"
 #include "neighbor_ops.h"

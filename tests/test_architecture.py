@@ -108,15 +108,16 @@ KERNEL_LAYERS = {
     r"ops\.h": {"scalar.h"},
     r"langevin_check\.h": {"langevin.h", "ops.h"},  # options that steps and chains share
     r"mlp_check\.h": {"mlp.h", "ops.h"},  # networks that all operators on perceptrons share
-    r"langevin_ops\.cpp": {"langevin_check.h", "langevin_run.h"},
+    r"langevin_ops\.cpp": {"langevin_check.h", "block_run.h"},
     r"mlp_chain_ops\.cpp": {"langevin_check.h", "mlp_chain_run.h"},
-    r"langevin_run\.h": {"langevin.h", "ops.h"},
+    r"block_run\.h": {"ops.h"},
+    r"gibbs_ops\.cpp": {"<subject>.h", "block_run.h"},
     r"mlp_chain_run\.h": {"mlp_chain.h", "mlp_check.h", "scratch.h"},
     r"mlp_gradient_run\.h": {"mlp_gradient.h", "ops.h", "scratch.h"},
     r"neighbor_ops\.h": {"ops.h"},
     r"mlp_gradient_ops\.cpp": {"mlp_gradient_run.h", "mlp_check.h"},
     r"mlp_loss_ops\.cpp": {  # made of other subjects' parts
-        *("langevin_check.h", "langevin_run.h", "mlp_chain_run.h", "mlp_gradient_run.h"),
+        *("langevin_check.h", "block_run.h", "mlp_chain_run.h", "mlp_gradient_run.h"),
         "neighbor_ops.h",
     },
     r"mlp_chain\.h": {"langevin.h", "mlp.h"},

@@ -1,16 +1,14 @@
-// How the launchers of Langevin steps are run.
+// How launchers that work on blocks of four elements are run.
 #pragma once
-#include "langevin.h"
 #include "ops.h"
 
 namespace fastebm {
 
-constexpr int64_t kGrainBlocks = 1024;  // 4096 elements, about 7 us of one core
-
-// Runs a launcher over all blocks: in torch's thread pool on the CPU, at once on a device.
-template <auto kLaunch, bool kParallel, class Params>
+// Runs one over all blocks: in torch's thread pool on the CPU, kGrainBlocks at least to a thread
+// (1024: 4096 elements, about 7 us of one core for a Langevin step); at once on a device.
+template <auto kLaunch, bool kParallel, int64_t kGrainBlocks = 1024, class Params>
 void run_blocks(const char* op, const Tensor& x, const Params& p) {
-  const int64_t blocks = p.batch * blocks_per_row(p.dim);
+  const int64_t blocks = p.batch * ((p.dim + 3) / 4);
   if (blocks == 0) return;
   if constexpr (kParallel) {
     torch::stable::parallel_for(0, blocks, kGrainBlocks, [&](int64_t begin, int64_t end) {
