@@ -61,6 +61,8 @@ class ReplayBuffer(nn.Module):
         ValueError: an argument is out of range.
     """
 
+    _outside_graphs = ("n_pushed",)  # what no graph of a step bakes in
+
     def __init__(
         self,
         capacity: int,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fastebm.capture import is_active
 from fastebm.compiled import CompiledGradient
 from fastebm.energy import fresh_parametrizations, leaf_gradient, sum_scales, uncached_casts
-from fastebm.graph import GRAPHS, Program, model_key, settings_key
+from fastebm.graph import GRAPHS, Program, has_modes, settings_key
 from fastebm.ops import Clamp, langevin_step, langevin_step_
+from fastebm.snapshot import Snapshot
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -44,28 +45,29 @@ class Chain(NamedTuple):
 
 
 class ChainRunner:
-    """Runs the chains of a model in the way asked for. All give the same result, up to rounding.
+    """Runs the chains of models in the way asked for. All give the same result, up to rounding.
 
     Args:
         compile: see ``LangevinDynamics``.
         graph: "auto", True or False; see there.
     """
 
-    def __init__(
-        self, model: Callable[..., Tensor], compile: bool = False, graph: bool | str = "auto"
-    ) -> None:
+    def __init__(self, compile: bool = False, graph: bool | str = "auto") -> None:
         if graph not in ("auto", True, False):
             raise ValueError(f"graph must be 'auto', True or False, got {graph!r}")
-        self.model, self.graph = model, graph
-        self.is_asked_for = compile or graph is True
-        self.gradient: Gradient = (
-            CompiledGradient(model)
-            if compile
-            else lambda leaf, kwargs, watched: partial(leaf_gradient, model, leaf, kwargs, False)
-        )
+        self.compile, self.graph = compile, graph
+        self._compiled: CompiledGradient | None = None  # of the last model
+
+    @property
+    def is_asked_for(self) -> bool:
+        return self.compile or self.graph is True
 
     def run(
-        self, chain: Chain, on_step: OnStep | None = None, before_step: BeforeStep | None = None
+        self,
+        model: Callable[..., Tensor],
+        chain: Chain,
+        on_step: OnStep | None = None,
+        before_step: BeforeStep | None = None,
     ) -> None:
         """Take one step for each of ``chain.coefficients``.
 
@@ -76,36 +78,43 @@ class ChainRunner:
         Raises:
             RuntimeError: no graph is possible, and one is required.
         """
-        reason = self._no_graph(chain, on_step is not None or before_step is not None)
+        gradient = self._gradient(model)
+        reason = self._no_graph(model, chain, on_step is not None or before_step is not None)
         if reason and self.graph is True:
             raise RuntimeError(f"graph=True: no CUDA graph of this chain, {reason}")
         if reason or not chain.coefficients or self.graph is False or is_active():
-            return run_steps(self.gradient, chain, on_step, before_step)
-        key, program = self._program(chain)
+            return run_steps(gradient, chain, on_step, before_step)
+        key, program = self._program(model, gradient, chain)
         GRAPHS.run(
-            *(key, program, len(chain.coefficients)),
-            lambda: run_steps(self.gradient, chain),
+            *(model, key, program, len(chain.coefficients)),
+            lambda: run_steps(gradient, chain),
             required=self.graph is True,
         )
 
-    def _no_graph(self, chain: Chain, watched: bool) -> str | None:
+    def _gradient(self, model: Callable[..., Tensor]) -> Gradient:
+        if not self.compile:
+            return lambda leaf, kwargs, watched: partial(leaf_gradient, model, leaf, kwargs, False)
+        if self._compiled is None or self._compiled.model is not model:
+            self._compiled = CompiledGradient(model)
+        return self._compiled
+
+    def _no_graph(self, model: Callable[..., Tensor], chain: Chain, watched: bool) -> str | None:
         """Why this chain cannot be a graph."""
         if chain.x.device.type not in GRAPHS.device_types:
             return f"it is on {chain.x.device}"
         if watched:
             return "trajectories, diagnostics and augmentation need its single steps"
-        if not isinstance(self.model, nn.Module):
+        if not isinstance(model, nn.Module):
             return "the model is not an nn.Module, so its tensors cannot be watched"
-        for name, value in chain.model_kwargs.items():
-            if not isinstance(value, Tensor):
-                try:
-                    hash(value)
-                except TypeError:
-                    return f"the model's argument {name} is neither a tensor nor hashable"
+        if has_modes():
+            return "modes of torch's functions or operators are on"
         return None
 
-    def _program(self, chain: Chain) -> tuple[tuple, Program]:
-        """The chain for graphs, and the key: all that its graph bakes in."""
+    def _program(
+        self, model: nn.Module, gradient: Gradient, chain: Chain
+    ) -> tuple[tuple, Program]:
+        """The chain for graphs, and the key: all that its graph bakes in beside the model."""
+        device = chain.x.device
         tensors = {k: v.detach() for k, v in chain.model_kwargs.items() if isinstance(v, Tensor)}
         values = {k: v for k, v in chain.model_kwargs.items() if k not in tensors}
         inputs = {"x": chain.x, "rng": chain.rng} | {f"model {k}": v for k, v in tensors.items()}
@@ -116,11 +125,11 @@ class ChainRunner:
             column = [pair[i] for pair in chain.coefficients]
             first = column[0]
             if isinstance(first, Tensor):  # the same for all steps
-                inputs[name], first = first.to(chain.x.device), None
+                inputs[name], first = first.to(device), None
             elif any(value != first for value in column):
-                by_step[name], first = on_device(column, torch.float64, chain.x.device), None
+                by_step[name], first = on_device(column, torch.float64, device), None
             constants.append(first)
-        options, gradient = chain.options, self.gradient
+        options = chain.options
 
         def body(t: dict[str, Tensor], n: int) -> None:
             pairs = [
@@ -137,12 +146,15 @@ class ChainRunner:
                 )
             t["rng"][1].add_(n)
 
+        def look() -> Snapshot:
+            return Snapshot(device, model=model, model_kwargs=values)
+
         shapes = tuple((k, v.shape, v.dtype, v.device) for k, v in inputs.items())
         key = (
-            *(model_key(self.model), settings_key(chain.x.device), gradient, options),
-            *(shapes, tuple(by_step), tuple(constants), tuple(sorted(values.items()))),
+            *(settings_key(device), self.compile, options),
+            *(shapes, tuple(by_step), tuple(constants)),
         )
-        return key, Program(body, inputs, by_step)
+        return key, Program(body, inputs, by_step, look)
 
 
 @uncached_casts()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
+import types
 from collections.abc import Callable
 
 import torch
@@ -47,14 +47,11 @@ class CompiledGradient:
         def unwatched(x: Tensor, out: Tensor, model_kwargs: dict) -> None:
             watched(x, out, model_kwargs)
 
-        # The limit on variants of a function is then for each model, not for all (torch >= 2.13).
-        known = inspect.signature(torch.compile).parameters
-        isolated = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
         self._compiled = [
-            torch.compile(f, fullgraph=True, backend=_inductor, **isolated)
+            torch.compile(_with_code_of_its_own(f), fullgraph=True, backend=_inductor)
             for f in (unwatched, watched)
         ]
-        self._model, self._checked = model, False
+        self.model, self._checked = model, False
 
     def __call__(self, leaf: Tensor, model_kwargs: dict, watched: bool) -> _ChainGradient:
         return _ChainGradient(self, leaf, model_kwargs, watched)
@@ -65,14 +62,14 @@ class CompiledGradient:
         """One gradient into ``out``, compiled if need be; ``x`` is the leaf without its graph.
         Returns the energies and what ``_seen`` saw."""
         if not self._checked:  # that the energy depends on x, which func.grad does not ask
-            leaf_gradient(self._model, leaf, model_kwargs, False)
+            leaf_gradient(self.model, leaf, model_kwargs, False)
             self._checked = True
         _seen.call = None
         try:
             with torch.no_grad(), uncached_parametrizations():
                 e = self._compiled[watched](x, out, model_kwargs)
         except Exception as error:
-            leaf_gradient(self._model, leaf, model_kwargs, False)  # raises an error of the model
+            leaf_gradient(self.model, leaf, model_kwargs, False)  # raises an error of the model
             raise RuntimeError(
                 "compile=True: torch.compile fails on the gradient of the model; use compile=False."
                 f" {type(error).__name__}: {str(error).strip()}"
@@ -110,6 +107,13 @@ class _ChainGradient:
             self._is_settled = again and (e is None) == (at is None)
             self._last = (code, args, at)
         return e
+
+
+def _with_code_of_its_own(f: types.FunctionType) -> types.FunctionType:
+    """torch.compile's limit on variants is for each code object: so it is for each model, not for
+    all models of a process."""
+    code = f.__code__.replace()
+    return types.FunctionType(code, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
 
 
 def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:

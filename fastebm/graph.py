@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from fastebm.capture import Body, capture, forget_pools, warm_up
+from fastebm import capture as cuda
+from fastebm.capture import Body
+from fastebm.snapshot import Snapshot
 
 UNROLL = 32  # steps of a graph; 10-40 us a launch are then nothing, and memory is that of one step
 MAX_GRAPHS = 16
-_MAX_KEYS = 1024  # keys seen once, or found not to work
+_MAX_SEEN = 64  # kinds of chains of a model, and states of the model in each
+_MISSES = 8  # states that did not come again, after which it is said
 _CLOSE = 1e-3  # of how far the chain went: how well a graph must agree with the eager chain
 
 Tensors = dict[str, Tensor]
@@ -32,120 +40,211 @@ class Program(NamedTuple):
             ``tensors["rng"]``, its step counter, are changed in place, all others are only read.
         inputs: the tensors, x and rng among them.
         by_step: further tensors (n_steps,), of which ``body`` gets the values of its n steps.
+        look: what ``body`` reads beside these, as it is now.
     """
 
     body: Callable[[Tensors, int], None]
     inputs: Tensors
     by_step: Tensors
+    look: Callable[[], Snapshot]
 
 
 class ChainGraphs:
-    """The graphs of a process, the least recently used ones dropped.
+    """The graphs of a process, the least recently used ones dropped, and those of a model with it.
 
-    A key's first chain runs eagerly. Its second one does too, is then captured, and replayed from
-    the same start: only if that agrees do later chains replay. A key that fails stays eager.
+    The first chain of a kind runs eagerly. The second one does too, is then captured, and replayed
+    from the same start: only if that agrees do later chains replay. A kind that fails stays eager.
+    Of one kind are chains with one key, of a model that holds the same.
 
     Args:
-        capture, warm_up, device_types: as in ``fastebm.capture``; tests give their own.
+        runtime: has ``capture``, ``warm_up``, ``ordered`` and ``forget_pools`` of
+            ``fastebm.capture``; tests give their own.
     """
 
     def __init__(
         self,
-        capture=capture,
-        warm_up=warm_up,
+        runtime=cuda,
         device_types: tuple[str, ...] = ("cuda",),
         max_graphs: int = MAX_GRAPHS,
     ) -> None:
-        self._capture, self._warm_up = capture, warm_up
-        self.device_types, self._max = device_types, max_graphs
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._others: OrderedDict[Hashable, str | None] = OrderedDict()  # why it failed; None: seen
+        self._runtime, self.device_types, self._max = runtime, device_types, max_graphs
+        self._models: dict[int, _OfModel] = {}  # by id, without keeping them alive
+        self._clock = itertools.count()
 
-    def run(self, key: Hashable, program: Program, n_steps: int, eager: Body, required: bool):
+    @property
+    def graphs(self) -> list[_Graph]:
+        return [graph for known in list(self._models.values()) for graph in known.graphs.values()]
+
+    def run(
+        self,
+        model: nn.Module,
+        key: Hashable,
+        program: Program,
+        n_steps: int,
+        eager: Body,
+        required: bool,
+    ) -> None:
         """Take the steps, ``program.inputs["x"]`` in place.
 
         Args:
-            key: all that a graph bakes in. Equal keys are programs that differ in values only.
+            model: whose chain it is.
+            key: all that a graph bakes in beside what ``program.look`` sees. Programs with equal
+                keys, of models that hold the same, differ in the values of their inputs only.
             eager: takes the steps without a graph.
             required: capture at once, and raise where it does not work.
 
         Raises:
             RuntimeError: there is no graph of this chain, and it is required; the reason.
         """
-        graph, lengths = self._graphs.get(key), segments(n_steps)
+        known = self._of(model)
+        kind = known.kinds.get(key)
+        if kind is None:
+            kind = _put(known.kinds, key, _Kind())
+        if kind.unstable and not required:
+            return eager()
+        before, lengths = program.look(), segments(n_steps)
+        state, x = hash(before.key), program.inputs["x"]
+        graph = known.graphs.get((key, before.key))
         if graph is not None and graph.lengths >= set(lengths):
-            self._graphs.move_to_end(key)
-            graph.replay(program, lengths)
-            program.inputs["x"].copy_(graph.static["x"])
+            graph.used = next(self._clock)
+            with self._runtime.ordered(x.device):
+                graph.replay(program, lengths)
+                x.copy_(graph.static["x"])
             return
-        if graph is None and not required and self._others.get(key, "unseen") is not None:
-            if key not in self._others:
-                self._note(key, None)
+        if not required and graph is None and state not in kind.states:
             eager()
-            return
+            return _first_of(kind, before, program.look())
+        if not required and kind.states.get(state):  # a reason
+            return eager()
         start = {name: t.clone() for name, t in program.inputs.items()}
         eager()  # the result, and what the graph is compared with
-        reason = self._build(key, program, lengths, start)
-        if reason is None:
-            return
-        self._graphs.pop(key, None)
-        self._note(key, reason)
+        with self._runtime.ordered(x.device):
+            reason = self._build(known, (key, before.key), program, lengths, start, before)
+            if reason is None:
+                kind.misses = 0
+                return self._evict()
+            known.graphs.pop((key, before.key), None)
+        _put(kind.states, state, reason)
         if required:
             raise RuntimeError(f"graph=True: no CUDA graph of this chain, {reason}")
-        warnings.warn(
-            f"the chain runs eagerly, not as a CUDA graph: {reason}", GraphWarning, stacklevel=2
-        )
+        _warn(reason)
 
     def clear(self) -> None:
         """Forget all graphs, and why others failed; their memory is free once nothing uses it."""
-        self._graphs.clear()
-        self._others.clear()
-        forget_pools()
+        self._runtime.forget_pools()
+        self._models.clear()
 
-    def _build(self, key: Hashable, program: Program, lengths: list[int], start: Tensors):
+    def _of(self, model: nn.Module) -> _OfModel:
+        known = self._models.get(id(model))
+        if known is None:
+            known = self._models[id(model)] = _OfModel()
+            weakref.finalize(model, self._models.pop, id(model), None).atexit = False
+        return known
+
+    def _build(self, known, key, program, lengths, start: Tensors, before: Snapshot) -> str | None:
         """Capture what is missing; returns why that does not work, or None."""
         end, device = program.inputs["x"], program.inputs["x"].device
+        if before.unseen is not None:
+            return before.unseen
         try:
-            graph = self._graphs.setdefault(key, _Graph(program))
+            graph = known.graphs.setdefault(key, _Graph(program, before))
             graph.load(start)
-            self._warm_up(lambda: graph.body(min(lengths)), device)
+            self._runtime.warm_up(lambda: graph.take(program, min(lengths)), device)
             for length in set(lengths) - graph.lengths:
-                graph.replays[length] = self._capture(lambda n=length: graph.body(n), device)
+                graph.replays[length] = self._runtime.capture(
+                    lambda n=length: graph.take(program, n), device
+                )
             graph.replay(program._replace(inputs=start), lengths)
             moved = (end - start["x"]).abs().amax().nan_to_num(0.0, 0.0).item()
             if not torch.allclose(graph.static["x"], end, _CLOSE, _CLOSE * moved, equal_nan=True):
                 return "its replay differs from the eager chain (does the model branch on values?)"
+            change = program.look().difference(before)
+            if change is not None:
+                return f"the model changes as it runs, {change}"
         except Exception as error:  # anything a model or CUDA can raise
             return f"{type(error).__name__}: {error}".split("\n")[0]
-        self._others.pop(key, None)
-        self._graphs.move_to_end(key)
-        while len(self._graphs) > self._max:
-            self._graphs.popitem(last=False)
+        graph.used = next(self._clock)
         return None
 
-    def _note(self, key: Hashable, reason: str | None) -> None:
-        self._others[key] = reason
-        while len(self._others) > _MAX_KEYS:
-            self._others.popitem(last=False)
+    def _evict(self) -> None:
+        graphs = self.graphs
+        if len(graphs) > self._max:
+            oldest = min(graphs, key=lambda graph: graph.used)
+            for known in list(self._models.values()):
+                known.graphs = {k: g for k, g in known.graphs.items() if g is not oldest}
+
+
+class _OfModel:
+    """What is known of a model's chains."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[Hashable, _Graph] = {}
+        self.kinds: OrderedDict[Hashable, _Kind] = OrderedDict()
+
+
+class _Kind:
+    """Chains with one key.
+
+    Attributes:
+        states: of the model, by hash, after which there was one: why it has no graph; None: seen.
+        last: the last of them.
+        misses: chains since the last capture that found the model in a state not seen before.
+        changes: chains that left it in another state.
+    """
+
+    def __init__(self) -> None:
+        self.states: OrderedDict[int, str | None] = OrderedDict()
+        self.last: Snapshot | None = None
+        self.misses = self.changes = 0
+
+    @property
+    def unstable(self) -> bool:
+        """Whether no graph can be right. One change may be what a first call sets up."""
+        return self.changes > 1
+
+
+def _first_of(kind: _Kind, before: Snapshot, after: Snapshot) -> None:
+    """Notes a chain that ran eagerly, the first of its kind in this state of the model."""
+    last, kind.last = kind.last, after
+    _put(kind.states, hash(after.key), None)
+    kind.misses += 1
+    change = after.difference(before)
+    if change is not None:
+        kind.changes += 1
+        if kind.unstable:
+            _warn(f"the model changes as it runs, {change}")
+    elif kind.misses == _MISSES:
+        change = before.difference(last)
+        _warn(f"the model is another one in each call, {change}; a tensor may change in place")
+
+
+def _put(known: OrderedDict, key: Hashable, value):
+    """Adds it, the first of too many goes; returns it."""
+    known[key] = value
+    while len(known) > _MAX_SEEN:
+        known.popitem(last=False)
+    return value
 
 
 class _Graph:
     """The static tensors of a key, and what replays so many steps on them."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, state: Snapshot) -> None:
         self.static = {name: t.clone() for name, t in program.inputs.items()}
         self.rows = {
             name: t.new_zeros((UNROLL, *t.shape[1:])) for name, t in program.by_step.items()
         }
         self.replays: dict[int, Body] = {}
-        self._body = program.body
+        self.read = [t.detach() for t in state.tensors]  # kept: their memory, not their modules
+        self.used = 0
 
     @property
     def lengths(self) -> set[int]:
         return set(self.replays)
 
-    def body(self, n: int) -> None:
-        self._body(self.static | {name: t[:n] for name, t in self.rows.items()}, n)
+    def take(self, program: Program, n: int) -> None:
+        """The steps on the static tensors, to be captured."""
+        program.body(self.static | {name: t[:n] for name, t in self.rows.items()}, n)
 
     def load(self, inputs: Tensors) -> None:
         for name, static in self.static.items():
@@ -167,38 +266,49 @@ def segments(n_steps: int) -> list[int]:
     return [UNROLL] * (n_steps // UNROLL) + ([tail] if tail else [])
 
 
-def model_key(model: nn.Module) -> Hashable:
-    """Where the model's parameters and buffers are, and the modes that it is in. The same after an
-    optimiser's step; another one after ``load_state_dict(assign=True)``, ``to`` and the like."""
-    tensors = (*model.parameters(), *model.buffers())
-    return (
-        model,
-        tuple((t.data_ptr(), t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors),
-        tuple(m.training for m in model.modules()),
-    )
-
-
 def settings_key(device: torch.device) -> Hashable:
     """The settings of torch that choose kernels."""
-    backends = torch.backends
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),
-        backends.cuda.matmul.fp32_precision,
-        backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
-        backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-        backends.cudnn.conv.fp32_precision,
-        backends.cudnn.enabled,
-        backends.cudnn.benchmark,
-        backends.cudnn.deterministic,
+        cuda.matmul.fp32_precision,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_accumulation,
+        cuda.preferred_blas_library(),
+        cuda.preferred_linalg_library(),
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cudnn.conv.fp32_precision,
+        cudnn.rnn.fp32_precision,
+        cudnn.enabled,
+        cudnn.benchmark,
+        cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def has_modes() -> bool:
+    """Whether calls of torch go through modes other than that of a default device."""
+    functions = _get_current_function_mode_stack()
+    others = [mode for mode in functions if not isinstance(mode, DeviceContext)]
+    return bool(others or _get_current_dispatch_mode_stack())
+
+
+def _warn(reason: str) -> None:
+    text = f"the chain runs eagerly, not as a CUDA graph: {reason}"
+    warnings.warn(text, GraphWarning, stacklevel=2)
 
 
 GRAPHS = ChainGraphs()
 
 
 def clear_graphs() -> None:
-    """Forget all CUDA graphs of chains, which hold models, memory and inputs; the next ones are
-    captured anew, also those that had failed."""
+    """Forget all CUDA graphs of chains, which hold memory and inputs; the next ones are captured
+    anew, also those that had failed."""
     GRAPHS.clear()

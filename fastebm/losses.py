@@ -71,6 +71,8 @@ class ContrastiveDivergence(nn.Module):
     Source: Hinton, Training products of experts by minimizing contrastive divergence, 2002.
     """
 
+    _outside_graphs = ("calls",)  # what no graph of a step bakes in
+
     def __init__(
         self,
         model,

@@ -59,9 +59,11 @@ class LangevinDynamics:
         graph: run ``sample`` as CUDA graphs of up to 32 steps: the launches of a small energy cost
             more than its arithmetic. ``"auto"``: from the second call with the same shapes and
             options on, where it works; where not, one ``GraphWarning`` says why. True: a
-            RuntimeError says why. A CPU has none. Parameters and buffers may change in place and
-            are looked for at every call; all other tensors of the model must stay what they are.
-            ``fastebm.clear_graphs()`` gives back what graphs hold.
+            RuntimeError says why. A CPU has none. What the model holds is looked at in every call:
+            tensors may change in place, and a number, a tensor or a module that is another one gets
+            another graph. A model that changes as it runs, or holds what cannot be watched
+            (``fastebm.snapshot``), runs eagerly, and a warning names it. ``clear_graphs()`` gives
+            back what graphs hold; they go with their model, too.
         precision: of the products in ``backend="fused"``: "fp32", or on a CUDA device "bf16", with
             sums, chains and noise in float32.
 
@@ -70,6 +72,8 @@ class LangevinDynamics:
 
     Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996.
     """
+
+    _outside_graphs = ("_runner", "step_size_checked")  # what no graph of a step bakes in
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class LangevinDynamics:
         self.options = StepOptions(box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
         if backend == "fused" and (compile or graph is True):
             raise ValueError("backend='fused' has nothing to compile or to capture")
-        self._runner = ChainRunner(model, compile, graph)
+        self._runner = ChainRunner(compile, graph)
         self.step_size_checked = False  # the losses look at their first batch unless it was
 
     def coefficients(self, k: int) -> Coefficients:
@@ -254,7 +258,7 @@ class LangevinDynamics:
             before_step = None if augmentation is None else augment
             if network is None:
                 chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
-                self._runner.run(chain, on_step, before_step)
+                self._runner.run(self.model, chain, on_step, before_step)
             else:
                 run_mlp_chain(
                     *(network, x, plan, state, self.options, sample_ids),

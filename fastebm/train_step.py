@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastebm.capture import Body, capture, warm_up
-from fastebm.graph import model_key, settings_key
+from fastebm.capture import Body, capture, ordered, warm_up
+from fastebm.graph import GraphWarning, settings_key
 from fastebm.losses import ContrastiveDivergence, LossOutput
 from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.snapshot import Snapshot
 
 WARM_UP_STEPS = 3  # the optimiser makes its state in the first; libraries choose in all
 
@@ -23,11 +26,15 @@ class GraphedTrainStep:
     waits for the device, so non-finite energies and chains are counted, not raised: look at
     ``metrics["n_nonfinite"]`` where you log.
 
+    A graph bakes numbers in. All that loss, sampler, buffer, model and optimiser hold is looked at
+    in every call: where something is not what was captured (a weight of the loss, a learning rate,
+    a tensor that a checkpoint replaced), that step runs eagerly and the next is captured anew, which
+    a ``GraphWarning`` says once. What is to change often must be a tensor, changed in place.
+
     Args:
         loss: a loss with ``on_nonfinite="count"``, its model on a CUDA device. A buffer must be of
             mode ``"slot"``, its initial samples ``"uniform"`` or ``"normal"``.
-        optimizer: with ``capturable=True``, where it has that option. A learning rate that is to
-            change must be a tensor, changed in place: a number is a constant of the graph.
+        optimizer: with ``capturable=True``, where it has that option.
         seed: of the chains' noise: an int, or a ``ChainRNG``, which is not advanced (``rng`` is).
         max_grad_norm: bound on the norm of the gradient in all parameters; None: none.
 
@@ -51,58 +58,80 @@ class GraphedTrainStep:
         self._x: Tensor | None = None
         self._out: LossOutput | None = None
         self._replay: Body | None = None
-        self._key: object = None
-        self._calls = 0
+        self._settings: object = None
+        self._state: Snapshot | None = None  # what was captured, or is to be
+        self._calls, self._has_warned = 0, False
 
     def __call__(self, x: Tensor) -> LossOutput:
         """One step on the data ``x`` (B, *event), of the same shape and dtype in every call.
 
         Returns:
-            The loss, the chains' ends and the metrics, without graphs. After the first three calls
+            The loss, the chains' ends and the metrics, without graphs. Where the step was replayed
             the next call overwrites them.
 
         Raises:
-            ValueError: ``x`` has another shape, dtype or device than before.
-            RuntimeError: the step cannot be captured; or since it was, tensors of the model, the
-                buffer or the optimiser were replaced by others, as a checkpoint's are, or modes,
-                the optimiser's numbers or torch's settings changed.
+            ValueError: ``x`` has another shape, dtype or device than before; or the loss has become
+                one that cannot be captured.
+            RuntimeError: the step cannot be captured, and why.
         """
-        if self._x is None:
-            self._x = x.detach().to(self._device, copy=True)
-        elif x.shape != self._x.shape or x.dtype != self._x.dtype:
-            raise ValueError(
-                f"x must be {self._x.dtype} {tuple(self._x.shape)} as at first, got {x.dtype}"
-                f" {tuple(x.shape)}"
-            )
-        else:
-            self._x.copy_(x, non_blocking=True)
-        self._calls += 1
-        if self._calls <= WARM_UP_STEPS:
-            warm_up(self._step, self._device, may_wait=self._calls == 1)
+        with ordered(self._device):
+            if self._x is None:
+                self._x = x.detach().to(self._device, copy=True)
+            elif x.shape != self._x.shape or x.dtype != self._x.dtype:
+                raise ValueError(
+                    f"x must be {self._x.dtype} {tuple(self._x.shape)} as at first, got {x.dtype}"
+                    f" {tuple(x.shape)}"
+                )
+            else:
+                self._x.copy_(x, non_blocking=True)
+            self._calls += 1
+            if self._calls <= WARM_UP_STEPS:
+                warm_up(self._step, self._device, may_wait=self._calls == 1)
+            elif self._has_changed():
+                self._replay = None
+                _check(self.loss, self.optimizer)
+                warm_up(self._step, self._device, may_wait=True)
+            elif self._replay is None:
+                self._capture()
+                self._replay()
+            else:
+                self.loss.calls += 1  # what the step counts on the host
+                if self.loss.buffer is not None:
+                    self.loss.buffer.n_pushed += len(x)
+                self._replay()
             return self._out
-        key = self._baked_in()
-        if self._replay is None:
-            self._replay = capture(self._step, self._device, share_memory=False)
-            self._key = key
-        elif key != self._key:
-            raise RuntimeError(
-                "tensors, modes or numbers of the model, the buffer or the optimiser, or torch's"
-                " settings, are not those that were captured: make a new GraphedTrainStep"
-            )
-        else:  # what the step counts on the host
-            self.loss.calls += 1
-            if self.loss.buffer is not None:
-                self.loss.buffer.n_pushed += len(x)
-        self._replay()
-        return self._out
 
-    def _baked_in(self) -> tuple:
-        """What a replay would go on using, and what chose its kernels."""
-        kept = [*self.optimizer.param_groups, *self.optimizer.state.values()]
-        values = [v for d in kept for k, v in d.items() if k != "params"]
-        return (
-            *(model_key(self.loss.model), model_key(self.loss), settings_key(self._device)),
-            tuple(v.data_ptr() if isinstance(v, Tensor) else v for v in values),
+    def _capture(self) -> None:
+        _check(self.loss, self.optimizer)
+        self._replay = capture(self._step, self._device, share_memory=False)
+        change = self._look().difference(self._state)
+        if change is not None:
+            raise RuntimeError(f"this step changes as it runs, so no graph can be it: {change}")
+
+    def _has_changed(self) -> bool:
+        """Whether a graph, or the one to be captured, would not be the step as it is now."""
+        settings, state = settings_key(self._device), self._look()
+        if state.unseen is not None:
+            raise RuntimeError(f"this step cannot be captured: {state.unseen}")
+        before, self._state = self._state, state
+        change = None if before is None else state.difference(before)
+        if change is None and before is not None and settings != self._settings:
+            change = "settings of torch"
+        self._settings = settings
+        if change is not None and not self._has_warned:
+            self._has_warned = True
+            text = f"the step runs eagerly once and is captured anew, since it changed: {change}"
+            warnings.warn(text, GraphWarning, stacklevel=3)
+        return change is not None
+
+    def _look(self) -> Snapshot:
+        """What a replay would go on using."""
+        return Snapshot(
+            self._device,
+            loss=self.loss,
+            param_groups=self.optimizer.param_groups,
+            optimizer_state=list(self.optimizer.state.values()),
+            max_grad_norm=self.max_grad_norm,
         )
 
     def _step(self) -> None:
