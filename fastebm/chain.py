@@ -146,8 +146,8 @@ class ChainRunner:
                 )
             t["rng"][1].add_(n)
 
-        def look() -> Snapshot:
-            return Snapshot(device, model=model, model_kwargs=values)
+        def look(rewritten: frozenset[str]) -> Snapshot:
+            return Snapshot(device, rewritten, model=model, model_kwargs=values)
 
         shapes = tuple((k, v.shape, v.dtype, v.device) for k, v in inputs.items())
         key = (

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastebm.energy import checked_energies, leaf_gradient, uncached_parametrizations
 
@@ -47,13 +47,20 @@ class CompiledGradient:
         def unwatched(x: Tensor, out: Tensor, model_kwargs: dict) -> None:
             watched(x, out, model_kwargs)
 
-        self._compiled = [
-            torch.compile(_with_code_of_its_own(f), fullgraph=True, backend=_inductor)
-            for f in (unwatched, watched)
-        ]
-        self.model, self._checked = model, False
+        self.model, self._functions = model, (unwatched, watched)
+        self._compiled: list[Callable] = []
+        self._calls: list[Callable] | None = None  # of the modules, as they were compiled
+        self._checked = False
 
     def __call__(self, leaf: Tensor, model_kwargs: dict, watched: bool) -> _ChainGradient:
+        modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
+        calls = [module.forward for module in modules]  # torch takes those of classes for constant
+        if calls != self._calls:
+            self._calls = calls
+            self._compiled = [
+                torch.compile(_with_code_of_its_own(f), fullgraph=True, backend=_inductor)
+                for f in self._functions
+            ]
         return _ChainGradient(self, leaf, model_kwargs, watched)
 
     def run(

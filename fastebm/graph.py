@@ -40,13 +40,14 @@ class Program(NamedTuple):
             ``tensors["rng"]``, its step counter, are changed in place, all others are only read.
         inputs: the tensors, x and rng among them.
         by_step: further tensors (n_steps,), of which ``body`` gets the values of its n steps.
-        look: what ``body`` reads beside these, as it is now.
+        look: what ``body`` reads beside these, as it is now; but for the places of tensors of some
+            names, see ``Snapshot``.
     """
 
     body: Callable[[Tensors, int], None]
     inputs: Tensors
     by_step: Tensors
-    look: Callable[[], Snapshot]
+    look: Callable[[frozenset[str]], Snapshot]
 
 
 class ChainGraphs:
@@ -102,7 +103,7 @@ class ChainGraphs:
             kind = _put(known.kinds, key, _Kind())
         if kind.unstable and not required:
             return eager()
-        before, lengths = program.look(), segments(n_steps)
+        before, lengths = program.look(kind.rewritten), segments(n_steps)
         state, x = hash(before.key), program.inputs["x"]
         graph = known.graphs.get((key, before.key))
         if graph is not None and graph.lengths >= set(lengths):
@@ -113,15 +114,20 @@ class ChainGraphs:
             return
         if not required and graph is None and state not in kind.states:
             eager()
-            return _first_of(kind, before, program.look())
+            return _first_of(kind, before, program)
         if not required and kind.states.get(state):  # a reason
             return eager()
         start = {name: t.clone() for name, t in program.inputs.items()}
         eager()  # the result, and what the graph is compared with
         with self._runtime.ordered(x.device):
-            reason = self._build(known, (key, before.key), program, lengths, start, before)
+            graph = graph or _Graph(program, before)
+            reason = before.unseen or self._build(graph, program, lengths, start)
+            change = program.look(kind.rewritten).difference(before)
+            if change is not None:
+                kind.changes += 1
+                reason = f"the model changes as it runs, {change}"
             if reason is None:
-                kind.misses = 0
+                known.graphs[key, before.key], kind.misses = graph, 0
                 return self._evict()
             known.graphs.pop((key, before.key), None)
         _put(kind.states, state, reason)
@@ -141,13 +147,10 @@ class ChainGraphs:
             weakref.finalize(model, self._models.pop, id(model), None).atexit = False
         return known
 
-    def _build(self, known, key, program, lengths, start: Tensors, before: Snapshot) -> str | None:
+    def _build(self, graph: _Graph, program: Program, lengths: list[int], start: Tensors):
         """Capture what is missing; returns why that does not work, or None."""
         end, device = program.inputs["x"], program.inputs["x"].device
-        if before.unseen is not None:
-            return before.unseen
         try:
-            graph = known.graphs.setdefault(key, _Graph(program, before))
             graph.load(start)
             self._runtime.warm_up(lambda: graph.take(program, min(lengths)), device)
             for length in set(lengths) - graph.lengths:
@@ -158,9 +161,6 @@ class ChainGraphs:
             moved = (end - start["x"]).abs().amax().nan_to_num(0.0, 0.0).item()
             if not torch.allclose(graph.static["x"], end, _CLOSE, _CLOSE * moved, equal_nan=True):
                 return "its replay differs from the eager chain (does the model branch on values?)"
-            change = program.look().difference(before)
-            if change is not None:
-                return f"the model changes as it runs, {change}"
         except Exception as error:  # anything a model or CUDA can raise
             return f"{type(error).__name__}: {error}".split("\n")[0]
         graph.used = next(self._clock)
@@ -168,10 +168,13 @@ class ChainGraphs:
 
     def _evict(self) -> None:
         graphs = self.graphs
-        if len(graphs) > self._max:
-            oldest = min(graphs, key=lambda graph: graph.used)
-            for known in list(self._models.values()):
-                known.graphs = {k: g for k, g in known.graphs.items() if g is not oldest}
+        if len(graphs) <= self._max:
+            return
+        oldest = min(graphs, key=lambda graph: graph.used)
+        for known in list(self._models.values()):
+            for key, state in [k for k, graph in known.graphs.items() if graph is oldest]:
+                del known.graphs[key, state]
+                known.kinds[key].states.pop(hash(state), None)
 
 
 class _OfModel:
@@ -190,12 +193,14 @@ class _Kind:
         last: the last of them.
         misses: chains since the last capture that found the model in a state not seen before.
         changes: chains that left it in another state.
+        rewritten: names of tensors that each chain replaces.
     """
 
     def __init__(self) -> None:
         self.states: OrderedDict[int, str | None] = OrderedDict()
         self.last: Snapshot | None = None
         self.misses = self.changes = 0
+        self.rewritten: frozenset[str] = frozenset()
 
     @property
     def unstable(self) -> bool:
@@ -203,18 +208,25 @@ class _Kind:
         return self.changes > 1
 
 
-def _first_of(kind: _Kind, before: Snapshot, after: Snapshot) -> None:
+def _first_of(kind: _Kind, before: Snapshot, program: Program) -> None:
     """Notes a chain that ran eagerly, the first of its kind in this state of the model."""
-    last, kind.last = kind.last, after
-    _put(kind.states, hash(after.key), None)
-    kind.misses += 1
-    change = after.difference(before)
+    after = program.look(kind.rewritten)
+    replaced = after.replaced(before)
+    change = after.difference(before, replaced)
+    if replaced:  # whether a graph is right all the same, its comparison will tell
+        kind.rewritten |= replaced.keys()
+        after = program.look(kind.rewritten)
     if change is not None:
         kind.changes += 1
         if kind.unstable:
             _warn(f"the model changes as it runs, {change}")
-    elif kind.misses == _MISSES:
-        change = before.difference(last)
+        return
+    last, kind.last = kind.last, after
+    after.tensors.clear()  # they may know their model
+    _put(kind.states, hash(after.key), None)
+    kind.misses += 1
+    if kind.misses == _MISSES and last is not None:
+        change = after.difference(last)
         _warn(f"the model is another one in each call, {change}; a tensor may change in place")
 
 

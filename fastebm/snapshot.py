@@ -13,7 +13,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Snapshot:
     Args:
         device: where tensors count by place. On a CPU, when this is another device, they count by
             value: torch bakes those into what it launches.
+        rewritten: names of tensors whose place does not count, see ``replaced``.
         objects: by the names that messages call them.
 
     Attributes:
@@ -45,12 +46,15 @@ class Snapshot:
         unseen: what cannot be watched; None: nothing.
     """
 
-    def __init__(self, device: torch.device, **objects: object) -> None:
+    def __init__(
+        self, device: torch.device, rewritten: frozenset[str] = frozenset(), **objects: object
+    ) -> None:
         self.tensors: list[Tensor] = []
         self.unseen: str | None = None
-        self._device = device
+        self._device, self._rewritten = device, rewritten
         self._values: list[object] = []
         self._paths: list[Path] = []
+        self._tensors_at: list[int] = []
         self._numbers: dict[int, int] = {}  # of what has been looked at, by id
         try:
             for name, thing in objects.items():
@@ -62,15 +66,31 @@ class Snapshot:
         self.key = tuple(self._values)
         self._numbers.clear()
 
-    def difference(self, other: Snapshot) -> str | None:
-        """The first value that ``other`` has not, where it is and what it was; None: no other."""
+    def replaced(self, before: Snapshot) -> dict[str, Tensor]:
+        """Tensors of ``before`` that others now stand for, alike but for their place, by name. Where
+        a model does so itself, as torch's older spectral and weight norm do, a graph is right if
+        the model writes them before it reads them."""
+        pairs = zip(self._tensor_entries(), before._tensor_entries(), before.tensors, strict=False)
+        return {
+            _name(path): tensor
+            for (path, ours), (_, theirs), tensor in pairs
+            if _is_elsewhere(ours, theirs)
+        }
+
+    def difference(self, other: Snapshot, but: Container[str] = ()) -> str | None:
+        """The first value that ``other`` has not, where it is and what it was; None: no other, but
+        for the places of tensors of some names."""
         if self.key == other.key:
             return None
         for ours, theirs, path in zip(self.key, other.key, self._paths, strict=False):
-            if ours != theirs:
+            if ours != theirs and not (_name(path) in but and _is_elsewhere(ours, theirs)):
                 values = [_short(value) for value in (theirs, ours)]
                 return _name(path) + (": {} -> {}".format(*values) if all(values) else "")
-        return _name(max(self._paths, other._paths, key=len)[min(len(self.key), len(other.key))])
+        longer, n = max(self._paths, other._paths, key=len), min(len(self.key), len(other.key))
+        return _name(longer[n]) if n < len(longer) else None
+
+    def _tensor_entries(self) -> Iterator[tuple[Path, tuple]]:
+        return ((self._paths[i], self._values[i]) for i in self._tensors_at)
 
     def _add(self, value: object, path: Path) -> None:
         if len(self._values) == MAX_VALUES:
@@ -151,7 +171,8 @@ class Snapshot:
     def _of_object(self, thing: object, path: Path) -> Iterator[tuple[object, object]]:
         base = next(c for c in type(thing).__mro__ if not c.__flags__ & _IS_PYTHON)
         if isinstance(thing, Mapping):
-            for i, (key, value) in enumerate(thing.items()):
+            in_order = sorted(thing) if all(isinstance(key, str) for key in thing) else thing
+            for i, (key, value) in enumerate((key, thing[key]) for key in in_order):
                 yield key, f" key {i}"
                 yield value, key
         elif isinstance(thing, (set, frozenset)):
@@ -179,20 +200,22 @@ class Snapshot:
             yield type(thing), ".__class__"
 
     def _tensor(self, t: Tensor, path: Path) -> None:
-        layout = t.shape, t.dtype, t.device, t.requires_grad
+        kind = t.shape, t.dtype, t.device
         try:
             if t.device.type == "cpu" and self._device.type != "cpu":
                 self._array(t.detach().contiguous().flatten().view(torch.uint8).numpy(), path)
-                self._add(layout, path)
+                self._add((t.requires_grad, kind), path)
                 return
-            place = t.data_ptr()
-            strides = t.stride()
+            place = t.data_ptr(), t.stride(), t.requires_grad
         except (RuntimeError, NotImplementedError):  # sparse, nested, wrapped
-            place = strides = 0
-        if not place and t.numel():
+            place = 0, (), False
+        if not place[0] and t.numel():
             self._not_seen(path, f"is a {type(t).__name__} whose memory cannot be watched")
-        self._add((place, strides, *layout), path)
+        if self._rewritten and _name(path) in self._rewritten:
+            place = None
+        self._tensors_at.append(len(self._values))
         self.tensors.append(t)
+        self._add(_Placed((place, kind)), path)
 
     def _array(self, a: np.ndarray, path: Path) -> None:
         if a.nbytes > MAX_BYTES or a.dtype.hasobject:
@@ -208,6 +231,10 @@ class Snapshot:
             self._look(function, path)
         if not isinstance(owner, (types.ModuleType, types.NoneType)):
             self._look(owner, (path, ".__self__"))
+
+
+class _Placed(tuple):
+    """Where a tensor is, and what else tells it from others."""
 
 
 class _TooMany(Exception):
@@ -311,6 +338,12 @@ def _name(path: Path) -> str:
     return _name(parent) + text
 
 
+def _is_elsewhere(ours: object, theirs: object) -> bool:
+    """Whether these are of two tensors that differ in their place alone."""
+    both = type(ours) is type(theirs) is _Placed
+    return both and ours != theirs and ours[1] == theirs[1]
+
+
 def _short(value: object) -> str:
     """A number or the like, to be read; else nothing."""
     is_plain = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], type)
@@ -335,4 +368,4 @@ _WRAPPERS = (
 _CODE = (types.FunctionType, *(t for t, _ in _WRAPPERS))
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _HOLDERS = ("_parameters", "_buffers", "_modules")
-_OFTEN_EMPTY = frozenset(vars(nn.Module()))  # hooks and flags
+_OFTEN_EMPTY = frozenset(vars(nn.Module())) - {"training"}  # hooks and flags

@@ -13,6 +13,7 @@ from fastebm.graph import GraphWarning, settings_key
 from fastebm.losses import ContrastiveDivergence, LossOutput
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.snapshot import Snapshot
+from fastebm.waits import Reads
 
 WARM_UP_STEPS = 3  # the optimiser makes its state in the first; libraries choose in all
 
@@ -60,6 +61,7 @@ class GraphedTrainStep:
         self._replay: Body | None = None
         self._settings: object = None
         self._state: Snapshot | None = None  # what was captured, or is to be
+        self._rewritten: frozenset[str] = frozenset()  # tensors that each step replaces
         self._calls, self._has_warned = 0, False
 
     def __call__(self, x: Tensor) -> LossOutput:
@@ -103,10 +105,17 @@ class GraphedTrainStep:
 
     def _capture(self) -> None:
         _check(self.loss, self.optimizer)
-        self._replay = capture(self._step, self._device, share_memory=False)
-        change = self._look().difference(self._state)
+        before = self._look()
+        with Reads() as reads:
+            replay = capture(self._step, self._device, share_memory=False)
+        after = self._look()
+        replaced = after.replaced(before)
+        written_first = [name for name, tensor in replaced.items() if not reads.saw(tensor)]
+        change = after.difference(before, written_first)
         if change is not None:
-            raise RuntimeError(f"this step changes as it runs, so no graph can be it: {change}")
+            raise RuntimeError(f"this step cannot be captured, as it changes what it reads, {change}")
+        self._rewritten |= set(written_first)
+        self._state, self._replay = self._look(), replay
 
     def _has_changed(self) -> bool:
         """Whether a graph, or the one to be captured, would not be the step as it is now."""
@@ -128,6 +137,7 @@ class GraphedTrainStep:
         """What a replay would go on using."""
         return Snapshot(
             self._device,
+            self._rewritten,
             loss=self.loss,
             param_groups=self.optimizer.param_groups,
             optimizer_state=list(self.optimizer.state.values()),

@@ -1,10 +1,11 @@
-"""Finds where the host would wait for a device, which no CUDA graph can hold."""
+"""What operators do that a CUDA graph must know: wait for the device, read a tensor."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 _TAGS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")  # by a mask or by numbers
@@ -51,3 +52,23 @@ class NoWaits(TorchDispatchMode):
 
     def _is_here(self, thing: object) -> bool:
         return isinstance(thing, Tensor) and thing.device.type == self._type
+
+
+class Reads(TorchDispatchMode):
+    """Notes which of some tensors operators are called with, by their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: set[int] = set()
+
+    def saw(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._memory
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in filter(lambda a: isinstance(a, Tensor), tree_leaves((args, kwargs))):
+            self._memory.add(tensor.untyped_storage().data_ptr())
+        return func(*args, **(kwargs or {}))

@@ -174,6 +174,10 @@ KINDS = {
     "class attribute": _with_class_value,
     "global": lambda: (energy(lambda s: SCALE), patch_global),
     "patched forward": lambda: (energy(lambda s: 1.0), patch_forward),
+    "a forward of its own": lambda: (
+        energy(lambda s: 1.0),
+        lambda m: setattr(m, "forward", lambda x: 3 * x.square().sum(1)),
+    ),
     "number of a layer": lambda: (Softplus(), change("net.1.beta", 3.0)),
     "another layer": lambda: (Softplus(), lambda m: m.net.__setitem__(1, nn.Tanh())),
 }

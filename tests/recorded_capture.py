@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class _Recorder(TorchDispatchMode):
@@ -19,7 +19,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.tape.append((func, args, kwargs or {}, out))
+        # Aliases: a graph knows memory, not tensors and what hangs on them.
+        call = tree_map(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs, out))
+        self.tape.append((func, *call))
         return out
 
 
@@ -33,7 +35,7 @@ class RecordedCaptures:
     def __init__(self):
         self.captured = self.replayed = 0
 
-    def warm_up(self, body, device):
+    def warm_up(self, body, device, may_wait=False):
         body()
 
     def ordered(self, device):
@@ -42,27 +44,28 @@ class RecordedCaptures:
     def forget_pools(self):
         pass
 
-    def capture(self, body, device):
+    def capture(self, body, device, share_memory=True):
+        """Unlike a real one it runs ``body``; what that changed in place is put back by tests that
+        need it."""
         with _Recorder() as recorder:
             body()
         self.captured += 1
 
         def replay():
             self.replayed += 1
-            run(recorder.tape)
+            with torch.no_grad():
+                for func, args, kwargs, recorded in recorder.tape:
+                    _again(recorded, func(*args, **(kwargs or {})))
 
         return replay
 
 
-def run(tape):
-    """The operators once more, on the tensors they were called on, or that came out before."""
-    made = {}
+def _again(recorded, out):
+    """What came out goes where it came out then."""
+    for old, new in zip(tree_leaves(recorded), tree_leaves(out), strict=True):
+        if isinstance(old, torch.Tensor) and _storage(old) != _storage(new):
+            old.copy_(new)
 
-    def current(value):
-        return made.get(id(value), value) if isinstance(value, torch.Tensor) else value
 
-    for func, args, kwargs, recorded in tape:
-        out = func(*tree_map(current, args), **tree_map(current, kwargs))
-        old = recorded if isinstance(recorded, (list, tuple)) else [recorded]
-        new = out if isinstance(recorded, (list, tuple)) else [out]
-        made |= {id(a): b for a, b in zip(old, new, strict=True) if isinstance(a, torch.Tensor)}
+def _storage(tensor):
+    return tensor.untyped_storage().data_ptr()

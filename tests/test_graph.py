@@ -3,7 +3,9 @@ body; what a real capture does is tested on a GPU, in test_capture.py."""
 
 import math
 import re
+import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from fastebm import Augmentation, GraphWarning, LangevinDynamics, chain, clear_graphs
-from fastebm.graph import UNROLL, ChainGraphs, model_key, segments, settings_key
+from fastebm.graph import UNROLL, ChainGraphs, segments, settings_key
 from fastebm.rng import ChainRNG, DeviceRNG
 
 
@@ -20,8 +22,18 @@ class Captures:
 
     def __init__(self):
         self.captured = self.replayed = 0
-        self.is_warm = False
+        self.is_warm = self.is_ordered = False
         self.error = self.error_of_warm_up = None
+
+    @contextmanager
+    def ordered(self, device):
+        assert not self.is_ordered
+        self.is_ordered = True
+        yield
+        self.is_ordered = False
+
+    def forget_pools(self):
+        pass
 
     def warm_up(self, body, device):
         if self.error_of_warm_up is not None:
@@ -33,9 +45,11 @@ class Captures:
         if self.error is not None:
             raise self.error
         assert self.is_warm  # so that libraries choose and allocate before
+        assert self.is_ordered
         self.captured += 1
 
         def replay():
+            assert self.is_ordered
             self.replayed += 1
             self.is_warm = False
             body()
@@ -46,7 +60,7 @@ class Captures:
 @pytest.fixture
 def captures(monkeypatch):
     fake = Captures()
-    graphs = ChainGraphs(fake.capture, fake.warm_up, ("cpu",), max_graphs=3)
+    graphs = ChainGraphs(fake, ("cpu",), max_graphs=3)
     monkeypatch.setattr(chain, "GRAPHS", graphs)
     fake.graphs = graphs
     return fake
@@ -114,7 +128,10 @@ def test_the_first_call_is_eager_the_second_captures(captures):
         counts.append((captures.captured, captures.replayed))
     assert counts == [(0, 0), (1, 1), (1, 2), (1, 3)]
     LangevinDynamics(sampler.model, 0.1, graph=True).sample(x, 5, seed=1)
-    assert captures.captured == 2  # required: at once; another sampler's gradient, so another key
+    assert captures.captured == 1  # another sampler, the same chain
+    model = mlp()
+    LangevinDynamics(model, 0.1, graph=True).sample(x, 5, seed=1)
+    assert captures.captured == 2  # required: at once
     LangevinDynamics(mlp(), 0.1, graph=False).sample(x, 5, seed=1)
     assert captures.captured == 2
 
@@ -225,18 +242,6 @@ def test_what_a_graph_bakes_in_is_in_its_key(captures, change):
     assert settings_key(torch.device("cpu")) == before
 
 
-def test_training_flags_and_frozen_parameters_are_in_the_key():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    key = model_key(model)
-    assert key == model_key(model) and hash(key) == hash(model_key(model))
-    model[1].eval()
-    assert model_key(model) != key
-    model[1].train()
-    model[0].bias.requires_grad_(False)
-    assert model_key(model) != key
-    assert model_key(nn.Sequential(*model)) != model_key(model)  # another model, the same tensors
-
-
 def test_a_failed_capture_warns_once_and_stays_eager(captures):
     sampler, x = LangevinDynamics(mlp(), 0.1), torch.randn(3, 2, dtype=torch.float64)
     expected = sampler.sample(x, 5, seed=1)
@@ -297,20 +302,16 @@ def test_the_package_has_no_other_way_to_a_graph():
 
 
 def test_a_graph_that_does_not_agree_is_not_used(captures):
-    class Frozen(nn.Module):
-        """Branches on the host, as a captured model would go on doing with its first answer."""
-
-        calls = 0
+    class Clock(nn.Module):
+        """Reads what nobody can watch, as a captured model would go on using its first answer."""
 
         def forward(self, x):
-            self.calls += 1
-            return (1.0 if self.calls <= 10 else 3.0) * x.square().sum(1)
+            return (1 + time.perf_counter_ns() % 7) * x.square().sum(1)
 
-    sampler, x = LangevinDynamics(Frozen(), 0.1), torch.randn(3, 2)
+    sampler, x = LangevinDynamics(Clock(), 0.1), torch.randn(3, 2)
     sampler.sample(x, 5, seed=1)
-    expected = LangevinDynamics(lambda x: x.square().sum(1), 0.1).sample(x, 5, seed=1)
     with pytest.warns(GraphWarning, match="differs from the eager chain"):
-        assert torch.equal(sampler.sample(x, 5, seed=1), expected)
+        sampler.sample(x, 5, seed=1)
     replayed = captures.replayed
     sampler.sample(x, 5, seed=1)
     assert captures.replayed == replayed
@@ -359,13 +360,15 @@ def test_what_has_no_graph(captures):
         ({"return_trajectory": True}, "single steps"),
         ({"return_diagnostics": True}, "single steps"),
         ({"augmentation": Augmentation(hflip_p=0.5)}, "single steps"),
-        ({"model_kwargs": {"extra": [1]}}, "argument extra is neither"),
+        ({"model_kwargs": {"extra": iter([1])}}, "model_kwargs.'extra'. is a list_iterator"),
     ]:
         with pytest.raises(RuntimeError, match=match):
             sampler.sample(x, 2, **options)
         sampler._runner.graph = "auto"
-        for _ in range(3):
-            sampler.sample(x, 2, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GraphWarning)
+            for _ in range(3):
+                sampler.sample(x, 2, **options)
         sampler._runner.graph = True
     assert torch.equal(sampler.sample(x, 0), x)
     assert captures.captured == 0
@@ -377,6 +380,7 @@ def test_parametrised_weights_are_computed_inside_the_graph(captures, monkeypatc
     # A replay must compute them from the parameters, not read what sampling_mode cached outside.
     class Double(nn.Module):
         calls = 0
+        _outside_graphs = ("calls",)
 
         def forward(self, w):
             self.calls += 1
@@ -392,7 +396,7 @@ def test_parametrised_weights_are_computed_inside_the_graph(captures, monkeypatc
         inside.append(double.calls - before)
         return body
 
-    monkeypatch.setattr(captures.graphs, "_capture", capture)
+    monkeypatch.setattr(captures, "capture", capture)
     sampler, x = LangevinDynamics(linear, 0.1), torch.randn(3, 2, dtype=torch.float64)
     plain = LangevinDynamics(linear, 0.1, graph=False)
     for _ in range(4):

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,7 @@ def replays(monkeypatch):
     monkeypatch.setattr(module, "_check", lambda loss, optimizer: torch.device("cpu"))
     monkeypatch.setattr(module, "warm_up", lambda body, device, may_wait: body())
     monkeypatch.setattr(module, "capture", capture)
+    monkeypatch.setattr(module, "ordered", lambda device: nullcontext())
     return seen
 
 
