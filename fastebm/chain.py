@@ -110,9 +110,7 @@ class ChainRunner:
             return "modes of torch's functions or operators are on"
         return None
 
-    def _program(
-        self, model: nn.Module, gradient: Gradient, chain: Chain
-    ) -> tuple[tuple, Program]:
+    def _program(self, model: nn.Module, gradient: Gradient, chain: Chain) -> tuple[tuple, Program]:
         """The chain for graphs, and the key: all that its graph bakes in beside the model."""
         device = chain.x.device
         tensors = {k: v.detach() for k, v in chain.model_kwargs.items() if isinstance(v, Tensor)}

@@ -15,7 +15,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from fastebm import capture as cuda
+import fastebm.capture as cuda
 from fastebm.capture import Body
 from fastebm.snapshot import Snapshot
 
@@ -174,7 +174,7 @@ class ChainGraphs:
         for known in list(self._models.values()):
             for key, state in [k for k, graph in known.graphs.items() if graph is oldest]:
                 del known.graphs[key, state]
-                known.kinds[key].states.pop(hash(state), None)
+                known.kinds.get(key, _Kind()).states.pop(hash(state), None)
 
 
 class _OfModel:

@@ -113,7 +113,9 @@ class GraphedTrainStep:
         written_first = [name for name, tensor in replaced.items() if not reads.saw(tensor)]
         change = after.difference(before, written_first)
         if change is not None:
-            raise RuntimeError(f"this step cannot be captured, as it changes what it reads, {change}")
+            raise RuntimeError(
+                f"this step cannot be captured, as it changes what it reads, {change}"
+            )
         self._rewritten |= set(written_first)
         self._state, self._replay = self._look(), replay
 

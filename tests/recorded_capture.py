@@ -9,18 +9,30 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class _Recorder(TorchDispatchMode):
+    """Notes the calls, and what memory from before held."""
+
     def __init__(self):
         super().__init__()
-        self.tape = []
+        self.tape, self._before = [], {}
+
+    def undo(self):
+        for storage, held in self._before.values():
+            storage.copy_(held)
 
     @classmethod
     def is_infra_mode(cls):  # torch.compile works as it does outside
         return True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in filter(torch.is_tensor, tree_leaves((args, kwargs))):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._before:
+                self._before[storage.data_ptr()] = storage, storage.clone()
         out = func(*args, **(kwargs or {}))
         # Aliases: a graph knows memory, not tensors and what hangs on them.
-        call = tree_map(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs, out))
+        call = tree_map(
+            lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs, out)
+        )
         self.tape.append((func, *call))
         return out
 
@@ -45,10 +57,9 @@ class RecordedCaptures:
         pass
 
     def capture(self, body, device, share_memory=True):
-        """Unlike a real one it runs ``body``; what that changed in place is put back by tests that
-        need it."""
         with _Recorder() as recorder:
             body()
+        recorder.undo()  # a capture runs nothing
         self.captured += 1
 
         def replay():

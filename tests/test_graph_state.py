@@ -269,6 +269,6 @@ def test_another_model_of_the_sampler(captures):
             sampler.sample(x, 4, seed=1)
         sampler.model = two
         for _ in range(3):
-            torch.testing.assert_close(sampler.sample(x, 4, seed=1), ends(two, x, 1, graph=False)[0])
-
-
+            torch.testing.assert_close(
+                sampler.sample(x, 4, seed=1), ends(two, x, 1, graph=False)[0]
+            )

@@ -1,19 +1,21 @@
 """A training step as one CUDA graph: it waits for nothing, and its replays are eager steps."""
 
 import copy
+import functools
 import sys
-from contextlib import nullcontext
-from types import SimpleNamespace
+import warnings
 
 import pytest
 import torch
 from conftest import HAS_GPU
 from readback import NothingIsReadBack
+from recorded_capture import RecordedCaptures
 from torch import nn
 
 from fastebm import (
     ContrastiveDivergence,
     GraphedTrainStep,
+    GraphWarning,
     ImprovedContrastiveDivergence,
     LangevinDynamics,
     LossOutput,
@@ -73,11 +75,11 @@ def test_what_would_wait_is_found():
             lambda: bool(torch.ones(()) > 0),
             lambda: torch.ones(3)[torch.tensor([True, False, True])],
         ):
-            with pytest.raises(AssertionError):
+            with pytest.raises(RuntimeError):
                 waits()
     _, loss, optimizer = setup("icd")
     loss.on_nonfinite = "raise"
-    with NothingIsReadBack(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+    with NothingIsReadBack(), pytest.raises(RuntimeError, match="_local_scalar_dense"):
         train_step(loss, optimizer, torch.randn(8, 2), DeviceRNG(ChainRNG(4), "cpu"))
 
 
@@ -117,68 +119,197 @@ def test_errors():
 
 
 @pytest.fixture
-def replays(monkeypatch):
-    """As on a device: a capture runs the Python of a step, a replay does not. What was captured,
-    and how often it was replayed."""
-    module, seen = sys.modules["fastebm.train_step"], SimpleNamespace(captured=[], replayed=0)
-
-    def capture(body, device, share_memory):
-        seen.captured.append(share_memory)
-        body()
-
-        def replay():
-            seen.replayed += 1
-
-        return replay
-
+def captures(monkeypatch):
+    """As on a device: a capture bakes in all numbers, a replay runs no Python of a step."""
+    module, runtime = sys.modules["fastebm.train_step"], RecordedCaptures()
     monkeypatch.setattr(module, "_check", lambda loss, optimizer: torch.device("cpu"))
-    monkeypatch.setattr(module, "warm_up", lambda body, device, may_wait: body())
-    monkeypatch.setattr(module, "capture", capture)
-    monkeypatch.setattr(module, "ordered", lambda device: nullcontext())
-    return seen
+    for name in ("warm_up", "capture", "ordered"):
+        monkeypatch.setattr(module, name, getattr(runtime, name))
+    return runtime
 
 
-def test_what_the_host_counts_goes_on_under_replay(replays):
-    model, loss, optimizer = setup("icd")
-    step = GraphedTrainStep(loss, optimizer)
-    pushed = loss.buffer.n_pushed
-    for i in range(1, 7):
-        assert isinstance(step(torch.randn(40, 2)), LossOutput)
-        assert loss.calls == i and loss.buffer.n_pushed == pushed + 40 * i
-    assert replays.captured == [False] and replays.replayed == 3
+class Twins:
+    """A graphed step, and the same steps taken eagerly."""
+
+    def __init__(self, kind="icd", **options):
+        self.model, self.loss, self.optimizer = setup(kind, **options)
+        self.twin, self.plain, self.other = setup(kind, **options)
+        self.step = GraphedTrainStep(self.loss, self.optimizer, seed=4)
+        self.rng = DeviceRNG(ChainRNG(4), "cpu")
+
+    def change(self, put):
+        put(self.model, self.loss, self.optimizer)
+        put(self.twin, self.plain, self.other)
+
+    def take(self, n):
+        for _ in range(n):
+            x = torch.randn(40, 2)
+            out, expected = self.step(x), train_step(self.plain, self.other, x, self.rng)
+            assert isinstance(out, LossOutput) and out.metrics.keys() == expected.metrics.keys()
+            for name, value in expected.metrics.items():
+                torch.testing.assert_close(out.metrics[name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(out.x_neg, expected.x_neg)
+            torch.testing.assert_close(
+                list(self.model.parameters()), list(self.twin.parameters()), rtol=1e-5, atol=1e-6
+            )
+        assert self.loss.calls == self.plain.calls
+        if self.loss.buffer is not None:
+            assert self.loss.buffer.n_pushed == self.plain.buffer.n_pushed
+            torch.testing.assert_close(self.loss.buffer.data, self.plain.buffer.data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_replays_on_a_recording_are_eager_steps(captures, kind):
+    twins = Twins(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        twins.take(7)
+    assert (captures.captured, captures.replayed) == (1, 4)
     with pytest.raises(ValueError, match=r"float32 \(40, 2\) as at first, got torch.float32 \(39"):
-        step(torch.randn(39, 2))
+        twins.step(torch.randn(39, 2))
+
+
+def put(path, value):
+    """Sets loss.<path>."""
+
+    def change(model, loss, optimizer):
+        *owners, name = path.split(".")
+        setattr(functools.reduce(getattr, owners, loss), name, value)
+
+    return change
 
 
 CHANGES = {
     "mode": lambda model, loss, optimizer: model.eval(),
     "parameters": lambda model, loss, optimizer: model.load_state_dict(
-        {k: v.clone() for k, v in model.state_dict().items()}, assign=True
+        {k: 0.5 * v for k, v in model.state_dict().items()}, assign=True
     ),
+    "frozen": lambda model, loss, optimizer: model[0].weight.requires_grad_(False),
     "stored samples": lambda model, loss, optimizer: setattr(
-        loss.buffer, "data", loss.buffer.data.clone()
+        loss.buffer, "data", loss.buffer.data.flip(0)
     ),
     "optimiser's state": lambda model, loss, optimizer: optimizer.load_state_dict(
         copy.deepcopy(optimizer.state_dict())
     ),
     "learning rate": lambda model, loss, optimizer: optimizer.param_groups[0].update(lr=0.5),
-    "settings": lambda model, loss, optimizer: torch.use_deterministic_algorithms(True),
+    "weight of a term": put("kl_weight", 3.0),
+    "no term": put("entropy_weight", 0.0),
+    "references": put("n_entropy_refs", 20),
+    "energy penalty": put("energy_reg_weight", 1.0),
+    "steps": put("k_steps", 2),
+    "step size": put("sampler.step_size", 0.01),
+    "schedule": put("sampler.step_size", lambda k: 0.01 / (k + 1)),
+    "noise": put("sampler.noise_std", 0.3),
+    "temperature": put("sampler.temperature", 0.5),
+    "box": lambda model, loss, optimizer: setattr(
+        loss.sampler, "options", loss.sampler.options._replace(clamp=(-1, 1))
+    ),
+    "restarts": put("buffer.reinit_prob", 0.9),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_what_a_graph_has_baked_in_may_not_change(replays, change):
-    model, loss, optimizer = setup("icd")
-    step = GraphedTrainStep(loss, optimizer)
-    for _ in range(5):
-        step(torch.randn(40, 2))
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_value_gives_the_new_result(captures, change):
+    twins = Twins()
+    twins.take(6)
+    with pytest.warns(GraphWarning, match="captured anew, since it changed: "):
+        twins.change(change)
+        twins.take(1)
+    with warnings.catch_warnings():  # once is enough
+        warnings.simplefilter("error")
+        twins.take(3)
+        assert (captures.captured, captures.replayed) == (2, 6)
+        twins.change(change if change is CHANGES["parameters"] else put("k_steps", 3))
+        twins.take(3)
+    assert captures.captured == 3
+
+
+def test_settings_of_torch(captures):
+    twins = Twins()
+    twins.take(5)
     try:
-        change(model, loss, optimizer)
-        with pytest.raises(RuntimeError, match="make a new GraphedTrainStep"):
-            step(torch.randn(40, 2))
+        torch.use_deterministic_algorithms(True)
+        with pytest.warns(GraphWarning, match="settings of torch"):
+            twins.take(3)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert replays.replayed == 2
+    assert captures.captured == 2
+
+
+def test_a_tensor_learning_rate_needs_no_new_graph(captures):
+    twins = Twins()
+    rate = torch.tensor(0.01)
+    for optimizer in (twins.optimizer, twins.other):
+        optimizer.param_groups[0]["lr"] = rate
+    twins.take(5)
+    for _ in range(3):
+        rate.mul_(0.5)
+        twins.take(1)
+    assert captures.captured == 1
+
+
+def test_a_change_to_what_cannot_be_captured(captures, monkeypatch):
+    twins = Twins()
+    twins.take(5)
+
+    def refuse(loss, optimizer):
+        raise ValueError('loss must have on_nonfinite="count"')
+
+    monkeypatch.setattr(sys.modules["fastebm.train_step"], "_check", refuse)
+    twins.loss.on_nonfinite = "raise"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="on_nonfinite"):
+                twins.step(torch.randn(40, 2))
+
+
+@pytest.mark.parametrize("reads_first", [False, True])
+def test_tensors_that_a_step_replaces(captures, reads_first):
+    class Keeps(nn.Module):
+        """Sets a tensor in each call, as torch's older spectral norm does."""
+
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.last = net, torch.zeros(2)
+
+        def forward(self, x):
+            if reads_first:
+                x = x + self.last
+            self.last = x.detach().mean(0)
+            return self.net(x).squeeze(1)
+
+    _, loss, optimizer = setup("cd")
+    model = loss.sampler.model = loss.__dict__["model"] = Keeps(loss.model)
+    step = GraphedTrainStep(loss, optimizer)
+    for _ in range(3):
+        step(torch.randn(40, 2))
+    if reads_first:
+        with pytest.raises(RuntimeError, match="as it changes what it reads, loss.model.last"):
+            step(torch.randn(40, 2))
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            step(torch.randn(40, 2))
+    assert captures.captured == 1 and model.last.shape == (2,)
+
+
+def test_a_step_that_counts_is_told(captures):
+    _, loss, optimizer = setup("cd")
+    loss.sampler.n = 0
+    sample = type(loss.sampler).sample
+
+    def counting(*args, **kwargs):
+        loss.sampler.n += 1
+        return sample(loss.sampler, *args, **kwargs)
+
+    loss.sampler.sample = counting
+    step = GraphedTrainStep(loss, optimizer)
+    for _ in range(3):
+        step(torch.randn(40, 2))
+    with pytest.raises(RuntimeError, match="it changes what it reads, loss.sampler.n: 3 -> 4"):
+        step(torch.randn(40, 2))
 
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")]
@@ -211,9 +342,12 @@ def test_replays_are_eager_steps(kind):
         assert torch.equal(loss.buffer.stream, plain.buffer.stream)
     with pytest.raises(ValueError, match="as at first"):
         step(torch.randn(39, 2, device="cuda"))
-    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
-    with pytest.raises(RuntimeError, match="make a new GraphedTrainStep"):
-        step(torch.randn(40, 2, device="cuda"))
+    loss.k_steps = plain.k_steps = 3
+    with pytest.warns(GraphWarning, match="captured anew, since it changed: loss.k_steps: 4 -> 3"):
+        for _ in range(3):
+            x = torch.randn(40, 2, device="cuda")
+            out, expected = step(x), train_step(plain, other, x, rng, 1.0)
+            torch.testing.assert_close(out.x_neg, expected.x_neg, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("capturable", [pytest.param(False, marks=gpu)])
