@@ -59,11 +59,9 @@ class LangevinDynamics:
         graph: run ``sample`` as CUDA graphs of up to 32 steps: the launches of a small energy cost
             more than its arithmetic. ``"auto"``: from the second call with the same shapes and
             options on, where it works; where not, one ``GraphWarning`` says why. True: a
-            RuntimeError says why. A CPU has none. What the model holds is looked at in every call:
-            tensors may change in place, and a number, a tensor or a module that is another one gets
-            another graph. A model that changes as it runs, or holds what cannot be watched
-            (``fastebm.snapshot``), runs eagerly, and a warning names it. ``clear_graphs()`` gives
-            back what graphs hold; they go with their model, too.
+            RuntimeError says why. A CPU has none. What the model holds is looked at in every call
+            (``fastebm.snapshot``): tensors may change in place; another number, tensor or module
+            gets another graph. ``clear_graphs()`` gives back what graphs hold.
         precision: of the products in ``backend="fused"``: "fp32", or on a CUDA device "bf16", with
             sums, chains and noise in float32.
 

@@ -67,9 +67,9 @@ class Snapshot:
         self._numbers.clear()
 
     def replaced(self, before: Snapshot) -> dict[str, Tensor]:
-        """Tensors of ``before`` that others now stand for, alike but for their place, by name. Where
-        a model does so itself, as torch's older spectral and weight norm do, a graph is right if
-        the model writes them before it reads them."""
+        """Tensors of ``before`` that others stand for now, alike but for their place, by name.
+        Where a model does so itself, as with torch's older spectral and weight norm, a graph is
+        right if it writes them before it reads them."""
         pairs = zip(self._tensor_entries(), before._tensor_entries(), before.tensors, strict=False)
         return {
             _name(path): tensor
@@ -132,7 +132,7 @@ class Snapshot:
             self._add(thing.__name__, path)
         elif isinstance(thing, _INERT):
             return
-        elif isinstance(thing, _BUILT_IN) or isinstance(thing, types.MethodType):
+        elif isinstance(thing, _METHODS):
             self._method(thing, path)
         elif isinstance(thing, torch.jit.ScriptFunction):
             self._not_seen(path, "is TorchScript, which cannot be watched")
@@ -357,8 +357,9 @@ _PLAIN = {
 }
 _BY_IDENTITY = (torch._ops.OperatorBase, torch._ops.OpOverloadPacket)
 _INERT = (logging.Logger, type(threading.Lock()), type(threading.RLock()))
-_BUILT_IN = (
-    *(types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
+_METHODS = (
+    *(types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType),
+    *(types.WrapperDescriptorType,),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
 )
 _WRAPPERS = (

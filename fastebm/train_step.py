@@ -29,8 +29,8 @@ class GraphedTrainStep:
 
     A graph bakes numbers in. All that loss, sampler, buffer, model and optimiser hold is looked at
     in every call: where something is not what was captured (a weight of the loss, a learning rate,
-    a tensor that a checkpoint replaced), that step runs eagerly and the next is captured anew, which
-    a ``GraphWarning`` says once. What is to change often must be a tensor, changed in place.
+    a tensor that a checkpoint replaced), that step runs eagerly and the next is captured anew,
+    which a ``GraphWarning`` says once. What is to change often must be a tensor, changed in place.
 
     Args:
         loss: a loss with ``on_nonfinite="count"``, its model on a CUDA device. A buffer must be of
@@ -113,9 +113,7 @@ class GraphedTrainStep:
         written_first = [name for name, tensor in replaced.items() if not reads.saw(tensor)]
         change = after.difference(before, written_first)
         if change is not None:
-            raise RuntimeError(
-                f"this step cannot be captured, as it changes what it reads, {change}"
-            )
+            raise RuntimeError(f"the step cannot be captured, it changes what it reads, {change}")
         self._rewritten |= set(written_first)
         self._state, self._replay = self._look(), replay
 
@@ -123,7 +121,7 @@ class GraphedTrainStep:
         """Whether a graph, or the one to be captured, would not be the step as it is now."""
         settings, state = settings_key(self._device), self._look()
         if state.unseen is not None:
-            raise RuntimeError(f"this step cannot be captured: {state.unseen}")
+            raise RuntimeError(f"the step cannot be captured: {state.unseen}")
         before, self._state = self._state, state
         change = None if before is None else state.difference(before)
         if change is None and before is not None and settings != self._settings:

@@ -30,10 +30,8 @@ class _Recorder(TorchDispatchMode):
                 self._before[storage.data_ptr()] = storage, storage.clone()
         out = func(*args, **(kwargs or {}))
         # Aliases: a graph knows memory, not tensors and what hangs on them.
-        call = tree_map(
-            lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs, out)
-        )
-        self.tape.append((func, *call))
+        alias = lambda v: v.detach() if isinstance(v, torch.Tensor) else v  # noqa: E731
+        self.tape.append((func, *tree_map(alias, (args, kwargs, out))))
         return out
 
 

@@ -268,7 +268,6 @@ def test_another_model_of_the_sampler(captures):
         for _ in range(3):
             sampler.sample(x, 4, seed=1)
         sampler.model = two
+        expected = ends(two, x, 1, graph=False)[0]
         for _ in range(3):
-            torch.testing.assert_close(
-                sampler.sample(x, 4, seed=1), ends(two, x, 1, graph=False)[0]
-            )
+            torch.testing.assert_close(sampler.sample(x, 4, seed=1), expected)

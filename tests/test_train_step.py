@@ -285,7 +285,7 @@ def test_tensors_that_a_step_replaces(captures, reads_first):
     for _ in range(3):
         step(torch.randn(40, 2))
     if reads_first:
-        with pytest.raises(RuntimeError, match="as it changes what it reads, loss.model.last"):
+        with pytest.raises(RuntimeError, match="it changes what it reads, loss.model.last"):
             step(torch.randn(40, 2))
         return
     with warnings.catch_warnings():
