@@ -56,12 +56,11 @@ class LangevinDynamics:
         compile: take the gradient of ``sample`` through ``torch.compile`` (of the gradient alone:
             ``last_step`` stays eager). The same result up to rounding. Tensors of the model may
             change from one step of a chain to the next if they change in place, and nothing else.
-        graph: run ``sample`` as CUDA graphs of up to 32 steps: the launches of a small energy cost
-            more than its arithmetic. ``"auto"``: from the second call with the same shapes and
-            options on, where it works; where not, one ``GraphWarning`` says why. True: a
-            RuntimeError says why. A CPU has none. What the model holds is looked at in every call
-            (``fastebm.snapshot``): tensors may change in place; another number, tensor or module
-            gets another graph. ``clear_graphs()`` gives back what graphs hold.
+        graph: run ``sample`` as CUDA graphs of up to 32 steps: small energies cost less than their
+            launches. ``"auto"``: from the second call with the same shapes and options on, where it
+            works; else one ``GraphWarning`` says why. True: a RuntimeError does. A CPU has none.
+            All that the model holds is looked at in every call: tensors may change in place, other
+            numbers, tensors or modules get another graph (``fastebm.snapshot`` says what is seen).
         precision: of the products in ``backend="fused"``: "fp32", or on a CUDA device "bf16", with
             sums, chains and noise in float32.
 
@@ -71,7 +70,7 @@ class LangevinDynamics:
     Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996.
     """
 
-    _outside_graphs = ("_runner", "step_size_checked")  # what no graph of a step bakes in
+    _outside_graphs = ("_runner", "step_size_checked")  # no graph of a step bakes these in
 
     def __init__(
         self,
