@@ -143,7 +143,7 @@ class Snapshot:
     def _module(self, module: nn.Module, path: Path) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             self._not_seen(path, "is TorchScript, which cannot be watched")
-        elif isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+        elif "dynamo_ctx" in vars(module):  # of torch.compile
             self._look(module._orig_mod, path)
         elif self._is_new(module, path):
             hidden = getattr(type(module), "_outside_graphs", ())
