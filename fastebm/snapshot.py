@@ -112,8 +112,10 @@ class Snapshot:
 
     def _look(self, thing: object, path: Path) -> None:
         kind = type(thing)
-        if kind in _PLAIN or kind is tuple and _PLAIN.issuperset(map(type, thing)):
+        if kind in _PLAIN:
             self._add((kind, thing), path)
+        elif kind is tuple and _PLAIN.issuperset(map(type, thing)):
+            self._add((kind, thing, *map(type, thing)), path)
         elif kind in (float, complex):  # NaN is not equal to itself, and 0.0 is to -0.0
             self._add((kind, thing if thing and thing == thing else repr(thing)), path)
         elif isinstance(thing, Tensor):
@@ -346,7 +348,7 @@ def _is_elsewhere(ours: object, theirs: object) -> bool:
 
 def _short(value: object) -> str:
     """A number or the like, to be read; else nothing."""
-    is_plain = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], type)
+    is_plain = isinstance(value, tuple) and len(value) > 1 and isinstance(value[0], type)
     return repr(value[1])[:60] if is_plain else ""
 
 

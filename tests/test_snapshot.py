@@ -54,7 +54,8 @@ def test_the_message_says_where_and_what():
 
 
 @pytest.mark.parametrize(
-    "values", [(1, 1.0, True), (0.0, -0.0), ((1, 2), [1, 2]), ((1,), (1.0,)), (0, None, "", ())]
+    "values",
+    [(1, 1.0, True), (0.0, -0.0), ((1, 2), [1, 2]), ((1,), (1.0,), (True,)), (0, None, "", ())],
 )
 def test_equal_is_not_the_same(values):
     assert len({look(v).key for v in values}) == len(values)
