@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 ARCHS = 80 90 100
 CXX_FILES = csrc/*.h csrc/*.cpp csrc/*.cu tests/*.cpp
 
-.PHONY: demo test dev check fmt kernels asan bench readme gpu wheel clean
+.PHONY: demo test dev check fmt kernels asan bench readme gpu wheel gpu-wheel clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -93,6 +93,31 @@ wheel: tools
 	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
 	rm -rf build/wheel && mkdir -p build/wheel && cd build/wheel && unzip -q ../../dist/fastebm-*.whl
 	! nm -D --undefined-only -C build/wheel/fastebm/_C*.so | grep -E "at::|c10::"
+
+# The wheel that bench/gpu.sh installs where it fits, so that a rented GPU need not wait for nvcc:
+# kernels for sm_90, Python and torch of GPU_VENV (5 GB with CUDA's libraries, the oldest torch that
+# is promised, made where it is not there). git ignores dist/: whoever copies a tree to a GPU must
+# name dist/gpu. What it was made of stands beside it.
+GPU_PYTHON ?= python3.12
+GPU_VENV ?= build/gpu-venv
+OLDEST_TORCH = torch==2.11.0
+$(GPU_VENV)/bin/python:
+	$(GPU_PYTHON) -m venv $(GPU_VENV)
+
+gpu-venv: $(GPU_VENV)/bin/python
+	$(GPU_VENV)/bin/pip install -q --disable-pip-version-check "$(OLDEST_TORCH)" numpy \
+	  "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+.PHONY: gpu-venv
+
+gpu-wheel: gpu-venv
+	rm -rf dist/gpu build/gpu-wheel && mkdir -p dist/gpu build/gpu-wheel
+	FASTEBM_SIMT=OFF FASTEBM_CUDA=ON FASTEBM_CUDA_ARCHS=90 $(GPU_VENV)/bin/pip wheel -q \
+	  --disable-pip-version-check --no-deps --no-build-isolation -w dist/gpu .
+	bench/sources.sh > dist/gpu/sources
+	git describe --always --dirty --abbrev=12 --exclude '*' > dist/gpu/commit
+	cd build/gpu-wheel && unzip -q ../../dist/gpu/fastebm-*.whl
+	! nm -D --undefined-only -C build/gpu-wheel/fastebm/_C*.so | grep -E "at::|c10::"
+	ls -l dist/gpu
 
 clean:
 	rm -rf build dist runs
