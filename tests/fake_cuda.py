@@ -20,6 +20,7 @@ CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ANY_DEVICE = ("copy_", "_to_copy")
 INDICES_ANYWHERE = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 ON_CUDA: set[StorageWeakRef] = set()  # a weak one keeps the address from being used again
+ANYWHERE: set[StorageWeakRef] = set()  # zeros that autograd made, on the device it knew
 
 _device = torch._C.TensorBase.device.__get__
 _to = torch.Tensor.to
@@ -38,6 +39,7 @@ def on_cuda(tensor):
 
 
 def place(tensor, device):
+    ANYWHERE.discard(key(tensor))
     (ON_CUDA.add if device.type == "cuda" else ON_CUDA.discard)(key(tensor))
     return tensor
 
@@ -75,7 +77,11 @@ def made_on(make):
     def call(*args, **kwargs):
         kwargs.pop("pin_memory", None)
         device = kwargs.get("device")
-        if device is None or torch.device(device).type not in ("cuda", "cpu"):
+        if device is None:
+            made = make(*args, **kwargs)
+            ANYWHERE.discard(key(made))
+            return made
+        if torch.device(device).type not in ("cuda", "cpu"):
             return make(*args, **kwargs)
         return place(make(*args, **kwargs | {"device": CPU}), torch.device(device))
 
@@ -121,8 +127,11 @@ class Devices(TorchDispatchMode):
             known = {key(t) for t in given}
             made = {key(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)}
             ON_CUDA.update(made - known - {None})
-        if len(ON_CUDA) > 10_000:
-            ON_CUDA.difference_update([s for s in ON_CUDA if s.expired()])
+        elif not given:
+            ANYWHERE.update({key(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)})
+        for storages in (ON_CUDA, ANYWHERE):
+            if len(storages) > 10_000:
+                storages.difference_update([s for s in storages if s is None or s.expired()])
         return out
 
     @staticmethod
@@ -131,8 +140,9 @@ class Devices(TorchDispatchMode):
             return
         strict = func.namespace.startswith("fastebm")
         indices = args[1] if name in INDICES_ANYWHERE and on_cuda(args[0]) else ()
-        others = [t for t in given if not on_cuda(t) and not any(t is i for i in indices)]
-        changed = name.endswith("_") and not on_cuda(args[0])
+        others = [t for t in given if not on_cuda(t) and key(t) not in ANYWHERE]
+        others = [t for t in others if not any(t is i for i in indices)]
+        changed = name.endswith("_") and any(t is args[0] for t in others)
         if changed or any(strict or t.dim() for t in others):
             raise RuntimeError(
                 f"{func}: expected all tensors to be on the same device, but found at least two"
@@ -142,8 +152,8 @@ class Devices(TorchDispatchMode):
 
 @contextlib.contextmanager
 def fake_cuda(patch):
-    """Within it torch has the device "cuda". Not for what torch itself does there (streams, graphs,
-    generators, compilers); ``patch``: pytest's monkeypatch."""
+    """Within it torch has the device "cuda", without streams, graphs and generators; what would be
+    compiled or checked by torch's own tracers is called. ``patch``: pytest's monkeypatch."""
     for make in _device_constructors():
         if getattr(torch, make.__name__, None) is make:
             stand_in = as_tensor if make.__name__ in ("as_tensor", "asarray") else made_on
@@ -169,6 +179,8 @@ def fake_cuda(patch):
     for name, stand_in in stand_ins.items():
         patch.setattr(torch.Tensor, name, stand_in, raising=False)
     patch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    patch.setattr(torch.library, "opcheck", lambda op, args, kwargs=None, **_: op(*args, **kwargs or {}))
+    patch.setattr(torch, "compile", lambda call, **_: call)
     patch.setattr(ops, "_op", torch.ops.fastebm_simt)
     patch.setattr(_C, "cuda_archs", "90")
     patch.setattr(chain.GRAPHS, "device_types", ())

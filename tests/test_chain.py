@@ -3,6 +3,7 @@ twice, or computed for the parameters."""
 
 import pytest
 import torch
+from conftest import FAKE_CUDA
 from mlp_networks import double, network
 from readback import NothingIsReadBack
 from test_graph import Captures
@@ -38,9 +39,9 @@ OPTIONS = {
 def captures(device, monkeypatch):
     """Graphs as on a device, of three steps and two; without one a capture that repeats them."""
     monkeypatch.setattr(graph, "UNROLL", 3)
-    if device == "cpu":
+    if device == "cpu" or FAKE_CUDA:
         fake = Captures()
-        graphs = graph.ChainGraphs(fake.capture, fake.warm_up, ("cpu",))
+        graphs = graph.ChainGraphs(fake.capture, fake.warm_up, (device,))
         monkeypatch.setattr(chain, "GRAPHS", graphs)
         # All of torch.compile but its slow last stage, code generation.
         monkeypatch.setattr(torch._inductor, "compile", torch._dynamo.lookup_backend("aot_eager"))
