@@ -30,7 +30,7 @@ def key(tensor):
     """Of its storage; None where a tensor has none."""
     try:
         return StorageWeakRef(tensor.untyped_storage())
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, ValueError):
         return None
 
 
@@ -131,7 +131,7 @@ class Devices(TorchDispatchMode):
             ANYWHERE.update({key(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)})
         for storages in (ON_CUDA, ANYWHERE):
             if len(storages) > 10_000:
-                storages.difference_update([s for s in storages if s is None or s.expired()])
+                storages.difference_update([s for s in [*storages] if s is None or s.expired()])
         return out
 
     @staticmethod

@@ -78,7 +78,7 @@ def bfloat16_bound(net, x):
         slopes.append((slope.abs(), 1.6 * dz + coarse + (0 if last else UNIT * slope.abs())))
         dh = 1.2 * dz + coarse + (0 if last else UNIT * h.abs())
     de = dh @ weights[-1].abs().T
-    g, dg = weights[-1].abs().expand(len(x), -1), g.new_zeros(())
+    g, dg = weights[-1].abs().expand(len(x), -1), h.new_zeros(())
     for w, (slope, dslope) in zip(weights[-2::-1], slopes[::-1], strict=True):
         dg = dg * slope + g * dslope + UNIT * g * slope
         g = g * slope
