@@ -51,7 +51,7 @@ class Options:
         threads: numbers of threads to measure with; None: the bench's own.
         deadline: of ``time.monotonic``, after which no case begins; the results of those that were
             measured are kept whatever becomes of the next.
-        left_out: cases that did not begin.
+        left_out: cases that did not begin, or were not finished.
     """
 
     device: torch.device
@@ -62,11 +62,13 @@ class Options:
 
     def in_time(self, cases: Iterable[Case]) -> Iterator[Case]:
         """Those that can begin before the deadline."""
-        for case in cases:
-            if self.deadline is None or time.monotonic() < self.deadline:
-                yield case
-            else:
-                self.left_out.append(str(getattr(case, "name", case)))
+        left = list(cases)
+        try:
+            while left and (self.deadline is None or time.monotonic() < self.deadline):
+                yield left[0]
+                left.pop(0)
+        finally:  # also where a case is interrupted
+            self.left_out.extend(str(getattr(case, "name", case)) for case in left)
 
     def threads_or(self, *own: int) -> tuple[int, ...]:
         """Numbers of threads: those asked for, or the bench's own; on CUDA what torch has set."""
@@ -131,15 +133,20 @@ def measure(
         if path is not None and rows:
             save(path, load(path) | {name: entry} if path.exists() else {name: entry})
 
-    for of_case in run(options):
-        rows += of_case
-        print_host_times(of_case)
-        if options.deadline is not None:
+    finished = False
+    try:
+        for of_case in run(options):
+            rows += of_case
+            print_host_times(of_case)
+            if options.deadline is not None:
+                keep()
+        finished = True
+    finally:
+        if finished or options.deadline is not None:
             keep()
-    keep()
-    for case in options.left_out:
-        console.print(f"not run: {name}: {case}", markup=False, soft_wrap=True)
-    options.left_out.clear()
+        for case in options.left_out:
+            console.print(f"not run: {name}: {case}", markup=False, soft_wrap=True)
+        options.left_out.clear()
     if path is not None:
         console.print(f"results of {name}: {path}", soft_wrap=True)
 

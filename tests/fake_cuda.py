@@ -104,6 +104,10 @@ def numpy(self, **kwargs):
     return torch._C.TensorBase.numpy(self, **kwargs)
 
 
+def call_op(op, args, kwargs=None, **_):
+    return op(*args, **kwargs or {})
+
+
 class Devices(TorchDispatchMode):
     """What operators make of tensors on cuda is there too; two devices in one are an error.
 
@@ -179,7 +183,7 @@ def fake_cuda(patch):
     for name, stand_in in stand_ins.items():
         patch.setattr(torch.Tensor, name, stand_in, raising=False)
     patch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    patch.setattr(torch.library, "opcheck", lambda op, args, kwargs=None, **_: op(*args, **kwargs or {}))
+    patch.setattr(torch.library, "opcheck", call_op)
     patch.setattr(torch, "compile", lambda call, **_: call)
     patch.setattr(ops, "_op", torch.ops.fastebm_simt)
     patch.setattr(_C, "cuda_archs", "90")

@@ -81,7 +81,9 @@ def test_results_of_a_case_are_kept_whatever_becomes_of_the_next(tmp_path, monke
     limited = suite.Options(CPU.device, deadline=100.0)
     with pytest.raises(RuntimeError):
         suite.measure("broken", lambda o: bench(o, "c"), limited, path)
-    assert [r["case"] for r in suite.load(path)["broken"]["rows"]] == ["a", "b"]
+    broken = suite.load(path)["broken"]
+    assert [r["case"] for r in broken["rows"]] == ["a", "b"] and broken["left_out"] == ["c", "d"]
+    assert "not run: broken: c\nnot run: broken: d" in capsys.readouterr().out
     with pytest.raises(RuntimeError):  # without a limit former results stay
         suite.measure("late", lambda o: bench(o, "b"), CPU, path)
     assert suite.load(path)["late"] == late
