@@ -23,6 +23,7 @@ ON_CUDA: set[StorageWeakRef] = set()  # a weak one keeps the address from being 
 ANYWHERE: set[StorageWeakRef] = set()  # zeros that autograd made, on the device it knew
 
 _device = torch._C.TensorBase.device.__get__
+_grad = torch._C.TensorBase.grad
 _to = torch.Tensor.to
 
 
@@ -98,6 +99,12 @@ def as_tensor(make):
     return call
 
 
+def grad(self):
+    """It is where its tensor is, also where autograd came from the other device."""
+    found = _grad.__get__(self)
+    return found if found is None else place(found, self.device)
+
+
 def numpy(self, **kwargs):
     if on_cuda(self):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
@@ -170,6 +177,7 @@ def fake_cuda(patch):
     stand_ins = {
         "device": property(lambda t: CUDA if on_cuda(t) else _device(t)),
         "is_cuda": property(on_cuda),
+        "grad": property(grad, _grad.__set__, _grad.__delete__),
         "get_device": lambda t: 0 if on_cuda(t) else -1,
         "to": to,
         "cuda": lambda t, *_, **__: t.to(CUDA),
