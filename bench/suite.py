@@ -147,7 +147,7 @@ def measure(
         for case in options.left_out:
             console.print(f"not run: {name}: {case}", markup=False, soft_wrap=True)
         options.left_out.clear()
-    if path is not None:
+    if path is not None and rows:
         console.print(f"results of {name}: {path}", soft_wrap=True)
 
 
