@@ -95,8 +95,9 @@ bench: torch
 readme:
 	$(BIN)/python -m bench readme
 
+# PHASE=tests or PHASE=benches for one alone.
 gpu:
-	bench/gpu.sh runs/gpu
+	bench/gpu.sh runs/gpu $(PHASE)
 
 # A wheel, and the proof that it uses no C++ symbol of torch but the stable ones.
 wheel: tools

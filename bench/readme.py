@@ -141,6 +141,11 @@ def chain(rows: suite.Rows, where: str) -> list[str]:
         " gradient:",
         _table(header, table),
     ]
+    if len(timed) > 1:
+        parts.append(
+            'Times are the device\'s. "host" is what a step keeps the host busy beside it: where'
+            " that is the longer, chains one after another take that long."
+        )
     if any(row.get("best_way", OURS) != OURS for row in rows):
         parts.append("A line of its own with compile is of `LangevinDynamics(compile=True)`.")
     if shares:

@@ -266,7 +266,13 @@ def test_readme_takes_every_figure_from_the_rows():
     measured = entry(*steps)
     measured["environment"]["device"] = "NVIDIA H200"
     measured["left_out"] = ["another case"]
-    gpu = readme.text({}, {"langevin": measured})
+    on_gpu = [row(r["variant"], r["seconds"], r["case"], **points | {"host_seconds": 0.0005})
+              for r in cpu["chain"]["rows"] if "Gaussian" in r["case"]]  # fmt: skip
+    gpu = readme.text({}, {"langevin": measured, "chain": entry(*on_gpu)})
+    assert "| energy, chains | fastebm, us | host, us | over eager, in place |" in gpu
+    assert "| Gaussian, 9 x 2 | 800 | 500 | 1.25x | - |" in gpu
+    assert "| Gaussian, 9 x 2, compile | 200 | 500 | 3.5x | - |" in gpu
+    assert "Times are the device's" in gpu and "Times are the device's" not in text
     assert "| H200 | >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
     assert "There was no time for: another case." in gpu
     assert "| 10 x 100 | 1 | 2 | 8 | - | 4.0x | 50% |" in gpu and "langevin_cuda.png" in gpu
