@@ -25,7 +25,7 @@ products at the measured rate, and x and its gradient through the step at the me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import suite
@@ -277,9 +277,7 @@ def measure(
     for name, t in timings.items():
         row = facts | {
             "variant": name,
-            "seconds": t.median / case.n_steps,
-            "spread": t.spread,
-            "rounds": len(t.seconds),
+            **t.row(case.n_steps),
             "fastebm_faster": timings[FUSED].times_faster_than(t),
             "best_way": best,
             "best_way_faster": timings[best].times_faster_than(t),
@@ -327,7 +325,7 @@ def print_targets(rows: suite.Rows) -> None:
     suite.print_targets("fastebm's chains on a CPU", claims)
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     seconds = 1.0 if quick or device.type == "cuda" else 4.0
@@ -336,13 +334,13 @@ def run(options: suite.Options) -> suite.Rows:
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
             rate = timing.matmul_rate(device, 0.5)
-            for case in cases:
+            for case in options.in_time(cases):
                 compiled = case in COMPILED_ALWAYS or device.type == "cpu" and not quick
                 of_case = measure(case, device, threads, seconds, rate, compiled)
                 print_case(of_case)
                 rows += of_case
+                yield of_case
     print_targets(rows)
-    return rows
 
 
 if __name__ == "__main__":

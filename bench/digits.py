@@ -19,6 +19,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import suite
@@ -116,7 +117,7 @@ def table(rows: list[dict], kind: str) -> list[list[str]]:
     return lines
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Trains and measures all; prints two tables. Rows have no `seconds`: nothing is timed."""
     seconds = 3.0 if options.quick else 60.0
     seeds = 1 if options.quick else SEEDS
@@ -132,7 +133,7 @@ def run(options: suite.Options) -> suite.Rows:
     for kind, name in (("long", f"{LONG_STEPS}-step chains"), ("short", "chains as in training")):
         title = f"{name} from noise, {seconds:g} s of one core a run, {seeds} seeds"
         suite.print_table(title, header, table(rows, kind))
-    return quality.finite(rows)
+    yield quality.finite(rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ scikit-learn's BernoulliRBM.gibbs, whose weights are the same ones (with its che
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import suite
 import timing
@@ -141,10 +142,8 @@ def measure(
         case
         | {
             "variant": name,
-            "seconds": t.median,
+            **t.row(),
             "fastest_seconds": min(t.seconds),
-            "spread": t.spread,
-            "rounds": len(t.seconds),
             "fastebm_faster": timings[FUSED].times_faster_than(t),
             "yardstick": name == PRODUCTS,
         }
@@ -187,7 +186,7 @@ def print_targets(rows: suite.Rows) -> None:
     )
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     seconds = 1.0 if quick or device.type == "cuda" else 4.0
@@ -195,14 +194,14 @@ def run(options: suite.Options) -> suite.Rows:
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
             rate = timing.matmul_rate(device, 0.5)
-            for shape in SHAPES[1:] if quick else SHAPES:
-                for what in ("draw", "step"):
-                    of_case = measure(what, shape, device, threads, seconds, rate)
-                    print_case(of_case)
-                    rows += of_case
+            shapes = SHAPES[1:] if quick else SHAPES
+            for shape, what in options.in_time(itertools.product(shapes, ("draw", "step"))):
+                of_case = measure(what, shape, device, threads, seconds, rate)
+                print_case(of_case)
+                rows += of_case
+                yield of_case
     if device.type == "cpu":
         print_targets(rows)
-    return rows
 
 
 if __name__ == "__main__":

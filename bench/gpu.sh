@@ -1,34 +1,46 @@
 #!/usr/bin/env bash
-# Build, test, sanitise and bench on a machine with a GPU; nothing is downloaded.
+# Test, sanitise and bench on a machine with a GPU; nothing is downloaded.
 #
-#   bench/gpu.sh OUT_DIR
+#   bench/gpu.sh OUT_DIR [tests | benches]
 #
-# Needs bash >= 5.1, python3 with torch >= 2.11 (CUDA), nvcc, scikit-build-core, pybind11, ninja,
-# pytest, rich; tests go faster with pytest-xdist. OUT_DIR gets cuda.json, the results of all benches
-# (empty where there are none), and cuda.log, everything that was printed with a summary at its end.
-# To keep them, copy both to bench/results and run `make readme`.
-# A part that fails does not stop the next ones; the exit status is the number of failed parts. A
-# bench that fails is tried once more with --quick.
-# PYTHON and FASTEBM_CUDA_ARCHS (default: the GPU's own) are taken from the environment.
+# Two phases, both unless one is named, so that what the tests find can be mended before a second
+# short lease measures: `tests` (GPU tests, scores of the neighbour search, every kernel under
+# compute-sanitizer), at most 200 s, and `benches`, at most 290 s. Each begins with at most 60 s of
+# setting up, or 200 s where fastebm has to be built. All of it fits in 600 s with a wheel.
 #
-# Nothing starts, or goes on, after `budget` seconds, and every part has a limit of its own. Expected
-# seconds on 16 cores, 380 in all: tools 10, build 75 (nvcc takes 46 for the largest file, measured),
-# then together tests, sanitisers and scores 75, then alone, as they are timed, the benches: langevin
-# 45, chain 60, neighbor 50, icd_step 30, gibbs 15, replay 20. All but nvcc's are estimates: this has
-# not run on a GPU yet.
+# `make gpu-wheel` makes that wheel, dist/gpu. Git ignores dist/: name dist/gpu to whatever copies
+# the tree to the GPU. It is installed where it is of this very tree and of this Python; else
+# fastebm is built. Where .git does not travel, give the commit: FASTEBM_COMMIT=$(git describe
+# --always --dirty --abbrev=12 --exclude '*'); else the wheel's is taken, where it is installed.
+#
+# Needs bash >= 5.1, python3 with torch >= 2.11 (CUDA), pytest, rich; to build nvcc,
+# scikit-build-core, pybind11, ninja; tests go faster with pytest-xdist. OUT_DIR gets cuda.json, the
+# results of all benches (empty where there are none), and cuda.log, everything that was printed
+# with a summary at its end. To keep them, copy both to bench/results and run `make readme`.
+# A part that fails does not stop the next ones; the exit status is the number of failed parts.
+# Results are saved after each case of a bench. Nothing begins, or goes on, after its phase's time:
+# the last benches and the last cases of a bench are dropped first, and named at the end. A bench
+# that fails before its first result is tried once more with --quick.
+# PYTHON, CUDA_HOME and FASTEBM_CUDA_ARCHS (of a build; default: the GPU's own) are taken from the
+# environment.
+#
+# Expected seconds on 16 cores, all but nvcc's estimates, as this has not run on a GPU yet: tools 10,
+# wheel 10 or build 75; tests, sanitisers and scores together 150; then alone, as they are timed,
+# the benches: langevin 45, chain 60, neighbor 50, icd_step 30, gibbs 15, replay 20.
 set -uo pipefail
 
-if [[ $# -ne 1 ]]; then
-  echo "usage: $0 OUT_DIR" >&2
+phases=${2:-both}
+if [[ $# -lt 1 || $# -gt 2 || ! $phases =~ ^(both|tests|benches)$ ]]; then
+  echo "usage: $0 OUT_DIR [tests | benches]" >&2
   exit 2
 fi
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
-budget=465
 benches=(langevin chain neighbor icd_step gibbs replay) # the first ones matter most
 failed=0
+deadline=60 # of $SECONDS, for what runs now
 log=$out/cuda.log
 temporary=$(mktemp -d)
 trap 'kill "${!name_of[@]}" 2>/dev/null; rm -rf "$temporary"' EXIT
@@ -43,7 +55,7 @@ declare -A name_of limit_of began # of what is running, by process
 
 # start NAME SECONDS COMMAND...: runs it in the background, with a limit.
 start() {
-  local name=$1 limit=$2 left=$((budget - SECONDS))
+  local name=$1 limit=$2 left=$((deadline - SECONDS))
   shift 2
   if [[ $left -lt 10 ]]; then
     note NO-TIME 0 "$name"
@@ -51,8 +63,10 @@ start() {
     return 1
   fi
   limit=$((limit < left ? limit : left))
+  # Interrupted first, so that pytest says what it has seen; bash ignores that in the background.
   # Not through a pipe, which a process left behind would hold open.
-  timeout --kill-after=5 "$limit" "$@" >"$temporary/$name" 2>&1 </dev/null &
+  timeout -s INT --kill-after=10 "$limit" env --default-signal=INT "$@" \
+    >"$temporary/$name" 2>&1 </dev/null &
   name_of[$!]=$name limit_of[$!]=$limit began[$!]=$SECONDS
 }
 
@@ -73,23 +87,42 @@ collect() {
   return "$status"
 }
 
-phase() {
+part() {
   start "$@" && collect
+}
+
+skip() {
+  note skipped 0 "$1"
 }
 
 finish() {
   {
     printf '\n===== summary\n'
     cat "$temporary/summary"
+    grep -h '^not run: ' "$temporary"/bench* 2>/dev/null
     echo "$failed part(s) failed, $SECONDS s in all"
   } | tee -a "$log"
   echo "results in $out"
   exit "$failed"
 }
 
+# The compiler, and what pip has put beside this Python, are not always on PATH.
+scripts=$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:$scripts
+# Python started in this folder would else find ./fastebm, which has no compiled module.
+export PYTHONSAFEPATH=1
+wheel=""
+if [[ -e dist/gpu/sources && $(bench/sources.sh) == "$(<dist/gpu/sources)" ]]; then
+  wheel=$(compgen -G 'dist/gpu/fastebm-*.whl')
+  commit=$(<dist/gpu/commit)
+fi
+FASTEBM_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null ||
+  echo "${FASTEBM_COMMIT:-${commit:-none}}")
+export FASTEBM_COMMIT
+
 {
   date -u +%FT%TZ
-  git rev-parse HEAD 2>/dev/null
+  echo "commit $FASTEBM_COMMIT"
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
   nvcc --version | tail -n 2
   uptime
@@ -98,9 +131,12 @@ finish() {
 # shellcheck disable=SC2016 # Python, not shell
 check='
 import importlib.util, shutil, sys
-missing = [m for m in ("torch", "numpy", "scikit_build_core", "pybind11", "pytest", "rich")
-           if importlib.util.find_spec(m) is None]
-missing += [t for t in ("ninja", "nvcc") if shutil.which(t) is None]
+here = lambda m: importlib.util.find_spec(m) is not None
+needed, tools = ("torch", "numpy", "pytest", "rich"), ()
+if sys.argv[1:] == ["build"]:
+    needed, tools = ("scikit_build_core", "pybind11"), ("nvcc", "ninja")
+missing = [m for m in needed if not here(m)]
+missing += [t for t in tools if shutil.which(t) is None and not here(t)]
 if missing:
     sys.exit("missing on this machine, carry it there: " + ", ".join(missing))
 import torch
@@ -108,94 +144,82 @@ if not torch.cuda.is_available():
     sys.exit("torch " + torch.__version__ + " sees no CUDA device")
 print("torch", torch.__version__, torch.cuda.get_device_name())
 '
-phase tools 60 "$python" -c "$check" || finish
-if [[ -z ${FASTEBM_CUDA_ARCHS:-} ]]; then
-  FASTEBM_CUDA_ARCHS=$("$python" -c \
-    'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')
-fi
-export FASTEBM_CUDA_ARCHS FASTEBM_CUDA=ON
+use_wheel() {
+  [[ -n $wheel ]] || { skip "wheel: none in dist/gpu of this tree"; return 1; }
+  # shellcheck disable=SC2016 # for the inner shell
+  start wheel 40 bash -c '"$1" -m pip install -q --no-index --no-deps --target "$2" "$3" &&
+    PYTHONPATH=$2 "$1" -c "
+from fastebm.info import gpu_status
+print(gpu_status())
+raise SystemExit(not gpu_status().startswith(\"usable\"))"' \
+    - "$python" "$temporary/site" "$wheel" || return 1
+  collect || return 1
+  export PYTHONPATH=$temporary/site${PYTHONPATH:+:$PYTHONPATH}
+}
+build() {
+  deadline=$((SECONDS + 150))
+  if [[ -z ${FASTEBM_CUDA_ARCHS:-} ]]; then
+    FASTEBM_CUDA_ARCHS=$("$python" -c \
+      'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')
+  fi
+  export FASTEBM_CUDA_ARCHS FASTEBM_CUDA=ON
+  part "tools to build" 60 "$python" -c "$check" build &&
+    part build 140 "$python" -m pip install --no-build-isolation --no-deps --no-index -e .
+}
+part tools 60 "$python" -c "$check" || finish
+use_wheel || build || finish
 
-# Editable: python started in this folder would else find ./fastebm, which has no compiled module.
-phase build 140 "$python" -m pip install --no-build-isolation --no-deps --no-index -e . || finish
-
-# Every kernel once on small inputs, for compute-sanitizer; torch itself only copies.
-small_case='
-import torch
-from fastebm import Augmentation, nearest_neighbor, ops
-from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
-from fastebm.mlp_chain import mlp_chain_
-from fastebm.plain_mlp import Network
-from fastebm.rng import ChainRNG
-rng = ChainRNG(1).state("cuda")
-for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    for dim in (3, 64, 1030):
-        x, grad = (torch.randn(5, dim).to("cuda", dtype) for _ in range(2))
-        steps = torch.full((5,), 0.01, dtype=torch.promote_types(dtype, torch.float32)).cuda()
-        ops.langevin_step_(x, grad, 0.01, 0.1, rng, grad_clip=1.0, clamp=(-1.0, 1.0))
-        ops.langevin_step_(x, grad, steps, 0.1, rng, grad_norm_clip=0.5)
-        ops.langevin_step_(x, None, 0.0, 1.0, rng)
-        x.requires_grad_()
-        ops.langevin_step(x, grad, 0.01, 0.1, rng, clamp=(-1.0, 1.0)).backward(grad)
-for dtype in (torch.float32, torch.float64, torch.uint8):
-    wide = torch.promote_types(dtype, torch.float32)
-    for n, m, dim in ((5, 300, 3), (5, 300, 16), (5, 150, 33), (70, 150, 64), (70, 150, 1032)):
-        x = torch.rand(n, dim).to("cuda", wide).requires_grad_()
-        y = (torch.rand(m, dim) * 200).to("cuda", dtype)
-        nearest_neighbor(x, y, skip=torch.arange(n).cuda(), k=3)[0].backward(
-            torch.ones(n, 3).to("cuda", wide))
-everything = dict(scale=(0.1, 1.0), hflip_p=0.5, contrast=0.5, kernel_size=5, blur_p=0.5)
-color = dict(brightness=0.5, saturation=0.5, hue=0.2, grayscale_p=0.3)
-index = torch.tensor([0, 3, -1, 2, 5, 1]).cuda()
-for dtype in (torch.uint8, torch.float32, torch.bfloat16):
-    for shape in ((3, 16, 17), (1, 9, 11), (3, 65, 66)):
-        images = torch.randint(0, 256, (6, *shape)).to("cuda", dtype)
-        moves = Augmentation(**everything, **(color if shape[0] == 3 else {}))
-        for parameters in ((), moves.parameters):
-            for init in ("uniform", "normal"):
-                ops.replay_gather(
-                    images, index, rng, reinit_prob=0.2, init=init, augmentation=parameters
-                )
-for n, dim, widths in ((20, 3, (40, 9)), (5, 70, (256, 256, 200)), (4200, 2, (8,))):
-    sizes = (dim, *widths, 1)
-    weights = [torch.randn(b, a).cuda() / a**0.5 for a, b in zip(sizes, sizes[1:])]
-    net = Network(weights, [None] * len(weights), "silu")
-    for precision in ("fp32", "bf16"):
-        x = torch.randn(n, dim).cuda()
-        mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
-for n, dim in ((5, 3), (70, 130)):
-    logits = torch.randn(n, dim).cuda()
-    bernoulli_sigmoid_(bernoulli_sigmoid(logits, rng), rng)
-torch.cuda.synchronize()
-print("done")
-'
 # What is not timed, all at once.
-workers=$("$python" -c 'import xdist' 2>/dev/null && echo 4)
-start tests 110 "$python" -m pytest -q -m gpu -p no:cacheprovider ${workers:+-n "$workers"} tests
-# The bounds on scores are proven for a model of the tensor cores: here they meet the real ones.
-# shellcheck disable=SC2016 # for the inner shell
-start scores 110 bash -c 'nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -arch=native \
-  -Icsrc -x cu tests/neighbor_scores.cpp -o "$0/neighbor_scores" && "$0/neighbor_scores"' "$temporary"
-if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck; do
-    start "$tool" 110 compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" -c "$small_case"
+run_tests() {
+  deadline=$((SECONDS + 200))
+  local workers tool
+  workers=$("$python" -c 'import xdist; print(4)' 2>/dev/null)
+  # Few compilers in each worker: beside them are nvcc and the sanitisers.
+  start tests 190 env TORCHINDUCTOR_COMPILE_THREADS=4 "$python" -m pytest -v -m gpu \
+    -p no:cacheprovider --continue-on-collection-errors --durations=15 \
+    ${workers:+-n "$workers"} tests
+  # The bounds on scores are proven for a model of the tensor cores: here they meet the real ones.
+  if command -v nvcc >/dev/null; then
+    # shellcheck disable=SC2016 # for the inner shell
+    start scores 150 bash -c 'nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr \
+      -arch=native -Icsrc -x cu tests/neighbor_scores.cpp -o "$0/neighbor_scores" &&
+      "$0/neighbor_scores"' "$temporary"
+  else
+    skip "scores: no nvcc on PATH"
+  fi
+  # Without torch's cache every tensor has an allocation of its own, whose ends are seen. What
+  # torch asks the driver for in vain is no error.
+  for tool in memcheck racecheck initcheck; do
+    if command -v compute-sanitizer >/dev/null; then
+      start "$tool" 190 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+        --report-api-errors no --error-exitcode 1 "$python" bench/every_kernel.py
+    else
+      skip "$tool: no compute-sanitizer on PATH"
+    fi
   done
-else
-  note skipped 0 "memcheck, racecheck: no compute-sanitizer on PATH"
-fi
-while [[ ${#name_of[@]} -gt 0 ]]; do
-  collect
-done
+  while [[ ${#name_of[@]} -gt 0 ]]; do
+    collect
+  done
+}
 
-# bench NAME SECONDS [--quick]
+# bench NAME SECONDS [--quick]: no case begins in its last quarter.
 bench() {
-  phase "bench $1${3:+, quick}" "$2" \
-    "$python" -m bench --only "$1" --device cuda --out "$temporary/cuda.json" ${3:+"$3"}
+  part "bench $1${3:+, quick}" "$2" "$python" bench --only "$1" --device cuda \
+    --seconds $(($2 * 3 / 4)) --out "$temporary/cuda.json" ${3:+"$3"}
   local status=$?
   cp "$temporary/cuda.json" "$out" 2>/dev/null # also if the next one takes the machine down
   return "$status"
 }
 
-for name in "${benches[@]}"; do
-  bench "$name" 100 || bench "$name" 60 --quick
-done
+run_benches() {
+  deadline=$((SECONDS + 290))
+  local name
+  for name in "${benches[@]}"; do
+    bench "$name" 90 || grep -q "^ \"$name\":" "$out/cuda.json" ||
+      [[ $((deadline - SECONDS)) -lt 30 ]] || bench "$name" 60 --quick
+  done
+}
+
+if [[ $phases == benches ]]; then skip "tests, scores, sanitisers: not asked for"; else run_tests; fi
+if [[ $phases == tests ]]; then skip "benches: not asked for"; else run_benches; fi
 finish

@@ -25,7 +25,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -327,9 +327,7 @@ def measure(case: Case, device: torch.device, threads: int, seconds: float, rate
             facts
             | {
                 "variant": name,
-                "seconds": timed.median / case.in_a_row,
-                "spread": timed.spread,
-                "rounds": len(timed.seconds),
+                **timed.row(case.in_a_row),
                 "phases": {p: timed.median / case.in_a_row * seconds_in[p] / whole for p in PHASES},
                 "fastebm_faster": timings[OURS].times_faster_than(timed),
                 "target": case.target if name == SCRIPT and device.type == "cpu" else None,
@@ -358,18 +356,18 @@ def print_targets(rows: suite.Rows) -> None:
     suite.print_targets("a training step of ICD on a CPU", claims)
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device, rows = options.device, []
     seconds = 2.0 if options.quick else 3.0 if device.type == "cuda" else 40.0
     for threads in options.each_thread_count(1, 2):
         rate = timing.matmul_rate(device, 0.5)
-        for case in CASES:
+        for case in options.in_time(CASES):
             of_case = measure(case, device, threads, seconds, rate)
             print_case(of_case)
             rows += of_case
+            yield of_case
     print_targets(rows)
-    return rows
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ x' = clamp(x - step * clip(grad) + sigma * n), in place, with fresh noise in eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import suite
 import timing
@@ -106,10 +106,8 @@ def measure(shape, dtype, device: torch.device, threads: int, seconds: float) ->
         case
         | {
             "variant": variant,
-            "seconds": t.median,
+            **t.row(),
             "fastest_seconds": min(t.seconds),
-            "spread": t.spread,
-            "rounds": len(t.seconds),
             "faster_than_best_eager": t.times_faster_than(timings[BEST_EAGER]),
             "fastebm_faster": timings[FUSED].times_faster_than(t),
         }
@@ -153,7 +151,7 @@ def print_targets(rows: suite.Rows) -> None:
     suite.print_targets("fastebm's step on a CPU", claims)
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device = options.device
     seconds = 4.0 if device.type == "cpu" and not options.quick else 1.0
@@ -167,13 +165,13 @@ def run(options: suite.Options) -> suite.Rows:
     rows = []
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
-            for shape, dtype in cases:
+            for shape, dtype in options.in_time(cases):
                 of_case = measure(shape, dtype, device, threads, seconds)
                 print_case(of_case)
                 rows += of_case
+                yield of_case
     if device.type == "cpu":
         print_targets(rows)
-    return rows
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ RIVALS = ("torchebm", "ebmkit", "faiss-cpu", "faiss-gpu", "pykeops", "kornia", "
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Machine, versions, commit and load."""
+    commit, changed = source()
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") or "none",
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "commit": commit,
+        "uncommitted_changes": changed,
         "device": device_name(device),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
@@ -38,6 +39,16 @@ def environment(device: torch.device) -> dict[str, Any]:
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
         )
     return facts
+
+
+def source() -> tuple[str, bool]:
+    """The commit, and whether the tree differs from it: of the checkout, or of a copy of its files
+    as FASTEBM_COMMIT says (``git describe --always --dirty``)."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    if commit:
+        return commit, bool(_git("status", "--porcelain"))
+    told = os.environ.get("FASTEBM_COMMIT", "")
+    return told.removesuffix("-dirty")[:12] or "none", told.endswith("-dirty")
 
 
 def load_average() -> list[float]:

@@ -16,7 +16,7 @@ comes the share of the entropy term in a step of ICD training (bench/neighbor_ic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import neighbor_icd
@@ -143,9 +143,7 @@ def measure(
             row = facts | {
                 "variant": name,
                 "family": name.split(",")[0],
-                "seconds": t.median,
-                "spread": None if name in slow else t.spread,
-                "rounds": len(t.seconds),
+                **t.row(),
                 "fastebm_faster": t.median / timings[OURS].median
                 if name in slow
                 else timings[OURS].times_faster_than(t),
@@ -213,27 +211,28 @@ def print_targets(rows: suite.Rows, device: torch.device) -> None:
     suite.print_targets("fastebm's search", claims)
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     seconds = 1.5 if device.type == "cpu" and not quick else 0.5
     cases = ON_CUDA if device.type == "cuda" else CASES
     if quick:  # on a GPU those that predictions are of
         cases = [CASES[i] for i in ((2, 5, 6) if device.type == "cuda" else (0, 3, 4))]
-    rows, icd_rows = [], []
+    rows = []
     # With more threads, a rival whose threads spin slows down whoever comes next.
     for threads in options.each_thread_count(1):
         rate = timing.matmul_rate(device, seconds)
-        for case in cases:
+        for case in options.in_time(cases):
             of_case = measure(case, device, threads, seconds, rate, compiled=not quick)
             print_case(of_case)
             rows += of_case
-        if not quick:
+            yield of_case
+        for _ in options.in_time([] if quick else [neighbor_icd.CASE]):
             of_step = neighbor_icd.measure(device, threads, 2 * seconds)
             neighbor_icd.print_case(of_step)
-            icd_rows += of_step
-    print_targets(rows, device)
-    return rows + icd_rows
+            yield of_step
+    if rows:
+        print_targets(rows, device)
 
 
 if __name__ == "__main__":

@@ -75,9 +75,7 @@ def measure(device: torch.device, threads: int, seconds: float) -> list[dict]:
             "case": f"{CASE}, {suite.threads_text(device, threads)}",
             "threads": threads,
             "variant": name,
-            "seconds": t.median,
-            "spread": t.spread,
-            "rounds": len(t.seconds),
+            **t.row(),
             "entropy_share": 1 - 1 / timings[WITHOUT].times_faster_than(t),
         }
         for name, t in timings.items()

@@ -6,21 +6,22 @@ soon as a results file of a CUDA device has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import suite
 
-HEADER = ["claim (H200)", "predicted", "measured"]
-NOT_MEASURED = "not measured"
+HEADER = ["claim", "card", "predicted", "measured"]
+NOT_MEASURED, NOT_PREDICTED = "not measured", "not predicted"
 
 
 class Prediction(NamedTuple):
-    """A claim about the rows of a bench; `measured` finds it there, as text, or None."""
+    """A claim about the rows of a bench: what is predicted of each card, by the word for it in the
+    device's name; `measured` finds it in the rows, as text, or None."""
 
     bench: str
     claim: str
-    predicted: str
+    predicted: Mapping[str, str]
     measured: Callable[[suite.Rows], str | None]
 
 
@@ -65,29 +66,37 @@ def _of(rows: suite.Rows, variant: str) -> suite.Rows:
 
 
 PREDICTIONS = (
-    Prediction("langevin", "float32 step, share of the bandwidth of a copy", ">= 92 %",
-               share_of_copy("float32")),
-    Prediction("langevin", "bfloat16 step, share of the bandwidth of a copy", ">= 85 %",
-               share_of_copy("bfloat16")),
-    Prediction("chain", "chain of a small MLP: CUDA graph over eager", ">= 5x",
-               mlp_speedup("fastebm, graph", "eager, in place")),
-    Prediction("chain", "chain of a small MLP: one kernel, float32, over CUDA graph", ">= 4x",
-               mlp_speedup("fastebm", "fastebm, graph")),
-    Prediction("chain", "chain of a small MLP: one kernel, bfloat16, over CUDA graph", ">= 10x",
-               mlp_speedup("fastebm, bfloat16", "fastebm, graph")),
-    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 1000, 3072", "15 to 20 us",
-               search_time(128, 1000, 3072)),
-    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072", "50 to 60 us",
-               search_time(128, 10000, 3072)),
-    Prediction("neighbor", "nearest neighbours, n, m, d = 4096, 100000, 2", "90 to 100 us",
-               search_time(4096, 100000, 2)),
+    Prediction("langevin", "float32 step, share of the bandwidth of a copy",
+               {"H200": ">= 92 %"}, share_of_copy("float32")),
+    Prediction("langevin", "bfloat16 step, share of the bandwidth of a copy",
+               {"H200": ">= 85 %"}, share_of_copy("bfloat16")),
+    Prediction("chain", "chain of a small MLP: CUDA graph over eager",
+               {"H200": ">= 5x"}, mlp_speedup("fastebm, graph", "eager, in place")),
+    Prediction("chain", "chain of a small MLP: one kernel, float32, over CUDA graph",
+               {"H200": ">= 4x"}, mlp_speedup("fastebm", "fastebm, graph")),
+    Prediction("chain", "chain of a small MLP: one kernel, bfloat16, over CUDA graph",
+               {"H200": ">= 10x"}, mlp_speedup("fastebm, bfloat16", "fastebm, graph")),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 1000, 3072",
+               {"H200": "15 to 20 us"}, search_time(128, 1000, 3072)),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072",
+               {"H200": "50 to 60 us"}, search_time(128, 10000, 3072)),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 4096, 100000, 2",
+               {"H200": "90 to 100 us"}, search_time(4096, 100000, 2)),
 )  # fmt: skip
 
 
 def table(results: suite.Results) -> list[list[str]]:
-    """Rows under HEADER; `results` are those of a CUDA device, empty while there are none."""
-    found = []
+    """Rows under HEADER; `results` are those of a CUDA device, empty while there are none. What
+    one card shows says nothing of what is predicted of another."""
+    lines = []
     for bench, claim, predicted, measured in PREDICTIONS:
-        rows = results.get(bench, {"rows": []})["rows"]
-        found.append([claim, predicted, measured(rows) or NOT_MEASURED])
-    return found
+        entry = results.get(bench)
+        found = entry and measured(entry["rows"])
+        device = entry["environment"]["device"] if found else ""
+        lines += [
+            [claim, card, text, found if card in device.split() else NOT_MEASURED]
+            for card, text in predicted.items()
+        ]
+        if found and not predicted.keys() & {*device.split()}:
+            lines.append([claim, device, NOT_PREDICTED, found])
+    return lines

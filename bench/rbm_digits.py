@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import suite
 import timing
@@ -87,18 +87,18 @@ def print_targets(rows: suite.Rows) -> None:
     suite.print_targets("fastebm against scikit-learn, seed 0", claims)
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case; on a CPU whatever the device."""
     n_seeds, seconds = (2, 2.0) if options.quick else (10, 20.0)
     rows = []
     on_cpu = dataclasses.replace(options, device=torch.device("cpu"))
     for threads in on_cpu.each_thread_count(1, 2):
-        for dtype in ("float32",) if options.quick else ("float64", "float32"):
+        for dtype in options.in_time(("float32",) if options.quick else ("float64", "float32")):
             of_case = measure(dtype, threads, n_seeds, seconds)
             print_case(of_case)
             rows += of_case
+            yield of_case
     print_targets(rows)
-    return rows
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def measured(results: suite.Results, device: str) -> list[str]:
     for name, (title, write, chart) in PARTS.items():
         if name in results:
             blocks += [f"#### {title}", *write(results[name]["rows"], provenance(results[name]))]
+            if left_out := results[name].get("left_out"):
+                blocks.append(f"There was no time for: {'; '.join(left_out)}.")
             blocks.append(f"![{title}](bench/results/{chart}_{device}.png)")
     return blocks
 
@@ -114,6 +116,8 @@ def chain(rows: suite.Rows, where: str) -> list[str]:
     rivals = ["eager, in place", "eager, naive", "torch.compile", "torchebm", "ebmkit"]
     on_cuda = ["reduce-overhead", "eager, as a graph", "fastebm, graph", "fastebm, bfloat16"]
     rivals += [name for name in on_cuda if any(row["variant"] == name for row in rows)]
+    timed = ["seconds", "host_seconds"][: 1 + any("host_seconds" in row for row in rows)]
+    times = lambda row: [_number(row.get(key), 1e6) for key in timed]  # noqa: E731
     counts = {row["threads"] for row in rows}
     table, shares = [], {}
     for of_case in _cases(row for row in rows if row["threads"] == max(counts)):
@@ -121,21 +125,27 @@ def chain(rows: suite.Rows, where: str) -> list[str]:
         share = f"{loop['phases']['all else'] / loop['seconds']:.1%}"
         name = row["case"].rsplit(",", 1)[0]
         cells = [_times(of_case.get(rival)) for rival in rivals]
-        table.append([name, _number(row["seconds"], 1e6), *cells, share])
+        table.append([name, *times(row), *cells, share])
         best = row.get("best_way", OURS)
         if best != OURS:
             cells = [_times(of_case.get(rival), "best_way_faster") for rival in rivals]
             name = f"{name}, {best.removeprefix(f'{OURS}, ')}"
-            table.append([name, _number(of_case[best]["seconds"], 1e6), *cells, share])
+            table.append([name, *times(of_case[best]), *cells, share])
         if len(row["shape"]) == 4:
             shares[row["energy"]] = share
-    header = ["energy, chains", "fastebm, us", *(f"over {r}" for r in rivals), "share of the step"]
+    header = ["energy, chains", "fastebm, us", *["host, us"] * (len(timed) - 1)]
+    header += [*(f"over {r}" for r in rivals), "share of the step"]
     parts = [
         f"us a step{f', here with {max(counts)} threads' * (len(counts) > 1)} ({where}). The share"
         " of the step is what the best loop in plain torch spends beside the network's energy and"
         " gradient:",
         _table(header, table),
     ]
+    if len(timed) > 1:
+        parts.append(
+            'Times are the device\'s. "host" is what a step keeps the host busy beside it: where'
+            " that is the longer, chains one after another take that long."
+        )
     if any(row.get("best_way", OURS) != OURS for row in rows):
         parts.append("A line of its own with compile is of `LangevinDynamics(compile=True)`.")
     if shares:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import suite
 import timing
@@ -257,10 +257,8 @@ def measure(
         case
         | {
             "variant": name,
-            "seconds": t.median,
+            **t.row(),
             "fastest_seconds": min(t.seconds),
-            "spread": t.spread,
-            "rounds": len(t.seconds),
             "fastebm_faster": timings[FUSED].times_faster_than(t),
         }
         for name, t in timings.items()
@@ -296,7 +294,7 @@ def print_targets(rows: suite.Rows) -> None:
     suite.print_targets("fastebm's transition on a CPU", claims)
 
 
-def run(options: suite.Options) -> suite.Rows:
+def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     warnings.filterwarnings("ignore", module="kornia")
@@ -304,13 +302,13 @@ def run(options: suite.Options) -> suite.Rows:
     rows = []
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
-            for preset in CASES:
+            for preset in options.in_time(CASES):
                 case = measure(preset, device, threads, seconds, quick)
                 print_case(case)
                 rows += case
+                yield case
     if device.type == "cpu":
         print_targets(rows)
-    return rows
 
 
 if __name__ == "__main__":

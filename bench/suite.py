@@ -1,23 +1,27 @@
 """What all benches have in common: options, tables, and a place in the results file.
 
-A bench is a script with ``run(options) -> rows``. A row is a dict that goes to JSON as it is:
+A bench is a script whose ``run(options)`` yields the rows of one case after another. A row is a
+dict that goes to JSON as it is:
   case, variant      what was run, in words, and who ran it; together they name the row
   seconds            median of one call, or of a step of it; where there is none:
   unavailable        why
+  host_seconds       what one takes the host, where a device does the work
   limit, limit_seconds  what no implementation can beat here (the measured bandwidth of a copy or
                      rate of a matrix product), by name, and the time it allows
   phases             seconds of each part of a call, by name, where that is known
-and whatever else is worth keeping. A results file has for each bench its environment and its rows.
+and whatever else is worth keeping. A results file has for each bench its environment, its rows, and
+the cases that there was no time for.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import machine
 import torch
@@ -30,6 +34,7 @@ except ModuleNotFoundError:
 
 Rows = list[dict[str, Any]]
 Results = dict[str, dict[str, Any]]  # name of the bench -> environment, load_average_after, rows
+Case = TypeVar("Case")
 
 console = Console(highlight=False)
 if not console.is_terminal:  # a log: its lines may be as long as the tables are wide
@@ -44,11 +49,26 @@ class Options:
         device: where.
         quick: fewer cases, shorter measurements.
         threads: numbers of threads to measure with; None: the bench's own.
+        deadline: of ``time.monotonic``, after which no case begins; the results of those that were
+            measured are kept whatever becomes of the next.
+        left_out: cases that did not begin, or were not finished.
     """
 
     device: torch.device
     quick: bool = False
     threads: tuple[int, ...] | None = None
+    deadline: float | None = None
+    left_out: list[str] = field(default_factory=list)
+
+    def in_time(self, cases: Iterable[Case]) -> Iterator[Case]:
+        """Those that can begin before the deadline."""
+        left = list(cases)
+        try:
+            while left and (self.deadline is None or time.monotonic() < self.deadline):
+                yield left[0]
+                left.pop(0)
+        finally:  # also where a case is interrupted
+            self.left_out.extend(str(getattr(case, "name", case)) for case in left)
 
     def threads_or(self, *own: int) -> tuple[int, ...]:
         """Numbers of threads: those asked for, or the bench's own; on CUDA what torch has set."""
@@ -73,6 +93,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="CPU threads to try")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="results go here")
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter measurements")
+    parser.add_argument("--seconds", type=float, metavar="S", help="begin no case after that;"
+                        " save the results after each")  # fmt: skip
 
 
 def options_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Options:
@@ -82,10 +104,11 @@ def options_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
     if arguments.threads and min(arguments.threads) < 1:
         parser.error(f"--threads: must be at least 1, got {min(arguments.threads)}")
     threads = tuple(arguments.threads) if arguments.threads else None
-    return Options(arguments.device, arguments.quick, threads)
+    deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
+    return Options(arguments.device, arguments.quick, threads, deadline)
 
 
-def script(name: str, description: str, run: Callable[[Options], Rows]) -> None:
+def script(name: str, description: str, run: Callable[[Options], Iterable[Rows]]) -> None:
     """The command line of one bench."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,14 +118,36 @@ def script(name: str, description: str, run: Callable[[Options], Rows]) -> None:
     measure(name, run, options_of(parser, arguments), arguments.out)
 
 
-def measure(name: str, run: Callable[[Options], Rows], options: Options, path: Path | None) -> None:
+def measure(
+    name: str, run: Callable[[Options], Iterable[Rows]], options: Options, path: Path | None
+) -> None:
     """Runs a bench and puts its results into the file; without one it only prints."""
     facts = machine.environment(options.device) | {"quick": options.quick}
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
-    rows = run(options)
-    entry = {"environment": facts, "load_average_after": machine.load_average(), "rows": rows}
-    if path is not None:
-        save(path, load(path) | {name: entry} if path.exists() else {name: entry})
+    rows: Rows = []
+
+    def keep() -> None:
+        entry = {"environment": facts, "load_average_after": machine.load_average(), "rows": rows}
+        if options.left_out:
+            entry["left_out"] = list(options.left_out)
+        if path is not None and rows:
+            save(path, load(path) | {name: entry} if path.exists() else {name: entry})
+
+    finished = False
+    try:
+        for of_case in run(options):
+            rows += of_case
+            print_host_times(of_case)
+            if options.deadline is not None:
+                keep()
+        finished = True
+    finally:
+        if finished or options.deadline is not None:
+            keep()
+        for case in options.left_out:
+            console.print(f"not run: {name}: {case}", markup=False, soft_wrap=True)
+        options.left_out.clear()
+    if path is not None and rows:
         console.print(f"results of {name}: {path}", soft_wrap=True)
 
 
@@ -141,6 +186,22 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         table.add_row(*row)
     console.print(table)
     console.print()
+
+
+def print_host_times(rows: Rows) -> None:
+    """What a device's calls take the host, which a run of small ones cannot beat."""
+    table = [
+        [
+            f"{row['case']}, {row['variant']}",
+            f"{row['host_seconds'] * 1e6:.4g}",
+            f"{row['seconds'] * 1e6:.4g}",
+            "host" if row["host_seconds"] > row["seconds"] else "device",
+        ]
+        for row in rows
+        if "host_seconds" in row
+    ]
+    if table:
+        print_table("The host's time", ["", "host, us", "device, us", "the longer"], table)
 
 
 def print_targets(title: str, claims: Sequence[tuple[str, str, str, bool]]) -> None:

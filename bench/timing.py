@@ -2,8 +2,13 @@
 
 Rivals are timed in turns, round after round in one process, in a new order each round: what
 disturbs the machine disturbs all of them, and their ratio is taken within rounds. A CPU call is
-repeated until a millisecond has passed and read on the wall clock, caches as the calls leave them;
-a CUDA call is read by events after the L2 cache has been flushed.
+repeated until a millisecond has passed and read on the wall clock, caches as the calls leave them.
+
+A CUDA call is read by events: the device's time, without the host's. Before each reading the device
+reads more than its L2 cache holds (what is only read need not be written back during the call),
+then sleeps for longer than the host takes to queue the call, so that the whole call waits for it.
+What the host takes, on a free device, is kept beside it: small calls take as long as that. A call
+that waits for the device inside, or queues more than the driver holds, cannot hide its host.
 """
 
 from __future__ import annotations
@@ -16,19 +21,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 MIN_SAMPLE = 1e-3  # seconds of wall clock behind one CPU reading
 MIN_ROUNDS, MAX_ROUNDS = 5, 500
+MAX_SLEEP = 0.02  # seconds; a host that takes longer than half of it is what decides anyway
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, one reading a round."""
+    """Seconds of one call, one reading a round; and, on CUDA, those that the host is busy with one,
+    where that was measured."""
 
     seconds: list[float]
+    host: float | None = None
 
     @property
     def median(self) -> float:
@@ -40,10 +49,17 @@ class Timing:
         return low, high
 
     @property
-    def spread(self) -> float:
-        """Interquartile range over the median."""
+    def spread(self) -> float | None:
+        """Interquartile range over the median; of one reading None."""
+        if len(self.seconds) < 2:
+            return None
         low, high = self.quartiles
         return (high - low) / self.median
+
+    def row(self, steps: int = 1) -> dict[str, Any]:
+        """What a row of a bench says of it, of one of the steps that a call takes."""
+        facts = {"seconds": self.median / steps, "spread": self.spread, "rounds": len(self.seconds)}
+        return facts if self.host is None else facts | {"host_seconds": self.host / steps}
 
     def times_faster_than(self, other: Timing) -> float:
         """Median over the rounds of the other's time over this one's, in the same round."""
@@ -103,7 +119,7 @@ def compare(
     """
     each = {name: warm_up(call, device, seconds / 2 / len(calls)) for name, call in calls.items()}
     if device.type == "cuda":
-        return _compare_cuda(calls, device, _rounds(sum(each.values()), seconds))
+        return _compare_cuda(calls, device, each, seconds)
     repeats = {name: max(1, round(MIN_SAMPLE / t)) for name, t in each.items()}
     rounds = _rounds(sum(each[name] * repeats[name] for name in calls), seconds)
     readings: dict[str, list[float]] = {name: [] for name in calls}
@@ -116,22 +132,50 @@ def compare(
     return {name: Timing(values) for name, values in readings.items()}
 
 
-def _compare_cuda(calls, device: torch.device, rounds: int) -> dict[str, Timing]:
+def _compare_cuda(calls, device: torch.device, each, seconds: float) -> dict[str, Timing]:
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    flush = torch.empty(4 * l2_bytes, dtype=torch.int8, device=device)
+    flush = torch.zeros(l2_bytes, device=device)  # four times its bytes
+    rate = _sleep_rate(device)
+    host = {name: _host_seconds(call, device) for name, call in calls.items()}
+    sleep = {name: min(MAX_SLEEP, 50e-6 + 2 * t) for name, t in host.items()}
+    rounds = _rounds(sum(each[name] + sleep[name] for name in calls), seconds)
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {n: [] for n in calls}
     for name in _turns(calls, rounds):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()  # also keeps the GPU busy while the host queues the call
+        flush.sum()
+        torch.cuda._sleep(int(sleep[name] * rate))
         start.record()
         calls[name]()
         end.record()
         events[name].append((start, end))
     synchronize(device)
     return {
-        name: Timing([start.elapsed_time(end) * 1e-3 for start, end in pairs])
+        name: Timing([start.elapsed_time(end) * 1e-3 for start, end in pairs], host[name])
         for name, pairs in events.items()
     }
+
+
+def _host_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """What a call takes the host, while the device is free."""
+    readings = []
+    for _ in range(MIN_ROUNDS):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        readings.append(time.perf_counter() - start)
+    synchronize(device)
+    return statistics.median(readings)
+
+
+def _sleep_rate(device: torch.device, cycles: int = 5_000_000) -> float:
+    """Cycles a second of ``torch.cuda._sleep``."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(cycles)
+    start.record()
+    torch.cuda._sleep(cycles)
+    end.record()
+    synchronize(device)
+    return cycles / (start.elapsed_time(end) * 1e-3)
 
 
 def _rounds(seconds_a_round: float, seconds: float) -> int:

@@ -10,6 +10,12 @@
 PYBIND11_MODULE(_simt, m) {
   m.doc() = "CUDA kernels of fastebm on an emulated device, for tests";
   m.def("set_schedule_seed", [](uint64_t seed) { simt::schedule_seed = seed; });
+  m.def("launched", [] {  // kernels, since it was asked last
+    pybind11::set names;
+    for (const std::string& name : simt::launched) names.add(name);
+    simt::launched.clear();
+    return names;
+  });
 }
 
 #else

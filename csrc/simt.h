@@ -20,6 +20,7 @@
 #include <new>
 #include <numeric>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -312,6 +313,14 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes) {
 inline std::mutex one_at_a_time;  // launches: the machine and shared memory are global
 inline thread_local std::string last_error_text;
 inline const char* last_error() { return last_error_text.c_str(); }
+
+inline std::set<std::string> launched;  // names of kernels
+
+// Of a call launch(NAME<...>, ...) or launch(NAME, ...), whose arguments these are.
+inline void note_launch(const std::string& arguments) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  launched.insert(arguments.substr(0, arguments.find_first_of("<, ")));
+}
 
 inline int refuse(int code, const std::string& what) {
   last_error_text = "simt: " + what;

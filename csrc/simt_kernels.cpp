@@ -1,5 +1,8 @@
 // The text of every CUDA source once more, for the C++ compiler and simt.h (tests only).
 // Built with -ffp-contract=off, like the CPU kernels: bits must not depend on contraction.
+#include "device.h"
+
+#define launch(...) (simt::note_launch(#__VA_ARGS__), launch(__VA_ARGS__))
 // clang-format off
 #include "choice_cuda.cu"
 #include "device_cuda.cu"

@@ -1,5 +1,6 @@
 """Devices that a test of an operator runs on: the CPU, the emulated CUDA device, a GPU."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 
 from fastebm import _C, bernoulli, choice, mlp_chain, neighbor_ops, ops
 
@@ -16,7 +18,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 SIMD_LEVELS = ["scalar", "avx2", "avx512"]
 SIMD_LEVELS = SIMD_LEVELS[: SIMD_LEVELS.index(_C.detected_simd()) + 1]
 HAS_SIMT = importlib.util.find_spec("fastebm._simt") is not None
-HAS_GPU = bool(_C.cuda_archs) and torch.cuda.is_available()
+FAKE_CUDA = os.environ.get("FASTEBM_FAKE_CUDA") == "1"  # GPU tests run on an emulated device
+HAS_GPU = FAKE_CUDA or (bool(_C.cuda_archs) and torch.cuda.is_available())
 DEVICES = [
     "cpu",
     pytest.param(
@@ -54,6 +57,14 @@ def device(request, monkeypatch):
         monkeypatch.setattr(ops, "_op", torch.ops.fastebm_simt)
         return "cpu"
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def cuda(request, monkeypatch):
+    """Of a test marked gpu: the device, where it is emulated."""
+    emulated = FAKE_CUDA and request.node.get_closest_marker("gpu")
+    with fake_cuda(monkeypatch) if emulated else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -15,21 +15,34 @@
 namespace fastebm {
 namespace {
 
-// Memory that both kernels and this program see.
+// Memory of the device.
 template <class T>
-struct Shared {
+struct OnDevice {
   T* data = nullptr;
-  explicit Shared(const std::vector<T>& values) {
-    const size_t bytes = values.size() * sizeof(T);
+  size_t size;
+  explicit OnDevice(const std::vector<T>& values) : size(values.size()) {
+    const size_t bytes = size * sizeof(T);
 #ifdef __CUDACC__
-    if (cudaMallocManaged(&data, bytes) != cudaSuccess) std::abort();
+    if (cudaMalloc(&data, bytes) != cudaSuccess) std::abort();
+    if (cudaMemcpy(data, values.data(), bytes, cudaMemcpyHostToDevice) != cudaSuccess) std::abort();
 #else
     data = static_cast<T*>(operator new(bytes, std::align_val_t(64)));
-#endif
     std::memcpy(data, values.data(), bytes);
+#endif
   }
-  Shared(const Shared&) = delete;
-  ~Shared() {
+  OnDevice(const OnDevice&) = delete;
+  // Waits for the kernels before; empty where one of them failed.
+  std::vector<T> copy() const {
+    std::vector<T> values(size);
+#ifdef __CUDACC__
+    if (cudaMemcpy(values.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost) != cudaSuccess)
+      values.clear();
+#else
+    std::memcpy(values.data(), data, size * sizeof(T));
+#endif
+    return values;
+  }
+  ~OnDevice() {
 #ifdef __CUDACC__
     cudaFree(data);
 #else
@@ -37,14 +50,6 @@ struct Shared {
 #endif
   }
 };
-
-bool finished() {
-#ifdef __CUDACC__
-  return cudaDeviceSynchronize() == cudaSuccess;
-#else
-  return true;
-#endif
-}
 
 template <class X, class Y>
 struct Samples {
@@ -63,20 +68,22 @@ double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t
   p.n = static_cast<int64_t>(s.x.size()) / dim;
   p.m = static_cast<int64_t>(s.y.size()) / dim;
   p.k = 1;
-  const Shared<X> x_memory(s.x);
-  const Shared<Y> y_memory(s.y);
+  const OnDevice<X> x_memory(s.x);
+  const OnDevice<Y> y_memory(s.y);
   p.x = x_memory.data;
   p.y = y_memory.data;
   p.y_scale = s.scale;
   p.y_offset = s.offset;
   const int64_t bytes = plan_blocks(p, nullptr).bytes;
-  const Shared<float> scratch(std::vector<float>(bytes / 4, NAN));
+  const OnDevice<float> scratch(std::vector<float>(bytes / 4, NAN));
   const ScoreBlock b = plan_blocks(p, scratch.data).block;
   const bool direct = dim <= kDirectDim;
   if (!direct && launch(center_kernel<X>, 8, 256, 0, nullptr, p, b.center)) return NAN;
   if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score(p, b, nullptr))
     return NAN;
-  if (!finished()) return NAN;
+  const std::vector<float> found = scratch.copy();
+  if (found.empty()) return NAN;
+  const auto host = [&](const float* p) { return found.data() + (p - scratch.data); };
   double worst = 0;
   for (int64_t i = 0; i < p.n; ++i)
     for (int64_t c = 0; c < b.columns; ++c) {
@@ -85,7 +92,7 @@ double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t
         double sum = 0;
         x_square = y_square = 0;
         for (int64_t e = 0; e < dim; ++e) {
-          const double center = direct ? 0 : b.center[e], x = s.x[i * dim + e] - center;
+          const double center = direct ? 0 : host(b.center)[e], x = s.x[i * dim + e] - center;
           const double y = reference_value(s.y[j * dim + e], s.scale, s.offset) - center;
           sum += (x - y) * (x - y);
           x_square += x * x;
@@ -93,7 +100,7 @@ double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t
         }
         square = std::min(square, sum);
       }
-      for (int z = 0; z < b.slices; ++z) score += b.scores[(z * p.n + i) * b.pitch + c];
+      for (int z = 0; z < b.slices; ++z) score += host(b.scores)[(z * p.n + i) * b.pitch + c];
       const double truth = direct ? square : square - x_square;
       const double bound = b.error.relative * score + b.error.query * x_square +
                            b.error.reference * y_square + b.error.absolute;

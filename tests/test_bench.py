@@ -50,7 +50,7 @@ def test_a_bench_takes_the_place_of_its_former_results_only(tmp_path, monkeypatc
     monkeypatch.setattr(machine, "environment", lambda device: {"device": str(device)})
     path = tmp_path / "new" / "cpu.json"
     for name, seconds in (("one", 1.0), ("two", 2.0), ("one", 3.0)):
-        suite.measure(name, lambda options, s=seconds: [row("x", s)], CPU, path)
+        suite.measure(name, lambda options, s=seconds: [[row("x", s)]], CPU, path)
     results = suite.load(path)
     assert {name: e["rows"][0]["seconds"] for name, e in results.items()} == {
         "one": 3.0,
@@ -59,12 +59,44 @@ def test_a_bench_takes_the_place_of_its_former_results_only(tmp_path, monkeypatc
     assert results["one"]["environment"] == {"device": "cpu", "quick": False}
 
 
+def test_results_of_a_case_are_kept_whatever_becomes_of_the_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "environment", lambda device: {"device": str(device)})
+    now = iter(range(100))
+    monkeypatch.setattr(suite.time, "monotonic", lambda: next(now))
+    path, begun = tmp_path / "cuda.json", []
+
+    def bench(options, breaks_at=None):
+        for case in options.in_time(["a", "b", "c", "d"]):
+            begun.append(case)
+            if case == breaks_at:
+                raise RuntimeError("out of order")
+            yield [row("fastebm", 1.0, case)]
+
+    limited = suite.Options(CPU.device, deadline=2.5)  # the clock ticks once a look
+    suite.measure("late", bench, limited, path)
+    assert begun == ["a", "b", "c"] and limited.left_out == []
+    late = suite.load(path)["late"]
+    assert [r["case"] for r in late["rows"]] == begun and late["left_out"] == ["d"]
+    assert "not run: late: d" in capsys.readouterr().out
+    limited = suite.Options(CPU.device, deadline=100.0)
+    with pytest.raises(RuntimeError):
+        suite.measure("broken", lambda o: bench(o, "c"), limited, path)
+    broken = suite.load(path)["broken"]
+    assert [r["case"] for r in broken["rows"]] == ["a", "b"] and broken["left_out"] == ["c", "d"]
+    assert "not run: broken: c\nnot run: broken: d" in capsys.readouterr().out
+    with pytest.raises(RuntimeError):  # without a limit former results stay
+        suite.measure("late", lambda o: bench(o, "b"), CPU, path)
+    assert suite.load(path)["late"] == late
+    suite.measure("late", bench, suite.Options(CPU.device, deadline=0.0), path)
+    assert suite.load(path)["late"] == late  # nor do no results replace some
+
+
 def test_a_broken_bench_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     def broken(options):
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(machine, "environment", lambda device: entry()["environment"])
-    whole = SimpleNamespace(run=lambda options: [row("fastebm", 2.0)])
+    whole = SimpleNamespace(run=lambda options: [[row("fastebm", 2.0)]])
     monkeypatch.setitem(sys.modules, "broken", SimpleNamespace(run=broken))
     monkeypatch.setitem(sys.modules, "whole", whole)
     path = tmp_path / "cpu.json"
@@ -116,13 +148,30 @@ def test_benches_can_be_imported(name):
     assert importlib.import_module(name).run.__doc__
 
 
+def test_commit_of_a_copy_without_its_history(monkeypatch):
+    assert machine.source()[0] not in ("", "none")
+    monkeypatch.setattr(machine, "_git", lambda *_: "")
+    monkeypatch.delenv("FASTEBM_COMMIT", raising=False)
+    assert machine.source() == ("none", False)
+    for told, found in (("0123456789abcdef", False), ("0123456789ab-dirty", True)):
+        monkeypatch.setenv("FASTEBM_COMMIT", told)
+        assert machine.source() == ("0123456789ab", found)
+
+
 def test_predictions_stay_predictions_until_measured():
     assert {line[-1] for line in predictions.table({})} == {predictions.NOT_MEASURED}
     steps = [row("fastebm", s, dtype="float32", limit_seconds=0.9) for s in (2.0, 1.0)]
     steps[0]["limit_seconds"] = 0.5  # a smaller case
     search = row("fastebm", 18e-6, n=128, m=1000, d=3072, mode="forward")
-    found = predictions.table({"langevin": entry(*steps), "neighbor": entry(search)})
-    assert [line[-1] for line in found if line[-1] != predictions.NOT_MEASURED] == ["90%", "18 us"]
+    results = {"langevin": entry(*steps), "neighbor": entry(search)}
+    for device, card in (("NVIDIA H200", "H200"), ("NVIDIA L4", "NVIDIA L4")):
+        for bench in results.values():
+            bench["environment"]["device"] = device
+        found = predictions.table(results)
+        measured = [line for line in found if line[-1] != predictions.NOT_MEASURED]
+        assert [(line[1], line[3]) for line in measured] == [(card, "90%"), (card, "18 us")]
+        unforeseen = [line for line in measured if line[2] == predictions.NOT_PREDICTED]
+        assert unforeseen == (measured if card == device else [])
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -139,7 +188,7 @@ def test_a_gpu_measures_what_is_predicted(monkeypatch, quick):
             monkeypatch.setattr(bench, silent, lambda *_: None)
         measure = lambda *args, seen=seen, **_: seen.append(args[:2]) or []  # noqa: E731
         monkeypatch.setattr(bench, "measure", measure)
-        bench.run(on_gpu)
+        list(bench.run(on_gpu))
     for dtype in (torch.float32, torch.bfloat16):
         assert ((10000, 10000), dtype) in cases["langevin"]
     assert any(case.name.startswith("MLP") for case, _ in cases["chain"])
@@ -214,8 +263,18 @@ def test_readme_takes_every_figure_from_the_rows():
     assert "**Nothing is measured yet**" in text
     facts = {"dtype": "float32", "shape": [10, 100], "fastebm_faster": 4.0, "limit_seconds": 1e-6}
     steps = [row("fastebm", 2e-6, **facts), row("eager, in place", 8e-6, **facts)]
-    gpu = readme.text({}, {"langevin": entry(*steps)})
-    assert "| >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
+    measured = entry(*steps)
+    measured["environment"]["device"] = "NVIDIA H200"
+    measured["left_out"] = ["another case"]
+    on_gpu = [row(r["variant"], r["seconds"], r["case"], **points | {"host_seconds": 0.0005})
+              for r in cpu["chain"]["rows"] if "Gaussian" in r["case"]]  # fmt: skip
+    gpu = readme.text({}, {"langevin": measured, "chain": entry(*on_gpu)})
+    assert "| energy, chains | fastebm, us | host, us | over eager, in place |" in gpu
+    assert "| Gaussian, 9 x 2 | 800 | 500 | 1.25x | - |" in gpu
+    assert "| Gaussian, 9 x 2, compile | 200 | 500 | 3.5x | - |" in gpu
+    assert "Times are the device's" in gpu and "Times are the device's" not in text
+    assert "| H200 | >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
+    assert "There was no time for: another case." in gpu
     assert "| 10 x 100 | 1 | 2 | 8 | - | 4.0x | 50% |" in gpu and "langevin_cuda.png" in gpu
 
 
@@ -228,6 +287,70 @@ def test_rivals_are_timed_in_turns_and_compared_within_rounds():
     assert available == {"ours": int} and reasons["other"].startswith("ZeroDivisionError")
     timings = timing.compare({"a": int, "b": float}, CPU.device, seconds=0.01)
     assert len(timings["a"].seconds) == len(timings["b"].seconds) >= timing.MIN_ROUNDS
+
+
+def test_a_devices_time_is_read_without_the_hosts(monkeypatch):
+    """On a clock of its own, which the host and a device of one queue share."""
+    now, free, log = 0.0, 0.0, []  # the host's time; when the device has done all that is queued
+
+    def on_host(seconds):
+        nonlocal now
+        now += seconds
+
+    def on_device(name, seconds):
+        nonlocal free
+        log.append(name)
+        free = max(now, free) + seconds
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            on_device("event", 0.0)
+            self.at = free
+
+        def elapsed_time(self, end):
+            return (end.at - self.at) * 1e3
+
+    def synchronize(*_):
+        nonlocal now
+        log.clear()
+        now = max(now, free)
+
+    def call(host, device):
+        on_host(host)  # first, so that none of it can overlap with its own work
+        on_device("call", device)
+
+    cycle = 1 / 2e9
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda n: on_device("sleep", n * cycle))
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    properties = SimpleNamespace(L2_cache_size=1 << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch, "zeros", lambda n, device: torch.empty(n))
+    monkeypatch.setattr(torch.Tensor, "sum", lambda _: on_device("flush", 75e-6))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    calls = {"small": lambda: call(180e-6, 8e-6), "large": lambda: call(20e-6, 3e-3)}
+    order = []
+    monkeypatch.setattr(timing, "synchronize", lambda d: (order.append([*log]), synchronize()))
+    found = timing.compare(calls, torch.device("cuda"), seconds=0.05)
+    assert found["small"].seconds == pytest.approx([8e-6] * len(found["small"].seconds))
+    assert found["large"].median == pytest.approx(3e-3)
+    assert found["small"].host == pytest.approx(180e-6)
+    assert found["small"].row(4)["host_seconds"] == pytest.approx(45e-6)
+    turn = ["flush", "sleep", "event", "call", "event"]
+    assert order[-1] == turn * (len(order[-1]) // 5) and len(order[-1]) >= 10 * timing.MIN_ROUNDS
+    assert "host_seconds" not in timing.Timing([1.0, 2.0]).row()
+    assert timing.Timing([1.0]).row() == {"seconds": 1.0, "spread": None, "rounds": 1}
+
+
+def test_host_times_are_printed_beside_a_devices(capsys):
+    suite.print_host_times([row("a", 1e-5, host_seconds=2e-4), row("b", 1.0)])
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "a case" in text]
+    assert line.split() == ["a", "case,", "a", "200", "10", "host"]
+    suite.print_host_times([row("b", 1.0)])
+    assert capsys.readouterr().out == ""
 
 
 def test_flops_of_a_matrix_product():

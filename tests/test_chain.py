@@ -3,6 +3,7 @@ twice, or computed for the parameters."""
 
 import pytest
 import torch
+from conftest import FAKE_CUDA
 from mlp_networks import double, network
 from readback import NothingIsReadBack
 from test_graph import Captures
@@ -39,12 +40,13 @@ def captures(device, monkeypatch):
     """Graphs as on a device, of three steps and two; without one a capture that repeats them."""
     monkeypatch.setattr(graph, "UNROLL", 3)
     clear_graphs()  # of other tests
-    if device == "cpu":
+    if device == "cpu" or FAKE_CUDA:
         fake = Captures()
-        graphs = graph.ChainGraphs(fake, ("cpu",))
+        graphs = graph.ChainGraphs(fake, (device,))
         monkeypatch.setattr(chain, "GRAPHS", graphs)
         # All of torch.compile but its slow last stage, code generation.
         monkeypatch.setattr(torch._inductor, "compile", torch._dynamo.lookup_backend("aot_eager"))
+    clear_graphs()  # a device's are there from other tests
     yield chain.GRAPHS
     clear_graphs()
 

@@ -1,13 +1,12 @@
 """What only the CUDA kernels of the chain have: slabs of weights, tiles by batch, bfloat16."""
 
-import importlib
 import math
 
 import pytest
 import torch
 from conftest import DEVICES
 from mlp_networks import double, network, rounding_errors
-from test_mlp_chain import rng
+from test_mlp_chain import exact, rng
 
 from fastebm import ops, reference
 from fastebm.mlp_chain import mlp_chain_
@@ -39,14 +38,9 @@ def device(request, monkeypatch):
 @pytest.fixture
 def set_schedule():
     """Chooses the order of blocks and threads of the emulated device, for one test."""
-    simt = importlib.import_module("fastebm._simt")
+    simt = pytest.importorskip("fastebm._simt", reason="built without FASTEBM_SIMT=ON")
     yield simt.set_schedule_seed
     simt.set_schedule_seed(0)
-
-
-def exact(net, x):
-    """Energy and gradient in float64."""
-    return reference.mlp_chain(double(net), x.double(), [0.0], [0.0], torch.zeros(1, 1, 1))[1:]
 
 
 def run(x, net, n_steps=1, t=0, first=0, **options):
@@ -75,7 +69,7 @@ def bfloat16_bound(net, x):
         size = h.abs() @ w.abs().T
         z = torch.nn.functional.linear(h, w, b).requires_grad_()
         dz = dh @ w.abs().T + (UNIT + 2.0**-13) * (size + b.abs())
-        identity = ([torch.eye(1).double()] * 2, [None] * 2, *how)
+        identity = ([z.new_ones(1, 1)] * 2, [None] * 2, *how)
         h = reference.mlp_energy(identity, z.view(-1, 1)).view(z.shape)
         (slope,) = torch.autograd.grad(h.sum(), z)
         h, z = h.detach(), z.detach()
@@ -84,7 +78,7 @@ def bfloat16_bound(net, x):
         slopes.append((slope.abs(), 1.6 * dz + coarse + (0 if last else UNIT * slope.abs())))
         dh = 1.2 * dz + coarse + (0 if last else UNIT * h.abs())
     de = dh @ weights[-1].abs().T
-    g, dg = weights[-1].abs().expand(len(x), -1), torch.zeros((), dtype=torch.float64)
+    g, dg = weights[-1].abs().expand(len(x), -1), h.new_zeros(())
     for w, (slope, dslope) in zip(weights[-2::-1], slopes[::-1], strict=True):
         dg = dg * slope + g * dslope + UNIT * g * slope
         g = g * slope

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import HAS_SIMT, SIMD_LEVELS
+from conftest import HAS_GPU, HAS_SIMT, SIMD_LEVELS
 
 from fastebm import _C, ChainRNG, ops, reference
 
@@ -84,7 +84,7 @@ def test_same_bits_from_the_cuda_kernel(shape, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
 @pytest.mark.parametrize("shape", [*SHAPES, (1000, 4096)])
 def test_same_bits_on_the_gpu(shape):
     assert torch.equal(noise(shape, device="cuda").cpu(), noise(shape))

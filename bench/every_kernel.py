@@ -1,0 +1,95 @@
+"""Launches every CUDA kernel once or a few times, on small inputs: for compute-sanitizer.
+
+The sizes are those around which kernels change: vectors and tiles, full and not; shared memory that
+holds an image and one that does not; all data types. Nothing is checked here but that it runs.
+tests/test_every_kernel.py proves, on the emulated device, that no kernel is left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastebm import Augmentation, nearest_neighbor, ops
+from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
+from fastebm.choice import choose_slots
+from fastebm.mlp_chain import mlp_chain_
+from fastebm.neighbor_ops import nn_log_distance
+from fastebm.plain_mlp import Network
+from fastebm.rng import ChainRNG
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+EVERYTHING = dict(scale=(0.1, 1.0), hflip_p=0.5, contrast=0.5, kernel_size=5, blur_p=0.5)
+COLOR = dict(brightness=0.5, saturation=0.5, hue=0.2, grayscale_p=0.3)
+
+
+def steps(rng: Tensor) -> None:
+    for dtype in FLOATS:
+        for dim in (3, 64, 1030):
+            x, grad = (torch.randn(5, dim).to(rng.device, dtype) for _ in range(2))
+            wide = torch.promote_types(dtype, torch.float32)
+            sizes = torch.full((5,), 0.01, dtype=wide, device=rng.device)
+            ops.langevin_step_(x, grad, 0.01, 0.1, rng, grad_clip=1.0, clamp=(-1.0, 1.0))
+            ops.langevin_step_(x, grad, sizes, 0.1, rng, grad_norm_clip=0.5)
+            ops.langevin_step_(x, None, 0.0, 1.0, rng)
+            x.requires_grad_()
+            ops.langevin_step(x, grad, 0.01, 0.1, rng, clamp=(-1.0, 1.0)).backward(grad)
+
+
+def neighbors(rng: Tensor) -> None:
+    for dtype in (torch.float32, torch.float64, torch.uint8):
+        wide = torch.promote_types(dtype, torch.float32)
+        most = 1032 if dtype == torch.float32 else 264
+        for n, m, dim in ((5, 300, 3), (5, 300, 16), (5, 150, 33), (70, 150, 64), (9, 150, most)):
+            x = torch.rand(n, dim).to(rng.device, wide).requires_grad_()
+            y = (torch.rand(m, dim) * 200).to(rng.device, dtype)
+            skip = torch.arange(n, device=rng.device)
+            distance, _ = nearest_neighbor(x, y, skip=skip, k=3)
+            distance.sum().backward()
+            nn_log_distance(x.detach(), y, skip, 0.1)
+
+
+def replay(rng: Tensor) -> None:
+    choose_slots(rng, 300, 40)
+    index = torch.tensor([0, 3, -1, 2, 5, 1], device=rng.device)
+    for shape in ((3, 16, 17), (1, 9, 11), (3, 64, 64), (3, 65, 66)):
+        color = COLOR if shape[0] == 3 else {}
+        for dtype in (torch.uint8, torch.float32, torch.bfloat16):
+            images = torch.randint(0, 256, (6, *shape)).to(rng.device, dtype)
+            for parameters in ((), Augmentation(**EVERYTHING, **color).parameters):
+                for init in ("uniform", "normal"):
+                    how = dict(reinit_prob=0.2, init=init, augmentation=parameters)
+                    ops.replay_gather(images, index, rng, **how)
+
+
+def chains(rng: Tensor) -> None:
+    for n, dim, widths in ((20, 3, (40, 9)), (5, 70, (256, 256, 200)), (4200, 2, (8,))):
+        sizes = (dim, *widths, 1)
+        weights = [
+            torch.randn(b, a, device=rng.device) / a**0.5
+            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        ]
+        net = Network(weights, [None] * len(weights), "silu")
+        for precision in ("fp32", "bf16"):
+            x = torch.randn(n, dim, device=rng.device)
+            mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
+
+
+def units(rng: Tensor) -> None:
+    for dtype in FLOATS:
+        for n, dim in ((5, 3), (70, 130)):
+            logits = torch.randn(n, dim).to(rng.device, dtype)
+            bernoulli_sigmoid(logits, rng, dtype=torch.uint8)
+            bernoulli_sigmoid_(bernoulli_sigmoid(logits, rng), rng)
+
+
+def main(device: str = "cuda") -> None:
+    rng = ChainRNG(1).state(device)
+    for part in (steps, neighbors, replay, chains, units):
+        part(rng)
+        torch.cuda.synchronize()  # an error is of the part above
+        print(part.__name__, "done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
