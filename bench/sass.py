@@ -32,7 +32,16 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results" / "sass.json"
 FLAGS = "-std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Werror all-warnings"  # make kernels
-HEADER = ["kernel", "instructions", "an", "before", "registers", "spilled B", "shared B", "of them"]
+HEADER = [
+    "kernel",
+    "instructions",
+    "for each",
+    "before",
+    "registers",
+    "spilled B",
+    "shared B",
+    "of them",
+]
 TELLING = ("HMMA", "MUFU", "F2F", "LDG", "STG", "LDS", "BRA", "CALL")  # opcodes that are shown
 
 
@@ -63,26 +72,28 @@ def each(opcode: str) -> Callable[[list[sass_path.Instruction]], float]:
     return lambda way: sum(i.name == opcode for i in way)
 
 
-MASK = r"STG\.E\.U8"
+MASK, PLAIN = r"STG\.E\.U8", "true, true(, true)?>"
 WAYS = {
     "langevin_cuda.cu": (
-        Way("step, float32", "langevin_step_kernel<float, true, true", "element", stored(4),
+        Way("step, float32", f"langevin_step_kernel<float, {PLAIN}", "element", stored(4),
             avoid=MASK),
-        Way("step, bfloat16", "langevin_step_kernel<.*Bfloat16, true, true", "element", stored(2),
+        Way("step, bfloat16", f"langevin_step_kernel<Bfloat16, {PLAIN}", "element", stored(2),
             avoid=MASK),
-        Way("step, float16", "langevin_step_kernel<.*Float16, true, true", "element", stored(2),
+        Way("step, float16", f"langevin_step_kernel<Float16, {PLAIN}", "element", stored(2),
             avoid=MASK),
-        Way("step, float64", "langevin_step_kernel<double, true, true", "element", stored(8),
+        Way("step, float64", f"langevin_step_kernel<double, {PLAIN}", "element", stored(8),
             avoid=MASK),
+        Way("step with a mask, float32", r"langevin_step_kernel<float, true, true(, false)?>",
+            "element", stored(4.25)),
         Way("step with norm clip, float32", "langevin_step_norm_clip_kernel<float, true, true",
             "element", stored(4), avoid=MASK),
-        Way("step's gradient, float32", "langevin_step_backward_kernel<float>", "element",
+        Way("step's gradient, float32", "langevin_step_backward_kernel<float(, true)?>", "element",
             stored(8)),
     ),
     "gibbs_cuda.cu": (
         Way("Bernoulli, float32", "bernoulli_sigmoid_kernel<float, float, true", "element",
             stored(4)),
-        Way("Bernoulli, bfloat16", "bernoulli_sigmoid_kernel<.*Bfloat16, .*Bfloat16, true",
+        Way("Bernoulli, bfloat16", "bernoulli_sigmoid_kernel<Bfloat16, Bfloat16, true",
             "element", stored(2)),
         Way("Bernoulli, float32 to bytes", "bernoulli_sigmoid_kernel<float, unsigned char, true",
             "element", stored(1)),
@@ -100,8 +111,8 @@ WAYS = {
         Way("scores by tensor cores", "tensor_score_kernel<true, 128", "warp-step", loop="HMMA"),
         Way("selection, float32", "select_kernel<float, float"),
         Way("centre, float32", "center_kernel<float"),
-        Way("search's gradient, float32", "gradient_kernel<float, float", "element", stored(4),
-            loop="LDG"),
+        Way("search's gradient, float32", "gradient_kernel<float, float", "neighbour",
+            each("MUFU"), loop="LDG"),
     ),
     "neighbor_log_distance_cuda.cu": (
         Way("entropy's gradient, float32", "pull_kernel<float, float", "element", stored(4),
@@ -219,7 +230,8 @@ def main() -> int:
     facts = {key: facts[key] for key in ("date", "commit", "uncommitted_changes")}
     if arguments.at:
         facts |= {"commit": arguments.at, "uncommitted_changes": False}
-    facts |= {"arch": arguments.arch, "nvcc": _output("nvcc", "--version").split()[-1]}
+    nvcc = re.search(r" V([\d.]+)", _output("nvcc", "--version"))[1]
+    facts |= {"arch": arguments.arch, "nvcc": nvcc}
     results = suite.load(arguments.out) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         csrc = ROOT / "csrc"

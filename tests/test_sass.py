@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import readme
 import sass
 import sass_path
 
@@ -103,14 +104,17 @@ def test_every_kernel_is_counted_with_the_flags_of_make_kernels():
             assert any(re.match(rf"{kernel}\b", p) for p in patterns), kernel
 
 
-def test_table_puts_what_was_beside_what_is():
+def test_tables_put_what_was_beside_what_is():
     row = {"label": "a", "unit": "element", "instructions": 98.0, "registers": 32}
     row |= {"spill_bytes": 0, "shared_bytes": 0, "classes": {"FFMA": 9, "STG": 1}}
-    was, now = {"x.cu": {"rows": [row]}}, {"x.cu": {"rows": [row | {"instructions": 61.5}]}}
+    entry = {"commit": "abc", "arch": "sm_90", "nvcc": "13.0", "rows": [row]}
+    was, now = {"x.cu": entry}, {"x.cu": entry | {"rows": [row | {"instructions": 61.5}]}}
     assert sass.table({"before": was, "now": now}) == [
         ["a", "61.5", "element", "98", "32", "0", "0", "1 STG"]
     ]
     assert sass.table({"before": was})[0][1] == "98"
+    text = " ".join(readme.text({}, {}, {"before": was, "now": now}).split())
+    assert "| a | 61.5 | element | 98 | 32 | 0 | 0 |" in text and '"before" at commit abc' in text
 
 
 @pytest.mark.skipif(bool(sass.missing_tools()), reason="no nvcc, cuobjdump or nvdisasm")
