@@ -115,10 +115,10 @@ ON_OLDEST = PYTHON=$(GPU_PYTHON) VENV=$(GPU_VENV) TORCH=torch==2.11.0
 gpu-wheel:
 	$(MAKE) tools $(ON_OLDEST)
 	rm -rf dist/gpu build/gpu-wheel && mkdir -p dist/gpu build/gpu-wheel
-	FASTEBM_SIMT=OFF FASTEBM_CUDA=ON FASTEBM_CUDA_ARCHS=90 $(GPU_VENV)/bin/pip wheel -q \
-	  --disable-pip-version-check --no-deps --no-build-isolation -w dist/gpu .
 	bench/sources.sh > dist/gpu/sources
 	git describe --always --dirty --abbrev=12 --exclude '*' > dist/gpu/commit
+	FASTEBM_SIMT=OFF FASTEBM_CUDA=ON FASTEBM_CUDA_ARCHS=90 $(GPU_VENV)/bin/pip wheel -q \
+	  --disable-pip-version-check --no-deps --no-build-isolation -w dist/gpu .
 	cd build/gpu-wheel && unzip -q ../../dist/gpu/fastebm-*.whl
 	! nm -D --undefined-only -C build/gpu-wheel/fastebm/_C*.so | grep -E "at::|c10::"
 	ls -l dist/gpu

@@ -144,18 +144,20 @@ if not torch.cuda.is_available():
     sys.exit("torch " + torch.__version__ + " sees no CUDA device")
 print("torch", torch.__version__, torch.cuda.get_device_name())
 '
+# Else every GPU test would be skipped, and all be well.
+usable='
+from fastebm.info import gpu_status
+print(gpu_status())
+raise SystemExit(not gpu_status().startswith("usable"))
+'
 use_wheel() {
   [[ -n $wheel ]] || { skip "wheel: none in dist/gpu of this tree"; return 1; }
   # shellcheck disable=SC2016 # for the inner shell
-  start wheel 40 bash -c '"$1" -m pip install -q --no-index --no-deps --target "$2" "$3" &&
-    PYTHONPATH=$2 "$1" -c "
-from fastebm.info import gpu_status
-print(gpu_status())
-raise SystemExit(not gpu_status().startswith(\"usable\"))"' \
-    - "$python" "$temporary/site" "$wheel" || return 1
-  collect || return 1
+  part wheel 40 bash -c '"$0" -m pip install -q --no-index --no-deps --target "$1" "$2" &&
+    PYTHONPATH=$1 "$0" -c "$3"' "$python" "$temporary/site" "$wheel" "$usable" || return 1
   export PYTHONPATH=$temporary/site${PYTHONPATH:+:$PYTHONPATH}
 }
+# shellcheck disable=SC2016 # for the inner shell
 build() {
   deadline=$((SECONDS + 150))
   if [[ -z ${FASTEBM_CUDA_ARCHS:-} ]]; then
@@ -164,7 +166,8 @@ build() {
   fi
   export FASTEBM_CUDA_ARCHS FASTEBM_CUDA=ON
   part "tools to build" 60 "$python" -c "$check" build &&
-    part build 140 "$python" -m pip install --no-build-isolation --no-deps --no-index -e .
+    part build 140 bash -c '"$0" -m pip install --no-build-isolation --no-deps --no-index -e . &&
+      "$0" -c "$1"' "$python" "$usable"
 }
 part tools 60 "$python" -c "$check" || finish
 use_wheel || build || finish

@@ -36,7 +36,8 @@ def key(tensor):
 
 
 def on_cuda(tensor):
-    return key(tensor) in ON_CUDA
+    storage = key(tensor)
+    return storage is not None and storage in ON_CUDA
 
 
 def place(tensor, device):

@@ -15,6 +15,7 @@ BENCHES = ["langevin", "chain", "neighbor", "icd_step", "gibbs", "replay"]
 SANITIZERS = ["memcheck", "racecheck", "initcheck"]
 UNTIMED = ["tests", "scores", *SANITIZERS]
 MODULES = ["torch", "numpy", "pytest", "rich", "scikit_build_core", "pybind11", "ninja", "xdist"]
+USABLE = "usable: a stub"
 TORCH = """
 __version__ = "2.11.0"
 class cuda:
@@ -42,10 +43,12 @@ if os.environ["BROKEN"] and re.search(os.environ["BROKEN"], arguments):
     sys.exit("broken on purpose")
 if sys.argv[1:2] == ["-c"]:
     os.execv(sys.executable, [sys.executable, "-S", *sys.argv[1:]])
-if "--target" in sys.argv:
-    site = pathlib.Path(sys.argv[sys.argv.index("--target") + 1], "fastebm")
-    site.mkdir(parents=True)
-    (site / "info.py").write_text("gpu_status = lambda: " + repr(os.environ["STATUS"]))
+if sys.argv[1:4] == ["-m", "pip", "install"]:
+    wheel = "--target" in sys.argv
+    site = sys.argv[sys.argv.index("--target") + 1] if wheel else os.environ["PYTHONPATH"]
+    module = pathlib.Path(site, "fastebm", "info.py")
+    module.parent.mkdir(parents=True, exist_ok=True)
+    module.write_text("gpu_status = lambda: " + repr(os.environ["WHEEL" if wheel else "BUILT"]))
 if sys.argv[1:2] == ["bench"]:
     name, path = sys.argv[sys.argv.index("--only") + 1], sys.argv[sys.argv.index("--out") + 1]
     path = pathlib.Path(path)
@@ -95,7 +98,7 @@ def run(tmp_path, tree):
         if program := shutil.which(name):
             (folder / name).symlink_to(program)
 
-    def call(*phase, broken="", hangs="", without=(), status="usable: a stub", commit=None):
+    def call(*phase, broken="", hangs="", without=(), wheel=USABLE, built=USABLE, commit=None):
         """Exit status, results, and name of a part -> its verdict, in the order they ended."""
         for name in without:
             for path in (folder / name, modules / f"{name}.py"):
@@ -105,7 +108,13 @@ def run(tmp_path, tree):
         environment = {
             **{"PATH": str(folder), "PYTHONPATH": str(modules), "PYTHON": "python"},
             "CUDA_HOME": str(tmp_path / "cuda"),
-            **{"BROKEN": broken, "HANGS": hangs, "STATUS": status, "CALLS": str(calls)},
+            **{
+                "BROKEN": broken,
+                "HANGS": hangs,
+                "WHEEL": wheel,
+                "BUILT": built,
+                "CALLS": str(calls),
+            },
             **({"FASTEBM_COMMIT": commit} if commit else {}),
         }
         call.status = subprocess.run(
@@ -186,7 +195,7 @@ def test_else_it_is_built(run, tree, how):
         (tree / "csrc" / "b.cu").touch()
     elif how == "none":
         shutil.rmtree(tree / "dist")
-    unfit = {"another Python": {"broken": r"\.whl$"}, "old": {"status": "not usable: sm_100"}}
+    unfit = {"another Python": {"broken": r"\.whl$"}, "old": {"wheel": "not usable: sm_100"}}
     status, results, parts = run("benches", **unfit.get(how, {}))
     assert parts["wheel"] == ("FAILED" if how in unfit else "skipped")
     assert parts["build"] == "ok" and results.keys() == {*BENCHES}
@@ -231,10 +240,14 @@ def test_what_is_not_there_is_skipped(run):
     assert called(run, "-m pytest .*--durations=15 tests$")  # in one process
 
 
-@pytest.mark.parametrize("broken", ["sees no CUDA", "pip install .*-e"])
-def test_without_a_build_there_is_nothing_to_run(run, tree, broken):
+@pytest.mark.parametrize(
+    "fault",
+    [{"broken": "sees no CUDA"}, {"broken": "pip install .*-e"}, {"built": "not usable: no GPU"}],
+    ids=str,
+)
+def test_without_a_build_there_is_nothing_to_run(run, tree, fault):
     shutil.rmtree(tree / "dist")
-    status, results, parts = run(broken=broken)
+    status, results, parts = run(**fault)
     assert status == 1 and results == {} and list(parts.values())[-1] == "FAILED"
 
 
