@@ -108,15 +108,15 @@ WAYS = {
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),
-        Way("scores by tensor cores", "tensor_score_kernel<true, 128", "warp-step", loop="HMMA"),
+        Way("scores by tensor cores", "tensor_score_kernel<(true, 128|128, float, true)>",
+            "warp-step", loop="HMMA"),
         Way("selection, float32", "select_kernel<float, float"),
         Way("centre, float32", "center_kernel<float"),
-        Way("search's gradient, float32", "gradient_kernel<float, float", "neighbour",
-            each("MUFU"), loop="LDG"),
+        Way("search's gradient, float32", "gradient_kernel<float, float", "pass", loop="LDG"),
     ),
     "neighbor_log_distance_cuda.cu": (
-        Way("entropy's gradient, float32", "pull_kernel<float, float", "element", stored(4),
-            loop="STG"),
+        Way("entropy's gradient, float32", "pull_kernel<float, float", "element",
+            stored(4), loop="STG"),
         Way("entropy's value, float32", "log_mean_kernel<float"),
     ),
     "mlp_chain_cuda.cu": (

@@ -57,8 +57,9 @@ __global__ void __launch_bounds__(kBlockThreads, 4)
     at[b] = kWhole ? 4 * static_cast<int64_t>(i) : row * p.dim + 4 * static_cast<int64_t>(block);
     count[b] = !there ? 0 : kWhole ? 4 : block_size(p.dim, block);
     x[b] = load_quad<kWhole>(static_cast<const T*>(p.x) + at[b], count[b]);
-    grad[b] =
-        load_quad<kWhole>(static_cast<const T*>(p.grad) + at[b], kPlain || p.grad ? count[b] : 0);
+    grad[b] = Quad<T>{};
+    if (kPlain || p.grad)
+      grad[b] = load_quad<kWhole>(static_cast<const T*>(p.grad) + at[b], count[b]);
     c[b] = kPlain ? common : row_coefficients(p, row, common);
     const int64_t id = !kPlain && p.sample_ids ? p.sample_ids[row] : p.rng[2] + first_row + row;
     words[b] = noise_counter(key, static_cast<uint64_t>(id), block);
