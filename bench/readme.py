@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import predictions
+import sass
 import suite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,11 +33,13 @@ def rewrite() -> None:
 def section() -> str:
     """All between the two marks, from bench/results."""
     found = {path.stem: suite.load(path) for path in result_files()}
-    return text(found.get("cpu", {}), found.get("cuda", {}))
+    counts = suite.load(sass.RESULTS) if sass.RESULTS.exists() else {}
+    return text(found.get("cpu", {}), found.get("cuda", {}), counts)
 
 
-def text(cpu: suite.Results, cuda: suite.Results) -> str:
-    """Markdown of the results of a CPU and of a GPU; what is not recorded is named."""
+def text(cpu: suite.Results, cuda: suite.Results, counts: dict | None = None) -> str:
+    """Markdown of the results of a CPU and of a GPU, and of counted instructions; what is not
+    recorded is named."""
     blocks = [
         "## Speed",
         "Times are medians; rivals take turns in one process. The limit is what a plain copy or a"
@@ -62,6 +65,7 @@ def text(cpu: suite.Results, cuda: suite.Results) -> str:
             " from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures them:"
         )
     blocks += [_table(predictions.HEADER, predictions.table(cuda)), *measured(cuda, "cuda")]
+    blocks += counted(counts) if counts else []
     return "\n\n".join(_wrapped(block) for block in blocks) + "\n"
 
 
@@ -73,6 +77,20 @@ def measured(results: suite.Results, device: str) -> list[str]:
             blocks += [f"#### {title}", *write(results[name]["rows"], provenance(results[name]))]
             blocks.append(f"![{title}](bench/results/{chart}_{device}.png)")
     return blocks
+
+
+def counted(counts: dict) -> list[str]:
+    """What bench/sass.py found."""
+    facts = next(iter((counts.get("now") or counts["before"]).values()))
+    before = {entry["commit"][:7] for entry in counts.get("before", {}).values()}
+    beside = f', "before" at commit {" and ".join(sorted(before))}' if before else ""
+    return [
+        "#### Instructions, counted",
+        f"Counted, not measured: what a thread issues for each element, pair or pass, in the code"
+        f" that nvcc {facts['nvcc']} makes for {facts['arch']} (`python bench/sass.py`{beside})."
+        " Fewer are faster only where issuing them is what takes the time:",
+        _table(sass.HEADER[:-1], [line[:-1] for line in sass.table(counts)]),
+    ]
 
 
 def provenance(entry: dict) -> str:

@@ -45,16 +45,17 @@ constexpr float kExp5 = -0.008290229365229607f, kExp4 = 0.041898392140865326f,
 constexpr float kTwoM31 = 4.656612873077393e-10f, kTwoM32 = 2.3283064365386963e-10f;
 }  // namespace sigmoid
 
-// 1 with probability sigmoid(beta * logit), else 0; NaN for NaN. The rarer of the two comes when
-// u < e / (1 + e), e = exp(-|beta * logit|), written without the division. u = (w' + 1/2) / 2^31,
-// w' the upper 31 bits of w, or of ~w for a logit >= 0: the answer is that of u < sigmoid for one u
-// in (0, 1), so it does not fall as the logit rises, and both tails have all of u's bits.
-FASTEBM_HD float bernoulli_element(float logit, uint32_t w, float beta) {
+// All bits set for 1, which comes with probability sigmoid(beta * logit), and none for 0; *size
+// gets the logit's size, NaN for NaN. The rarer of the two comes when u < e / (1 + e), e =
+// exp(-|beta * logit|), written without the division. u = (w' + 1/2) / 2^31, w' the upper 31 bits
+// of w, or of ~w for a logit >= 0: the answer is that of u < sigmoid for one u in (0, 1), so it
+// does not fall as the logit rises, and both tails have all of u's bits.
+FASTEBM_HD uint32_t bernoulli_draw(float logit, uint32_t w, float beta, float* size) {
   using namespace sigmoid;
   const float a = mul_rn(beta, logit);
-  const bool negative = float_bits(a) >> 31;
-  const float size = float_from_bits(float_bits(a) & 0x7fffffffu);
-  const float c = kMaxLogit < size ? kMaxLogit : size;
+  const uint32_t sign = static_cast<uint32_t>(static_cast<int32_t>(float_bits(a)) >> 31);
+  const float absolute = float_from_bits(float_bits(a) & 0x7fffffffu);
+  const float c = kMaxLogit < absolute ? kMaxLogit : absolute;
   const float z = fma_rn(c, kMinusLog2E, kRound);
   const float n = z - kRound;
   const float s = fma_rn(n, kLn2Low, fma_rn(n, kLn2High, c));
@@ -65,10 +66,16 @@ FASTEBM_HD float bernoulli_element(float logit, uint32_t w, float beta) {
   e = fma_rn(e, s, kExp1);
   e = fma_rn(e, s, kExp0);
   e = float_from_bits(float_bits(e) + (float_bits(z) << 23));
-  const uint32_t upper = (negative ? w : ~w) >> 1;
+  const uint32_t upper = (w ^ ~sign) >> 1;
   const float u = fma_rn(static_cast<float>(static_cast<int32_t>(upper)), kTwoM31, kTwoM32);
-  const bool rare = fma_rn(u, e, u) < e;
-  return fma_rn(c, 0.0f, rare == negative ? 1.0f : 0.0f);
+  *size = c;
+  return ~sign ^ (fma_rn(u, e, u) < e ? ~0u : 0u);
+}
+
+FASTEBM_HD float bernoulli_element(float logit, uint32_t w, float beta) {
+  float size;
+  const uint32_t one = bernoulli_draw(logit, w, beta, &size);
+  return fma_rn(size, 0.0f, float_from_bits(one & 0x3f800000u));
 }
 
 // What is stored of an element.

@@ -62,17 +62,20 @@ FASTEBM_HD C checked_coefficient(C v) {
   return v >= C(0) && v - v == C(0) ? v : static_cast<C>(float_from_bits(0x7fc00000u));
 }
 
+// Those of a sample that has none of its own.
 template <class C>
-FASTEBM_HD RowCoefficients<C> row_coefficients(const LangevinParams& p, int64_t row, C scale) {
-  RowCoefficients<C> c;
-  c.step = p.step_sizes ? checked_coefficient(static_cast<const C*>(p.step_sizes)[row])
-                        : static_cast<C>(p.step_size);
-  c.sigma = p.noise_stds ? checked_coefficient(static_cast<const C*>(p.noise_stds)[row])
-                         : static_cast<C>(p.noise_std);
-  c.scale = scale;
-  c.clip = static_cast<C>(p.grad_clip);
-  c.lo = static_cast<C>(p.lo);
-  c.hi = static_cast<C>(p.hi);
+FASTEBM_HD RowCoefficients<C> common_coefficients(const LangevinParams& p) {
+  return RowCoefficients<C>{
+      static_cast<C>(p.step_size), static_cast<C>(p.noise_std), C(1),
+      static_cast<C>(p.grad_clip), static_cast<C>(p.lo),        static_cast<C>(p.hi)};
+}
+
+// `c` with what is the sample's own.
+template <class C>
+FASTEBM_HD RowCoefficients<C> row_coefficients(const LangevinParams& p, int64_t row,
+                                               RowCoefficients<C> c) {
+  if (p.step_sizes) c.step = checked_coefficient(static_cast<const C*>(p.step_sizes)[row]);
+  if (p.noise_stds) c.sigma = checked_coefficient(static_cast<const C*>(p.noise_stds)[row]);
   return c;
 }
 
@@ -91,17 +94,28 @@ FASTEBM_HD C norm_clip_scale(double sum_of_squares, double bound) {
   return norm > bound ? static_cast<C>(bound / norm) : C(1);
 }
 
-// The step of one element. Comparisons are false for NaN, which therefore passes through.
+// Both bounds are selections, of which nvcc makes no branch. Comparisons are false for NaN, which
+// therefore passes through, as -0 does at a bound of +0.
 template <class C>
+FASTEBM_HD C clip(C v, C bound) {
+  return std::fabs(v) > bound ? std::copysign(bound, v) : v;
+}
+template <class C>
+FASTEBM_HD C clamp(C v, C lo, C hi) {
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
+}
+
+// The step of one element; !kScaled: c.scale is 1.
+template <class C, bool kScaled = true>
 FASTEBM_HD C langevin_element(C x, C grad, C n, const RowCoefficients<C>& c, bool* inside,
                               bool* unclipped) {
-  C g = mul_rn(c.scale, grad);
-  *unclipped = g >= -c.clip && g <= c.clip;
-  g = g < -c.clip ? -c.clip : g > c.clip ? c.clip : g;
-  C y = fma_rn(-c.step, g, x);
+  const C g = kScaled ? mul_rn(c.scale, grad) : grad;
+  *unclipped = std::fabs(g) <= c.clip;
+  C y = fma_rn(-c.step, clip(g, c.clip), x);
   y = fma_rn(c.sigma, n, y);
   *inside = y >= c.lo && y <= c.hi;
-  return y < c.lo ? c.lo : y > c.hi ? c.hi : y;
+  return clamp(y, c.lo, c.hi);
 }
 
 // One block of up to four elements; returns its mask. grad may be null.
@@ -119,21 +133,34 @@ FASTEBM_HD uint8_t langevin_block(const T* x, const T* grad, T* out, int count, 
   return static_cast<uint8_t>(bits);
 }
 
+// The derivatives of one element; bits 0 and 4 of `bits` are those of its mask.
+template <class C>
+FASTEBM_HD void langevin_backward_element(C grad_out, unsigned bits, C step, C* grad_x,
+                                          C* grad_grad) {
+  *grad_x = bits & 1u ? grad_out : C(0);
+  *grad_grad = bits & 16u ? -mul_rn(step, *grad_x) : C(0);
+}
+
+template <class C>
+FASTEBM_HD C backward_step(const LangevinBackwardParams& p, int64_t row) {
+  return p.step_sizes ? checked_coefficient(static_cast<const C*>(p.step_sizes)[row])
+                      : static_cast<C>(p.step_size);
+}
+
 // The derivatives of one block.
 template <class T>
 FASTEBM_HD void langevin_backward_block(const LangevinBackwardParams& p, int64_t row, int64_t block,
                                         int64_t blocks) {
   using C = Compute<T>;
-  const C step = p.step_sizes ? checked_coefficient(static_cast<const C*>(p.step_sizes)[row])
-                              : static_cast<C>(p.step_size);
+  const C step = backward_step<C>(p, row);
   const unsigned bits = p.mask[row * blocks + block];
   const int64_t first = row * p.dim + 4 * block;
   for (int i = 0; i < 4 && 4 * block + i < p.dim; ++i) {
-    const C go = widen(static_cast<const T*>(p.grad_out)[first + i]);
-    const C dx = bits >> i & 1u ? go : C(0);
-    static_cast<T*>(p.grad_x)[first + i] = narrow<T>(dx);
-    const C dgrad = bits >> i & 16u ? -mul_rn(step, dx) : C(0);
-    static_cast<T*>(p.grad_grad)[first + i] = narrow<T>(dgrad);
+    C grad_x, grad_grad;
+    langevin_backward_element<C>(widen(static_cast<const T*>(p.grad_out)[first + i]), bits >> i,
+                                 step, &grad_x, &grad_grad);
+    static_cast<T*>(p.grad_x)[first + i] = narrow<T>(grad_x);
+    static_cast<T*>(p.grad_grad)[first + i] = narrow<T>(grad_grad);
   }
 }
 

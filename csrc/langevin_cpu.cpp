@@ -42,11 +42,11 @@ bool rows_differ(const LangevinParams& p) { return p.step_sizes || p.noise_stds 
 
 template <class T>
 FASTEBM_HD RowCoefficients<Compute<T>> coefficients_of(const LangevinParams& p, int64_t row) {
-  Compute<T> scale = 1;
+  auto c = common_coefficients<Compute<T>>(p);
   if (clips_norm(p))
-    scale = norm_clip_scale<Compute<T>>(
+    c.scale = norm_clip_scale<Compute<T>>(
         row_sum_of_squares(static_cast<const T*>(p.grad) + row * p.dim, p.dim), p.grad_norm_clip);
-  return row_coefficients(p, row, scale);
+  return row_coefficients(p, row, c);
 }
 
 template <class T>

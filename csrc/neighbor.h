@@ -120,17 +120,27 @@ FASTEBM_HD void store_neighbors(const NeighborParams& p, int64_t i, const Neighb
   }
 }
 
+// What neighbour c of all, counted through the queries, is weighted with in a gradient.
+template <class X>
+FASTEBM_HD X neighbor_slope(const NeighborBackwardParams& p, int64_t c) {
+  const X distance = static_cast<const X*>(p.distance)[c];
+  return distance == 0 ? X(0) : static_cast<const X*>(p.grad)[c] / distance;
+}
+
+// Its part of one element of the gradient.
+template <class X, class Y>
+FASTEBM_HD X neighbor_pull(const NeighborBackwardParams& p, X slope, X x, Y winner) {
+  return slope * (x - static_cast<X>(reference_value(winner, p.y_scale, p.y_offset)));
+}
+
 // One element of query i's gradient.
 template <class X, class Y>
 FASTEBM_HD X neighbor_gradient(const NeighborBackwardParams& p, int64_t i, int64_t element) {
   const X x = static_cast<const X*>(p.x)[i * p.dim + element];
   X sum = 0;
-  for (int64_t c = i * p.k; c < (i + 1) * p.k; ++c) {
-    const X distance = static_cast<const X*>(p.distance)[c];
-    const X slope = distance == 0 ? X(0) : static_cast<const X*>(p.grad)[c] / distance;
-    const Y winner = static_cast<const Y*>(p.winners)[c * p.dim + element];
-    sum += slope * (x - static_cast<X>(reference_value(winner, p.y_scale, p.y_offset)));
-  }
+  for (int64_t c = i * p.k; c < (i + 1) * p.k; ++c)
+    sum += neighbor_pull(p, neighbor_slope<X>(p, c), x,
+                         static_cast<const Y*>(p.winners)[c * p.dim + element]);
   return sum;
 }
 

@@ -1,4 +1,5 @@
 // Nearest references on a CUDA device, block after block of scores: see neighbor_blocks_cuda.h.
+#include "element_blocks_cuda.h"
 #include "neighbor_direct_cuda.h"
 #include "neighbor_select_cuda.h"
 #include "neighbor_tensor_cuda.h"
@@ -38,12 +39,35 @@ int search(const NeighborParams& p, void* stream) {
   return error;
 }
 
-// The gradient: a CUDA block takes one query, a thread every 256th element.
+// The gradient: a group of threads takes a query, a thread every block of four elements that is its
+// own. Reads 4 B of each winner and of the query, and writes 4 B, an element.
+template <class X, class Y, bool kWhole>
+__global__ void __launch_bounds__(kBlockThreads)
+    gradient_kernel(NeighborBackwardParams p, RowGroups<kBlockThreads> groups) {
+  const int64_t i = groups.row();
+  if (i >= p.n) return;
+  for (int64_t e = 4 * groups.lane(); e < p.dim; e += 4 * groups.lanes()) {
+    const int64_t at = i * p.dim + e;
+    const int count = block_size(p.dim, e / 4);
+    X x[4], sum[4]{};
+    unpack(load_quad<kWhole>(static_cast<const X*>(p.x) + at, count), x);
+    for (int64_t c = i * p.k; c < (i + 1) * p.k; ++c) {
+      const X slope = neighbor_slope<X>(p, c);
+      Y winner[4];
+      unpack(load_quad<kWhole>(static_cast<const Y*>(p.winners) + c * p.dim + e, count), winner);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[j] += neighbor_pull(p, slope, x[j], winner[j]);
+    }
+    store_quad<kWhole>(pack(sum), static_cast<X*>(p.grad_x) + at, count);
+  }
+}
+
 template <class X, class Y>
-__global__ void __launch_bounds__(256) gradient_kernel(NeighborBackwardParams p) {
-  const int64_t i = blockIdx.x;
-  for (int64_t e = threadIdx.x; e < p.dim; e += 256)
-    static_cast<X*>(p.grad_x)[i * p.dim + e] = neighbor_gradient<X, Y>(p, i, e);
+int backward(const NeighborBackwardParams& p, void* stream) {
+  const RowGroups<kBlockThreads> groups((p.dim + 3) / 4);
+  const bool whole = are_quads<X>(p.dim, p.x, p.grad_x) && are_quads<Y>(p.dim, p.winners);
+  return launch(whole ? gradient_kernel<X, Y, true> : gradient_kernel<X, Y, false>,
+                groups.grid(p.n), dim3(kBlockThreads), 0, stream, p, groups);
 }
 
 }  // namespace
@@ -67,10 +91,8 @@ int nearest_neighbor_backward_cuda(const NeighborBackwardParams& p, int64_t, int
                                    void* stream) {
   return visit_reference(p.y_dtype, [&](auto y_type) {
     using Y = decltype(y_type);
-    const dim3 grid(static_cast<unsigned>(p.n)), block(256);
-    if (p.x_dtype == Dtype::kFloat64)
-      return launch(gradient_kernel<double, Y>, grid, block, 0, stream, p);
-    return launch(gradient_kernel<float, Y>, grid, block, 0, stream, p);
+    return p.x_dtype == Dtype::kFloat64 ? backward<double, Y>(p, stream)
+                                        : backward<float, Y>(p, stream);
   });
 }
 

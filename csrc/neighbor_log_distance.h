@@ -31,13 +31,14 @@ FASTEBM_HD double bounded_square(const LogDistanceParams& p, int64_t i) {
   return distance * distance + p.eps * p.eps;
 }
 
-// One element of query i's gradient; slope is 1 / (bounded_square n).
+// The reference that pulls query i.
+FASTEBM_HD int64_t nearest_of(const LogDistanceParams& p, int64_t i) {
+  return p.index[i] < 0 ? 0 : p.index[i];
+}
+
+// One element of a query's gradient; slope is 1 / (bounded_square n).
 template <class X, class Y>
-FASTEBM_HD X log_distance_pull(const LogDistanceParams& p, int64_t i, int64_t element,
-                               double slope) {
-  const int64_t nearest = p.index[i] < 0 ? 0 : p.index[i];
-  const Y y = static_cast<const Y*>(p.y)[nearest * p.dim + element];
-  const X x = static_cast<const X*>(p.x)[i * p.dim + element];
+FASTEBM_HD X log_distance_pull(const LogDistanceParams& p, X x, Y y, double slope) {
   const X apart = x - static_cast<X>(reference_value(y, p.y_scale, p.y_offset));
   return static_cast<X>(static_cast<double>(apart) * slope);
 }

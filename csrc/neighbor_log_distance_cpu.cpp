@@ -9,8 +9,10 @@ int log_distance_gradient_cpu(const LogDistanceParams& p, int64_t begin, int64_t
     using Y = decltype(y_type);
     for (int64_t i = begin; i < end; ++i) {
       const double slope = 1.0 / (bounded_square<X>(p, i) * static_cast<double>(p.n));
-      for (int64_t e = 0; e < p.dim; ++e)
-        static_cast<X*>(p.grad)[i * p.dim + e] = log_distance_pull<X, Y>(p, i, e, slope);
+      const X* x = static_cast<const X*>(p.x) + i * p.dim;
+      const Y* y = static_cast<const Y*>(p.y) + nearest_of(p, i) * p.dim;
+      X* grad = static_cast<X*>(p.grad) + i * p.dim;
+      for (int64_t e = 0; e < p.dim; ++e) grad[e] = log_distance_pull(p, x[e], y[e], slope);
     }
     return 0;
   });

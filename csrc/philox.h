@@ -52,9 +52,14 @@ FASTEBM_HD double mul_rn(double a, double b) {
   return a * b;
 #endif
 }
+// Of an `a` in [2^-100, 2^100]: there __fsqrt_rn is these operations, and a branch around a call
+// for the rest, over which nvcc moves no load.
 FASTEBM_HD float sqrt_rn(float a) {
 #ifdef __CUDA_ARCH__
-  return __fsqrt_rn(a);
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
+  const float root = __fmul_rn(a, y);
+  return __fmaf_rn(__fmaf_rn(-root, root, a), __fmul_rn(y, 0.5f), root);
 #else
   return __builtin_sqrtf(a);
 #endif
@@ -67,26 +72,32 @@ FASTEBM_HD float uint_to_float_rn(uint32_t w) {
 #endif
 }
 
-FASTEBM_HD Words4 philox4x32(Words4 c, uint32_t k0, uint32_t k1) {
+// Of kCount counters at once, which share the keys of the rounds.
+template <int kCount>
+FASTEBM_HD void philox4x32(Words4 (&c)[kCount], uint32_t k0, uint32_t k1) {
 #ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
   for (int r = 0; r < kPhiloxRounds; ++r) {
-    const uint64_t a = static_cast<uint64_t>(kPhiloxMul0) * c.v[0];
-    const uint64_t b = static_cast<uint64_t>(kPhiloxMul1) * c.v[2];
-    c = Words4{{static_cast<uint32_t>(b >> 32) ^ c.v[1] ^ k0, static_cast<uint32_t>(b),
-                static_cast<uint32_t>(a >> 32) ^ c.v[3] ^ k1, static_cast<uint32_t>(a)}};
+    for (Words4& w : c)
+      w = Words4{{mul_high(kPhiloxMul1, w.v[2]) ^ w.v[1] ^ k0, kPhiloxMul1 * w.v[2],
+                  mul_high(kPhiloxMul0, w.v[0]) ^ w.v[3] ^ k1, kPhiloxMul0 * w.v[0]}};
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
-  return c;
+}
+
+FASTEBM_HD Words4 philox4x32(Words4 c, uint32_t k0, uint32_t k1) {
+  Words4 one[1] = {c};
+  philox4x32(one, k0, k1);
+  return one[0];
 }
 
 // Coefficients of the Box-Muller transform; the AVX2 twin in langevin_cpu.cpp reads the same ones.
 namespace box_muller {
 constexpr float kTwoM32 = 2.3283064365386963e-10f, kTwoM33 = 1.1641532182693481e-10f;
 constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // mantissas are taken in [sqrt(1/2), sqrt(2))
-constexpr float kMinus2Ln2 = -1.3862943611198906f;
+constexpr float kMinus2Ln2 = -1.3862943611198906f, kTwoM23 = 1.1920928955078125e-07f;
 // -2 log(1 + t) / t on [sqrt(1/2) - 1, sqrt(2) - 1], minimax of degree 7, absolute error 7e-8
 constexpr float kLog7 = 0.20206281542778015f, kLog6 = -0.32838883996009827f,
                 kLog5 = 0.3466584384441376f, kLog4 = -0.3974624276161194f,
@@ -107,9 +118,8 @@ FASTEBM_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
   using namespace box_muller;
   const float u = fma_rn(uint_to_float_rn(w0), kTwoM32, kTwoM33);
   const int32_t u_bits = static_cast<int32_t>(float_bits(u));
-  const int32_t e = (u_bits - kSqrtHalfBits) >> 23;
-  const float t =
-      float_from_bits(static_cast<uint32_t>(u_bits) - (static_cast<uint32_t>(e) << 23)) - 1.0f;
+  const int32_t e = (u_bits - kSqrtHalfBits) & ~0x7fffff;  // the exponent, times 2^23
+  const float t = float_from_bits(static_cast<uint32_t>(u_bits - e)) - 1.0f;
   float p = kLog7;
   p = fma_rn(p, t, kLog6);
   p = fma_rn(p, t, kLog5);
@@ -118,7 +128,7 @@ FASTEBM_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
   p = fma_rn(p, t, kLog2);
   p = fma_rn(p, t, kLog1);
   p = fma_rn(p, t, kLog0);
-  const float r2 = fma_rn(static_cast<float>(e), kMinus2Ln2, mul_rn(p, t));
+  const float r2 = fma_rn(static_cast<float>(e), kMinus2Ln2 * kTwoM23, mul_rn(p, t));
   const float r = sqrt_rn(r2 > kMinRadius2 ? r2 : kMinRadius2);
 
   const int32_t q = static_cast<int32_t>(w1 + 0x20000000u) >> 30;
@@ -147,13 +157,17 @@ FASTEBM_HD Words4 noise_counter(const NoiseKey& k, uint64_t sample_id, uint32_t 
                  (static_cast<uint32_t>(sample_id >> 32) & 0x00ffffffu) | k.tag << 24}};
 }
 
-FASTEBM_HD Normals4 normals4(const NoiseKey& k, uint64_t sample_id, uint32_t block) {
-  const Words4 w = philox4x32(noise_counter(k, sample_id, block), static_cast<uint32_t>(k.key),
-                              static_cast<uint32_t>(k.key >> 32));
+FASTEBM_HD Normals4 normals_of_words(const Words4& w) {
   Normals4 n;
   normal_pair(w.v[0], w.v[1], &n.v[0], &n.v[1]);
   normal_pair(w.v[2], w.v[3], &n.v[2], &n.v[3]);
   return n;
+}
+
+FASTEBM_HD Normals4 normals4(const NoiseKey& k, uint64_t sample_id, uint32_t block) {
+  return normals_of_words(philox4x32(noise_counter(k, sample_id, block),
+                                     static_cast<uint32_t>(k.key),
+                                     static_cast<uint32_t>(k.key >> 32)));
 }
 
 }  // namespace fastebm

@@ -41,6 +41,17 @@ __global__ void block_sum_kernel(const double* x, double* out) {
   out[kSize + i] = fastebm::block_sum<kSize>(2 * x[i]);
 }
 
+// Rows of `columns` numbers, each summed by a group of threads; out holds every thread's result.
+__global__ void group_sum_kernel(const double* x, double* out, int rows, int columns,
+                                 fastebm::RowGroups<kThreads> groups) {
+  const int row = static_cast<int>(groups.row());
+  double sum = 0;
+  if (row < rows)
+    for (int c = groups.lane(); c < columns; c += groups.lanes()) sum += x[row * columns + c];
+  sum = fastebm::group_sum<kThreads>(sum, groups.lanes());
+  if (row < rows) out[row * groups.lanes() + groups.lane()] = sum;
+}
+
 __global__ void early_return_kernel(float* out) {
   if (threadIdx.x == 5) return;
   __syncthreads();
@@ -261,6 +272,30 @@ void test_block_sum() {
   if (kSize > 32) check(wrong > 0, "block_sum twice without a barrier between is wrong");
 }
 
+// A group gives the bits of a whole block whose other threads have zeros.
+void test_group_sum() {
+  constexpr int kRows = 11;
+  bool same = true;
+  for (int columns : {1, 3, 8, 20, 33, 128, 300}) {
+    const fastebm::RowGroups<kThreads> groups(columns);
+    std::vector<double> x(kRows * columns), out(kRows * kThreads), sums(kRows);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = std::pow(10.0, i % 7) / (1.0 + i);
+    for (int row = 0; row < kRows; ++row) {
+      double lanes[kThreads] = {}, whole[2 * kThreads];
+      for (int c = 0; c < columns; ++c) lanes[c % kThreads] += x[row * columns + c];
+      fastebm::launch(block_sum_kernel<kThreads, true>, 1, kThreads, 0, nullptr, lanes, whole);
+      sums[row] = whole[0];
+    }
+    for_each_schedule([&] {
+      same = same && fastebm::launch(group_sum_kernel, groups.grid(kRows), kThreads, 0, nullptr,
+                                     x.data(), out.data(), kRows, columns, groups) == 0;
+      for (int i = 0; i < kRows * groups.lanes(); ++i)
+        same = same && out[i] == sums[i / groups.lanes()];
+    });
+  }
+  check(same, "sums of groups of 1 to 256 threads, several to a block");
+}
+
 void test_errors() {
   std::vector<float> out(1024);
   unsigned bits = 0;
@@ -442,6 +477,7 @@ int main(int argc, char**) {
   test_block_sum<32>();
   test_block_sum<256>();
   test_block_sum<1024>();
+  test_group_sum();
   test_errors();
   test_shared_limits();
   test_warp();

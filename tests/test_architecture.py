@@ -93,12 +93,15 @@ BENCH = {
     "compare": {"suite"},
     "charts": {"suite"},
     "predictions": {"suite"},
-    "readme": {"suite", "predictions"},
+    "sass_path": set(),
+    "sass": {"suite", "machine", "sass_path"},
+    "readme": {"suite", "predictions", "sass"},
     "__main__": {"suite", "compare", "charts", "predictions", "readme"},
 }
 
 CPU = {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"}
 CUDA = {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"}
+CUDA |= {"element_blocks_cuda.h"}  # of any subject whose kernels work on blocks of four elements
 KERNEL_LAYERS = {
     r"(scalar|simt_shared|scratch)\.h": set(),
     r"philox\.h": {"scalar.h"},

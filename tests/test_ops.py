@@ -19,6 +19,9 @@ OPTIONS = {
     "norm clip": {"grad_norm_clip": 2.5},
     "all": {"clamp": (-1.0, 1.0), "grad_clip": 0.8, "grad_norm_clip": 3.0},
 }
+# Blocks of four of which some are the second of a CUDA thread, and samples that share a group of
+# threads by 256, 16 and 4, or have one alone.
+SHAPES = [(70, 1), (150, 2), (9, 3), (5, 40), (40, 6), (5, 132), (3, 1028), (3, 1030)]
 
 
 def sample(shape, dtype=torch.float32, device="cpu", requires_grad=False):
@@ -90,7 +93,7 @@ def test_a_tensor_with_one_value_serves_all_samples(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(70, 1), (150, 2), (9, 3), (5, 40), (3, 1030)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample, set_simd):
@@ -110,7 +113,7 @@ def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample,
         assert torch.equal(other.cpu(), scalar), level
 
 
-@pytest.mark.parametrize("shape", [(70, 2), (9, 3), (5, 40), (3, 130), (40, 6)])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_masks_are_the_same_on_every_path(device, shape, set_simd):
     x, g = sample(shape)
     args = (0.3, 0.2, None, None, rng(), 0, None, 0.8, -0.5, 0.5, 0x80)
@@ -158,6 +161,44 @@ def test_nan_and_infinity_propagate(device, dtype, dim):
         assert bad[1, -1] and bad[3, 0] and bad.sum() == 2  # an infinite gradient is clipped
     no_clip = ops.langevin_step_(x.clone(), g, 0.1, 0.1, rng(device))
     assert no_clip[2, 0] == -INF
+
+
+def bits(t):
+    """As integers; any NaN as the same one, since CUDA's arithmetic gives one NaN only."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()]
+    return torch.where(t.isnan(), math.nan, t).view(integers)
+
+
+def bounded(v, lo, hi):
+    """Comparisons are false for NaN, and for -0 at +0."""
+    lo, hi = (torch.tensor(bound, dtype=v.dtype) for bound in (lo, hi))
+    return torch.where(v < lo, lo, torch.where(v > hi, hi, v))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [7, 8])
+@pytest.mark.parametrize("clamp", [(0.0, 1.0), (-0.0, INF), (-1.0, 0.0), (-1.0, -0.0), (0.0, 0.0)])
+def test_bits_at_the_bounds(device, dtype, dim, clamp, set_simd):
+    """Every pair of special values, under noise that leaves zeros of both signs."""
+    wide = torch.promote_types(dtype, torch.float32)
+    values = torch.tensor([0.0, 0.5, 1.0, 3.0, INF, torch.finfo(dtype).tiny], dtype=wide)
+    values = torch.cat([values, -values, torch.tensor([math.nan], dtype=wide)])
+    pairs = torch.cartesian_prod(values, values).repeat(dim, 1)
+    x, g = pairs.T.reshape(2, -1, dim).to(dtype)
+    faint = torch.finfo(wide).smallest_normal * torch.finfo(wide).eps  # the least there is
+
+    def step(x, g, **options):
+        args = (x.to(device, copy=True), g.to(device), 1.0, faint, rng(device))
+        return ops.langevin_step_(*args, **options).cpu()
+
+    for level in SIMD_LEVELS:
+        set_simd(level)
+        for clip in (0.5, 1e-60):  # the second one is 0 in float32
+            free = step(x.to(wide), bounded(g.to(wide), -clip, clip))
+            assert (free.signbit() & (free == 0)).any() and free.isnan().any()
+            expected = bounded(free, *clamp).to(dtype)
+            assert torch.equal(bits(step(x, g, clamp=clamp, grad_clip=clip)), bits(expected)), level
+            assert torch.equal(bits(step(x, g, grad_clip=clip)), bits(free.to(dtype))), level
 
 
 @pytest.mark.parametrize("bad", [-0.1, INF, math.nan])
@@ -270,8 +311,12 @@ ERRORS = [
     (dict(sample_ids=torch.zeros(3, dtype=torch.int64)), "sample_ids must be contiguous with one"),
     (dict(sample_ids=torch.zeros(2)), "sample_ids must be Long, got Float"),
     (dict(grad_clip=0.0), "grad_clip must be > 0, got 0"),
+    (dict(grad_clip=math.nan), "grad_clip must be > 0, got -?nan"),
     (dict(grad_norm_clip=-1.0), "grad_norm_clip must be > 0, got -1"),
+    (dict(grad_norm_clip=math.nan), "grad_norm_clip must be > 0, got -?nan"),
     (dict(clamp=(1.0, 0.0)), r"clamp must be \(lo, hi\) with lo <= hi, got \(1, 0\)"),
+    (dict(clamp=(math.nan, 0.0)), r"clamp must be \(lo, hi\) with lo <= hi, got \(-?nan, 0\)"),
+    (dict(clamp=(0.0, math.nan)), r"clamp must be \(lo, hi\) with lo <= hi, got \(0, -?nan\)"),
 ]
 
 
