@@ -66,10 +66,10 @@ namespace plain {
 #include "replay_color_simd.h"
 #include "replay_simd.h"
 template <class T>
-void load_sample(const ReplayParams& p, int64_t row, int64_t slot, int64_t begin, int64_t end,
+void load_sample(const ReplayParams& p, uint64_t id, int64_t slot, int64_t begin, int64_t end,
                  float* to) {
   for (int64_t block = begin / 4; 4 * block < end; ++block)
-    load_block<T>(p, row, slot, block, to + 4 * block);
+    load_block<T>(p, id, slot, block, to + 4 * block);
 }
 #undef FASTEBM_TARGET
 }  // namespace plain
@@ -104,18 +104,19 @@ int gather(const ReplayParams& p, int64_t begin, int64_t end, void* scratch, Loa
     std::memset(scratch, 0, sizeof(float) * static_cast<size_t>(floats));
   }
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t slot = source_slot(p, row);
-    record_draw(p, row, slot);
+    const uint64_t id = sample_id(p, row);
+    const int64_t index = p.index[row], slot = source_slot(p, id, index);
+    record_draw(p, row, index, slot);
     float* out = p.out + row * p.dim;
     if (!p.augment || slot < 0) {
-      load_sample(p, row, slot, 0, p.dim, out);
+      load_sample(p, id, slot, 0, p.dim, out);
       continue;
     }
     SampleAugmentation s;
-    draw_augmentation(p, row, &s);
+    draw_augmentation(p, id, &s);
     const int64_t pixels = p.height * p.width;
     for (int64_t c = 0; c < p.channels; ++c)  // the rows that the crop has
-      load_sample(p, row, slot, c * pixels + s.top * p.width,
+      load_sample(p, id, slot, c * pixels + s.top * p.width,
                   c * pixels + (s.top + s.height) * p.width, w.loaded);
     augment(p, s, w, out);
   }

@@ -1,5 +1,5 @@
 // Replayed samples on a CUDA device.
-#include "device.h"
+#include "element_blocks_cuda.h"
 #include "replay_draw.h"
 
 namespace fastebm {
@@ -24,16 +24,73 @@ bool is_shared(const ReplayParams& p) {
   return static_cast<int64_t>(sizeof(float)) * p.dim <= half;
 }
 
-// Samples as they are stored, dequantised or initial. A thread takes one block of four elements of
-// one sample: 1 or 4 B read and 4 B written an element.
+template <bool kWhole>
+__device__ __forceinline__ int elements_in(const ReplayParams& p, uint32_t block) {
+  const uint32_t whole = static_cast<uint32_t>(p.dim >> 2);
+  const int rest = kWhole ? 0 : static_cast<int>(p.dim & 3);
+  return block < whole ? 4 : block == whole ? rest : 0;
+}
+
+// Four stored elements as numbers.
 template <class T>
-__global__ void __launch_bounds__(kReplayThreads) gather_kernel(ReplayParams p, int64_t first) {
-  const int64_t blocks = (p.dim + 3) / 4;
-  const int64_t i = first + blockIdx.x * static_cast<int64_t>(kReplayThreads) + threadIdx.x;
-  if (i >= p.n * blocks) return;
-  const int64_t row = i / blocks, block = i - row * blocks, slot = source_slot(p, row);
-  if (block == 0) record_draw(p, row, slot);
-  load_block<T>(p, row, slot, block, p.out + row * p.dim + 4 * block);
+__device__ __forceinline__ void numbers_of(const Quad<T>& q, float (&to)[4]) {
+  widen_quad(q, to);
+}
+template <>
+__device__ __forceinline__ void numbers_of<uint8_t>(const Quad<uint8_t>& q, float (&to)[4]) {
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<float>(q.words[0] >> 8 * i & 0xffu);
+}
+
+// Computes: the elements of some blocks of a sample, of which `stored` is what the buffer has.
+template <class T, int kBlocks>
+__device__ __forceinline__ void block_values(const ReplayParams& p, uint64_t id, int64_t slot,
+                                             const uint32_t (&block)[kBlocks],
+                                             const Quad<T> (&stored)[kBlocks],
+                                             Quad<float> (&to)[kBlocks]) {
+  Words4 words[kBlocks];
+  for (int b = 0; b < kBlocks; ++b) words[b] = block_counter(p, id, block[b]);
+  if (needs_words<T>(p, slot)) {
+    const uint64_t key = replay_key(p, kReplayTag).key;
+    philox4x32(words, static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
+  }
+  for (int b = 0; b < kBlocks; ++b) {
+    float values[4];
+    if (slot >= 0) {
+      numbers_of(stored[b], values);
+      stored_values<T>(p, values, words[b], values);
+    } else {
+      initial_values(p, slot, words[b], values);
+    }
+    memcpy(&to[b], values, sizeof(values));
+  }
+}
+
+// Samples as they are stored, dequantised or initial. A thread takes two blocks of four elements of
+// one sample, half of it apart, so that each warp moves memory that lies together and both share
+// what is drawn for the sample: 1 or 4 B read and 4 B written an element.
+template <class T, bool kWhole>
+__global__ void __launch_bounds__(kBlockThreads)
+    gather_kernel(ReplayParams p, int64_t first_row, uint32_t n_threads, Divider half) {
+  const uint32_t i = blockIdx.x * kBlockThreads + threadIdx.x;
+  if (i >= n_threads) return;
+  const uint32_t r = half(i), first = i - r * half.divisor;
+  const int64_t row = first_row + r, index = p.index[row];
+  const uint64_t id = sample_id(p, row);
+  const uint32_t block[2] = {first, first + half.divisor};
+  const T* from = static_cast<const T*>(p.data) + index * p.dim;
+  const bool there = index >= 0 && index < p.stored;
+  Quad<T> stored[2];
+  for (int b = 0; b < 2; ++b)
+    stored[b] = load_quad<kWhole>(from + 4 * static_cast<int64_t>(block[b]),
+                                  there ? elements_in<kWhole>(p, block[b]) : 0);
+  const int64_t slot = source_slot(p, id, index);
+  Quad<float> values[2];
+  block_values(p, id, slot, block, stored, values);
+  float* to = p.out + row * p.dim;
+  for (int b = 0; b < 2; ++b)
+    store_quad<kWhole>(values[b], to + 4 * static_cast<int64_t>(block[b]),
+                       elements_in<kWhole>(p, block[b]));
+  if (first == 0) record_draw(p, row, index, slot);
 }
 
 // Crop, enlargement, flip, and the colours up to contrast: a thread takes every 256th pixel, kC
@@ -115,16 +172,17 @@ __global__ void __launch_bounds__(kReplayThreads) augment_kernel(ReplayParams p,
   FASTEBM_SHARED(SampleAugmentation, s);
   FASTEBM_SHARED(int64_t, slot);
   const int64_t row = blockIdx.x;
+  const uint64_t id = sample_id(p, row);
   if (threadIdx.x == 0) {
-    slot = source_slot(p, row);
-    record_draw(p, row, slot);
-    if (slot >= 0) draw_augmentation(p, row, &s);
+    slot = source_slot(p, id, p.index[row]);
+    record_draw(p, row, p.index[row], slot);
+    if (slot >= 0) draw_augmentation(p, id, &s);
   }
   __syncthreads();
   float* out = p.out + row * p.dim;
   float* work = shared ? dynamic_shared<float>() : static_cast<float*>(p.scratch) + row * p.dim;
   for (int64_t block = threadIdx.x; 4 * block < p.dim; block += kReplayThreads)
-    load_block<T>(p, row, slot, block, (slot >= 0 ? work : out) + 4 * block);
+    load_block<T>(p, id, slot, block, (slot >= 0 ? work : out) + 4 * block);
   if (slot < 0) return;
   __syncthreads();
   const float part = resize_and_color<kC>(p, s, work, out);
@@ -140,18 +198,21 @@ __global__ void __launch_bounds__(kReplayThreads) augment_kernel(ReplayParams p,
   blur(p, s.weight, false, work, out);
 }
 
+// Whether rows of the buffer and of the result are whole blocks that can be moved at once.
+template <class T>
+bool is_whole(const ReplayParams& p) {
+  return are_quads<T>(p.dim, p.data) && are_quads<float>(p.dim, p.out);
+}
+
 template <class T>
 int gather(const ReplayParams& p, void* stream) {
-  const int64_t blocks = p.n * ((p.dim + 3) / 4), most = int64_t{1} << 38;
-  for (int64_t first = 0; first < blocks; first += most) {
-    const int64_t count = blocks - first < most ? blocks - first : most;
-    const int error =
-        launch(gather_kernel<T>,
-               dim3(static_cast<unsigned>((count + kReplayThreads - 1) / kReplayThreads)),
-               dim3(kReplayThreads), 0, stream, p, first);
-    if (error) return error;
-  }
-  return 0;
+  const int64_t half = (p.dim + 7) / 8;
+  return for_each_launch(p.n, 4 * half, [&](int64_t first, uint32_t rows, uint32_t half_blocks) {
+    const uint32_t n_threads = rows * half_blocks;
+    return launch(is_whole<T>(p) ? gather_kernel<T, true> : gather_kernel<T, false>,
+                  block_grid(n_threads, 1), dim3(kBlockThreads), 0, stream, p, first, n_threads,
+                  Divider(half_blocks));
+  });
 }
 
 template <class T, int kC>

@@ -48,12 +48,12 @@ FASTEBM_HD int below(uint32_t w, int n) {  // uniform in 0 .. n - 1
 
 // RandomResizedCrop: area share uniform, ratio log-uniform, place uniform; after ten attempts that
 // do not fit, the middle.
-FASTEBM_HD void draw_crop(const ReplayParams& p, int64_t row, SampleAugmentation* s) {
+FASTEBM_HD void draw_crop(const ReplayParams& p, uint64_t id, SampleAugmentation* s) {
   const Augmentation& a = p.augmentation;
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
   const double area = static_cast<double>(height) * width;
   for (int attempt = 0; attempt < kCropAttempts; ++attempt) {
-    const Words4 w = transition_words(p, row, static_cast<uint32_t>(3 + attempt));
+    const Words4 w = transition_words(p, id, static_cast<uint32_t>(3 + attempt));
     const double target = area * uniform_in(w.v[0], a.scale);
     const double ratio = exp_rn(uniform_in(w.v[1], a.log_ratio));
     const double crop_width = rint(sqrt(target * ratio));
@@ -113,15 +113,15 @@ FASTEBM_HD void blur_weights(int size, double sigma, float* weight) {
     }
 }
 
-FASTEBM_HD void draw_augmentation(const ReplayParams& p, int64_t row, SampleAugmentation* s) {
+FASTEBM_HD void draw_augmentation(const ReplayParams& p, uint64_t id, SampleAugmentation* s) {
   const Augmentation& a = p.augmentation;
-  const Words4 first = transition_words(p, row, 0), last = transition_words(p, row, 2);
+  const Words4 first = transition_words(p, id, 0), last = transition_words(p, id, 2);
   s->top = s->left = 0;
   s->height = static_cast<int>(p.height);
   s->width = static_cast<int>(p.width);
-  if (a.scale.hi > 0) draw_crop(p, row, s);
+  if (a.scale.hi > 0) draw_crop(p, id, s);
   s->flip = uniform32(first.v[1]) < a.hflip_p;
-  draw_color(a, first, transition_words(p, row, 1), last, &s->color);
+  draw_color(a, first, transition_words(p, id, 1), last, &s->color);
   s->blur = a.kernel_size > 0 && uniform32(last.v[1]) < a.blur_p;
   if (s->blur) blur_weights(a.kernel_size, uniform_in(last.v[2], a.sigma), s->weight);
 }
