@@ -21,7 +21,7 @@ struct Augmentation {
   Range scale;  // area share of the crop; {0, 0}: no crop
   Range ratio;  // its width over its height
   double hflip_p;
-  Range brightness, contrast, saturation, hue;
+  Range color[4];  // brightness, contrast, saturation, hue
   double jitter_p, grayscale_p;
   int kernel_size;  // 0: no blur
   Range sigma;

@@ -47,10 +47,7 @@ Augmentation augmentation_of(const std::vector<double>& v) {
   a.scale = {v[0], v[1]};
   a.ratio = {v[2], v[3]};
   a.hflip_p = v[4];
-  a.brightness = {v[5], v[6]};
-  a.contrast = {v[7], v[8]};
-  a.saturation = {v[9], v[10]};
-  a.hue = {v[11], v[12]};
+  for (size_t i = 0; i < 4; ++i) a.color[i] = {v[5 + 2 * i], v[6 + 2 * i]};
   a.jitter_p = v[13];
   a.grayscale_p = v[14];
   a.kernel_size = static_cast<int>(v[15]);
