@@ -15,6 +15,7 @@ namespace one {
 // clang-format on
 
 constexpr int kReplayThreads = 256;  // that take one image
+
 // Whether images are worked on in shared memory, not in `scratch`: where two of them fit on a
 // multiprocessor, which keeps 1 KB for itself in every block. One alone has too few threads to hide
 // what it waits for.
@@ -104,8 +105,8 @@ struct Side {
         by_twice(static_cast<uint32_t>(2 * n)),
         over_twice(1.0f / static_cast<float>(2 * n)) {}
 
-  // resize_tap(). The quotient of integers below 2^15 is right after one correction (Markstein
-  // 1990); that all of them are has been tried.
+  // resize_tap(). A quotient of integers up to 2^15 is right after one correction (Markstein 1990);
+  // all of them have been tried.
   __device__ Tap tap(int x, int crop) const {
     const int place = (2 * x + 1) * crop - size;
     if (place <= 0) return Tap{0, 0, 0.0f};
@@ -117,10 +118,8 @@ struct Side {
   }
 };
 
-// Computes: what draw_augmentation of a CPU does: the crop in the first warp, an attempt a lane;
-// the
-//           blur in the second, a pair of weights a lane; colours and flip in a thread of the
-//           third.
+// Computes: a sample's augmentation, as the CPU does. The first warp draws the crop, an attempt a
+//           lane; the second the blur, a pair of weights a lane; a thread of the third the colours.
 // Result:   in *s, after a barrier.
 // Needs:    all threads of the first three warps here.
 __device__ void draw_by_warps(const ReplayParams& p, uint64_t id, SampleAugmentation* s) {
