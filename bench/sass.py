@@ -73,6 +73,8 @@ def each(opcode: str) -> Callable[[list[sass_path.Instruction]], float]:
 
 
 MASK, PLAIN = r"STG\.E\.U8", "true, true(, true)?>"
+# Elements of a sample that is not stored, and what one thread of a sample writes down.
+INITIAL = r"STG\.E\.64|MUFU\.RSQ"
 WAYS = {
     "langevin_cuda.cu": (
         Way("step, float32", f"langevin_step_kernel<float, {PLAIN}", "element", stored(4),
@@ -99,9 +101,10 @@ WAYS = {
             "element", stored(1)),
     ),
     "replay_cuda.cu": (
-        Way("gather, uint8", "gather_kernel<unsigned char", "element", stored(4),
-            through=r"LDG\.E\.U8", avoid=r"STG\.E\.64"),
-        Way("gather, float32", "gather_kernel<float", "element", stored(4), avoid=r"STG\.E\.64"),
+        Way("gather, uint8", "gather_kernel<unsigned char(, true)?>", "element", stored(4),
+            through="I2F", avoid=INITIAL),
+        Way("gather, float32", "gather_kernel<float(, true)?>", "element", stored(4),
+            avoid=INITIAL + "|FMUL"),
         Way("augmentation, uint8, 3 channels", "augment_kernel<unsigned char, 3"),
     ),
     "choice_cuda.cu": (Way("distinct slots", "choose_kernel"),),

@@ -20,6 +20,7 @@ struct ChoiceParams {
   const int64_t* rng;  // {key, step, sample id, 0}
   int64_t size, n, n_slots;
   uint32_t rows, columns;  // from choice_table
+  uint64_t inverse;        // of columns: above 2^62 / columns, by 1 at most
   const int64_t* slots;    // null, or (n_slots,)
   int64_t* chosen;         // (n,)
   int64_t* own;            // (n_slots,): where in `chosen` a slot is, or -1
@@ -30,11 +31,22 @@ int choose_slots_cpu(const ChoiceParams&, int64_t begin, int64_t end);
 // Queues all of them on `stream` (a cudaStream_t); returns 0 or a cudaError_t.
 int choose_slots_cuda(const ChoiceParams&, void* stream);
 
-// Fills in the table's sides: rows >= columns, and less than a row of cells too many.
+// Fills in the table: rows >= columns, and less than a row of cells too many.
 inline void choice_table(ChoiceParams* p) {
   p->rows = static_cast<uint32_t>(std::sqrt(static_cast<double>(p->size)));
   while (static_cast<int64_t>(p->rows) * p->rows < p->size) ++p->rows;
   p->columns = static_cast<uint32_t>((p->size + p->rows - 1) / p->rows);
+  p->inverse = (uint64_t{1} << 62) / p->columns + 1;
+}
+
+// number / columns: exact, as number * columns < 2^62.
+FASTEBM_HD uint32_t row_of(const ChoiceParams& p, int64_t number) {
+  const uint64_t n = 4 * static_cast<uint64_t>(number);
+#ifdef __CUDA_ARCH__
+  return static_cast<uint32_t>(__umul64hi(n, p.inverse));
+#else
+  return static_cast<uint32_t>(static_cast<unsigned __int128>(n) * p.inverse >> 64);
+#endif
 }
 
 FASTEBM_HD int choice_rounds(const ChoiceParams& p) {
@@ -46,14 +58,13 @@ struct ChoiceKey {
   uint32_t word[kRoundsOfFew];
 };
 
-FASTEBM_HD void choice_key(const ChoiceParams& p, ChoiceKey* key) {
+// The words 4 block .. of the key.
+FASTEBM_HD void choice_words(const ChoiceParams& p, int block, ChoiceKey* key) {
   const NoiseKey k{static_cast<uint64_t>(p.rng[0]), static_cast<uint32_t>(p.rng[1]), kChoiceTag};
-  for (int block = 0; 4 * block < choice_rounds(p); ++block) {
-    const Words4 w =
-        philox4x32(noise_counter(k, static_cast<uint64_t>(p.rng[2]), static_cast<uint32_t>(block)),
-                   static_cast<uint32_t>(k.key), static_cast<uint32_t>(k.key >> 32));
-    for (int i = 0; i < 4; ++i) key->word[4 * block + i] = w.v[i];
-  }
+  const Words4 w =
+      philox4x32(noise_counter(k, static_cast<uint64_t>(p.rng[2]), static_cast<uint32_t>(block)),
+                 static_cast<uint32_t>(k.key), static_cast<uint32_t>(k.key >> 32));
+  for (int i = 0; i < 4; ++i) key->word[4 * block + i] = w.v[i];
 }
 
 // By how much line `line` moves, in 0 .. length - 1: a bijection of 32 bits in which each bit goes
@@ -71,7 +82,7 @@ template <int kLanes>
 FASTEBM_HD void permute(const ChoiceParams& p, const ChoiceKey& key, int64_t* number) {
   uint32_t row[kLanes], column[kLanes];
   for (int i = 0; i < kLanes; ++i) {
-    row[i] = static_cast<uint32_t>(number[i] / p.columns);
+    row[i] = row_of(p, number[i]);
     column[i] = static_cast<uint32_t>(number[i] - static_cast<int64_t>(row[i]) * p.columns);
   }
   for (int r = 0; r < choice_rounds(p); r += 2)
@@ -89,7 +100,7 @@ template <int kLanes>
 FASTEBM_HD void permute_back(const ChoiceParams& p, const ChoiceKey& key, int64_t* number) {
   uint32_t row[kLanes], column[kLanes];
   for (int i = 0; i < kLanes; ++i) {
-    row[i] = static_cast<uint32_t>(number[i] / p.columns);
+    row[i] = row_of(p, number[i]);
     column[i] = static_cast<uint32_t>(number[i] - static_cast<int64_t>(row[i]) * p.columns);
   }
   for (int r = choice_rounds(p); r > 0; r -= 2)

@@ -19,7 +19,7 @@ void for_groups(int64_t begin, int64_t end, Group group, One one) {
 
 int choose_slots_cpu(const ChoiceParams& p, int64_t begin, int64_t end) {
   ChoiceKey key;
-  choice_key(p, &key);
+  for (int block = 0; 4 * block < choice_rounds(p); ++block) choice_words(p, block, &key);
   for_groups(
       begin, std::min(end, p.n), [&](int64_t i) { choose<kLanes>(p, key, i); },
       [&](int64_t i) { choose<1>(p, key, i); });

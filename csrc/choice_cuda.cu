@@ -7,11 +7,12 @@ namespace {
 
 constexpr int kChoiceThreads = 128;
 
-// A thread takes one value; the block's key is made once. 8 B written a value, 16 B moved for one
-// of `own`.
+// A thread takes one value; the block's key is made once, four words a thread. 8 B written a value,
+// 16 B moved for one of `own`.
 __global__ void __launch_bounds__(kChoiceThreads) choose_kernel(ChoiceParams p) {
-  __shared__ ChoiceKey key;
-  if (threadIdx.x == 0) choice_key(p, &key);
+  FASTEBM_SHARED(ChoiceKey, key);
+  const int words = static_cast<int>(threadIdx.x);
+  if (4 * words < choice_rounds(p)) choice_words(p, words, &key);
   __syncthreads();
   const int64_t i = blockIdx.x * static_cast<int64_t>(kChoiceThreads) + threadIdx.x;
   if (i < p.n)

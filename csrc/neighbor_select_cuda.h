@@ -80,11 +80,11 @@ template <class X, class Y, int kThreads, bool kChunks>
 __global__ void __launch_bounds__(kThreads) select_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kWarps = kThreads / 32;
   static_assert(kFound % kThreads == 0, "a thread finds the lower bounds that it wrote");
-  __shared__ float minima[kThreads];
-  __shared__ Neighbor lists[kWarps][kMaxNeighbors];
-  __shared__ int found[kFound];
-  __shared__ int count;
-  __shared__ float threshold;
+  FASTEBM_SHARED(float[kThreads], minima);
+  FASTEBM_SHARED(Neighbor[kWarps][kMaxNeighbors], lists);
+  FASTEBM_SHARED(int[kFound], found);
+  FASTEBM_SHARED(int, count);
+  FASTEBM_SHARED(float, threshold);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int64_t row = blockIdx.x, query = b.first_query + row;
   const X* x = static_cast<const X*>(p.x) + query * p.dim;

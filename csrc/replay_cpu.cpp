@@ -59,6 +59,26 @@ double fold_sum(const float* parts) {
   return sum[0];
 }
 
+// The weights of a blur whose terms warp_sum() of the CUDA kernel adds.
+void draw_blur(const ReplayParams& p, double sigma, float* weight) {
+  const int half = p.augmentation.kernel_size / 2;
+  double term[kBlurTerms] = {}, sum[kBlurTerms];
+  for (int x = 0; x <= half; ++x) term[x] = blur_term(x, sigma);
+  for (int x = 0; x < kBlurTerms; ++x) sum[x] = x == 0 ? term[x] : 2 * term[x];
+  for (int h = kBlurTerms / 2; h; h /= 2)
+    for (int x = 0; x < h; ++x) sum[x] += sum[x + h];
+  for (int x = 0; x <= half; ++x)
+    weight[half + x] = weight[half - x] = static_cast<float>(term[x] / sum[0]);
+}
+
+Crop draw_crop(const ReplayParams& p, uint64_t id) {
+  if (p.augmentation.scale.hi <= 0) return whole_image(p);
+  Crop crop;
+  for (int attempt = 0; attempt < kCropAttempts; ++attempt)
+    if (try_crop(p, id, attempt, &crop)) return crop;
+  return middle_crop(p);
+}
+
 // clang-format off
 namespace plain {
 #define FASTEBM_TARGET
@@ -66,10 +86,10 @@ namespace plain {
 #include "replay_color_simd.h"
 #include "replay_simd.h"
 template <class T>
-void load_sample(const ReplayParams& p, int64_t row, int64_t slot, int64_t begin, int64_t end,
+void load_sample(const ReplayParams& p, uint64_t id, int64_t slot, int64_t begin, int64_t end,
                  float* to) {
   for (int64_t block = begin / 4; 4 * block < end; ++block)
-    load_block<T>(p, row, slot, block, to + 4 * block);
+    load_block<T>(p, id, slot, block, to + 4 * block);
 }
 #undef FASTEBM_TARGET
 }  // namespace plain
@@ -104,19 +124,24 @@ int gather(const ReplayParams& p, int64_t begin, int64_t end, void* scratch, Loa
     std::memset(scratch, 0, sizeof(float) * static_cast<size_t>(floats));
   }
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t slot = source_slot(p, row);
-    record_draw(p, row, slot);
+    const uint64_t id = sample_id(p, row);
+    const int64_t index = p.index[row], slot = source_slot(p, id, index);
+    record_draw(p, row, index, slot);
     float* out = p.out + row * p.dim;
     if (!p.augment || slot < 0) {
-      load_sample(p, row, slot, 0, p.dim, out);
+      load_sample(p, id, slot, 0, p.dim, out);
       continue;
     }
     SampleAugmentation s;
-    draw_augmentation(p, row, &s);
+    s.crop = draw_crop(p, id);
+    draw_color(p, id, &s);
+    const double sigma = draw_sigma(p, id);
+    s.blur = sigma > 0;
+    if (s.blur) draw_blur(p, sigma, s.weight);
     const int64_t pixels = p.height * p.width;
     for (int64_t c = 0; c < p.channels; ++c)  // the rows that the crop has
-      load_sample(p, row, slot, c * pixels + s.top * p.width,
-                  c * pixels + (s.top + s.height) * p.width, w.loaded);
+      load_sample(p, id, slot, c * pixels + s.crop.top * p.width,
+                  c * pixels + (s.crop.top + s.crop.height) * p.width, w.loaded);
     augment(p, s, w, out);
   }
   return 0;

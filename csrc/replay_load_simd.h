@@ -1,10 +1,10 @@
 // Reading a sample with vectors: the bits of load_block(). Included for each instruction set that
 // philox_simd.h is, after it.
 
-// Writes the elements [begin, end) of sample `row` to the same places of `to`, and maybe others of
+// Writes the elements [begin, end) of sample `id` to the same places of `to`, and maybe others of
 // the blocks that they are in.
 template <class T>
-FASTEBM_TARGET void load_sample(const ReplayParams& p, int64_t row, int64_t slot, int64_t begin,
+FASTEBM_TARGET void load_sample(const ReplayParams& p, uint64_t id, int64_t slot, int64_t begin,
                                 int64_t end, float* to) {
   constexpr int64_t kStep = 4 * kLanes;  // elements of kLanes blocks
   int64_t done = begin / 4 * 4;          // a block's start, up to which elements are written
@@ -13,7 +13,7 @@ FASTEBM_TARGET void load_sample(const ReplayParams& p, int64_t row, int64_t slot
   if (random && end - done >= kStep) {
     const NoiseKey key = replay_key(p, kReplayTag);
     const RoundKeys keys = round_keys(key);
-    const SampleWords words = sample_words(key, sample_id(p, row));
+    const SampleWords words = sample_words(key, id);
     const bool normal = slot == -1 && p.init == Initial::kNormal;
     const int64_t last = (end - kStep) / 4 * 4;  // the last step repeats what it must
     for (int64_t at = done; done < last + kStep; at = std::min(at + kStep, last)) {
@@ -43,5 +43,5 @@ FASTEBM_TARGET void load_sample(const ReplayParams& p, int64_t row, int64_t slot
     }
   }
   for (int64_t block = done / 4; 4 * block < end; ++block)
-    load_block<T>(p, row, slot, block, to + 4 * block);
+    load_block<T>(p, id, slot, block, to + 4 * block);
 }

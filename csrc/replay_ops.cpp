@@ -47,10 +47,7 @@ Augmentation augmentation_of(const std::vector<double>& v) {
   a.scale = {v[0], v[1]};
   a.ratio = {v[2], v[3]};
   a.hflip_p = v[4];
-  a.brightness = {v[5], v[6]};
-  a.contrast = {v[7], v[8]};
-  a.saturation = {v[9], v[10]};
-  a.hue = {v[11], v[12]};
+  for (size_t i = 0; i < 4; ++i) a.color[i] = {v[5 + 2 * i], v[6 + 2 * i]};
   a.jitter_p = v[13];
   a.grayscale_p = v[14];
   a.kernel_size = static_cast<int>(v[15]);
@@ -92,11 +89,11 @@ void run(const ReplayParams& params, const Tensor& data) {
         replay_gather_cpu(p, i * p.n / tasks, (i + 1) * p.n / tasks, at + i * bytes);
     });
   } else {
+    std::optional<DeviceGuard> guard;
+    if (data.is_cuda()) guard.emplace(data.get_device_index());
     const int64_t size[1] = {replay_gather_scratch_cuda(p)};
     Tensor scratch = empty_strided_on(data, size, one, 1, aoti_torch_dtype_uint8());
     p.scratch = scratch.mutable_data_ptr();
-    std::optional<DeviceGuard> guard;
-    if (data.is_cuda()) guard.emplace(data.get_device_index());
     const int error = replay_gather_cuda(p, current_stream(data));
     STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }

@@ -18,9 +18,11 @@ FASTEBM_TARGET inline void resize_plane(const ReplayParams& p, const SampleAugme
   const int height = static_cast<int>(p.height), width = static_cast<int>(p.width);
   float *upper = w.line, *lower = w.next_line;
   int upper_row = -1, lower_row = -1;
-  const auto row = [&](int y) { return from + static_cast<int64_t>(s.top + y) * width + s.left; };
+  const auto row = [&](int y) {
+    return from + static_cast<int64_t>(s.crop.top + y) * width + s.crop.left;
+  };
   for (int y = 0; y < height; ++y) {
-    const Tap tap = resize_tap(y, s.height, height);
+    const Tap tap = resize_tap(y, s.crop.height, height);
     if (lower_row == tap.first) {
       std::swap(upper, lower);
       std::swap(upper_row, lower_row);
@@ -40,7 +42,7 @@ FASTEBM_TARGET inline void resize(const ReplayParams& p, const SampleAugmentatio
   const int width = static_cast<int>(p.width);
   const int64_t pixels = p.height * p.width;
   for (int x = 0; x < width; ++x) {
-    const Tap tap = resize_tap(s.flip ? width - 1 - x : x, s.width, width);
+    const Tap tap = resize_tap(s.flip ? width - 1 - x : x, s.crop.width, width);
     w.column[x] = tap.first;
     w.next_column[x] = tap.second;
     w.weight[x] = tap.weight;

@@ -10,7 +10,7 @@ from conftest import HAS_GPU, SIMD_LEVELS
 from fastebm import Augmentation, ChainRNG, ops, reference
 from fastebm.rng import REPLAY, TRANSITION
 
-SHAPES = [(1,), (2,), (7,), (3, 5, 5), (1, 28, 28), (3, 32, 32), (258,)]
+SHAPES = [(1,), (2,), (7,), (12,), (3, 5, 5), (1, 28, 28), (3, 32, 32), (258,)]
 STORED = 30
 
 
@@ -99,6 +99,20 @@ def test_same_bits_on_every_path(shape, dtype, device, set_simd):
                     data.to(device), index.to(device), ChainRNG(1).state(device), **options
                 )
                 assert torch.equal(slot.cpu(), plain[1]) and torch.equal(x.cpu(), plain[0]), level
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_rows_at_any_address(dtype, device):
+    """A device moves four elements at once only where they lie at a multiple of their size."""
+    index, state = torch.randint(-1, STORED, (33,), device=device), ChainRNG(1).state(device)
+    augmentation = Augmentation(scale=(0.1, 1.0)).parameters
+    for shape, parameters in (((12,), ()), ((1, 2, 6), augmentation)):
+        data = stored(shape, dtype).to(device)
+        expected = ops.replay_gather(data, index, state, augmentation=parameters)[0]
+        for offset in (1, 2, 3):
+            moved = data.new_empty(data.numel() + offset)[offset:].view(data.shape).copy_(data)
+            got = ops.replay_gather(moved, index, state, augmentation=parameters)[0]
+            assert torch.equal(got, expected), offset
 
 
 def test_any_batch_split_gives_the_same(device):
