@@ -6,35 +6,31 @@
 namespace fastebm {
 namespace {
 
-template <class X>
-int launch_center(const NeighborParams& p, float* center, void* stream) {
-  return launch(center_kernel<X>, dim3(static_cast<unsigned>(ceil_div(p.dim, 256))), dim3(256), 0,
-                stream, p, center);
-}
-
-template <class X>
+template <class X, class Y>
 int launch_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   return p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
-                             : launch_tensor_score(p, b, stream);
+                             : launch_tensor_score<Y>(p, b, stream);
 }
 
 template <class X, class Y>
 int search(const NeighborParams& p, void* stream) {
   const ScoreBlock largest = plan_blocks(p, p.scratch).block;
-  int error = p.dim <= kDirectDim ? 0 : launch_center<X>(p, largest.center, stream);
-  for (int64_t query = 0; query < p.n; query += largest.queries)
+  int error = 0;
+  for (int64_t query = 0; query < p.n; query += largest.queries) {
+    ScoreBlock b = largest;
+    b.first_query = query;
+    b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
+    if (!error && p.dim > kDirectDim) error = launch_split<X>(p, b, stream);
     for (int64_t reference = 0; reference < p.m; reference += largest.references) {
-      ScoreBlock b = largest;
-      b.first_query = query;
       b.first_reference = reference;
-      b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
-      b.references = static_cast<int>(std::min<int64_t>(b.references, p.m - reference));
+      b.references = static_cast<int>(std::min<int64_t>(largest.references, p.m - reference));
       b.columns = static_cast<int>(ceil_div(b.references, b.chunk));
       b.first = reference == 0;
       b.last = reference + b.references == p.m;
-      if (!error) error = launch_score<X>(p, b, stream);
+      if (!error) error = launch_score<X, Y>(p, b, stream);
       if (!error) error = launch_select<X, Y>(p, b, stream);
     }
+  }
   return error;
 }
 

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "neighbor_direct_cuda.h"
 #include "neighbor_tensor_cuda.h"
 
 namespace fastebm {
@@ -73,8 +74,8 @@ double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t
   const Shared<float> scratch(std::vector<float>(bytes / 4, NAN));
   const ScoreBlock b = plan_blocks(p, scratch.data).block;
   const bool direct = dim <= kDirectDim;
-  if (!direct && launch(center_kernel<X>, 8, 256, 0, nullptr, p, b.center)) return NAN;
-  if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score(p, b, nullptr))
+  if (!direct && launch_split<X>(p, b, nullptr)) return NAN;
+  if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score<Y>(p, b, nullptr))
     return NAN;
   if (!finished()) return NAN;
   double worst = 0;
