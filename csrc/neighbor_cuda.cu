@@ -1,5 +1,6 @@
 // Nearest references on a CUDA device, block after block of scores: see neighbor_blocks_cuda.h.
 #include "neighbor_direct_cuda.h"
+#include "neighbor_rows_cuda.h"
 #include "neighbor_select_cuda.h"
 #include "neighbor_tensor_cuda.h"
 
@@ -34,12 +35,13 @@ int search(const NeighborParams& p, void* stream) {
   return error;
 }
 
-// The gradient: a CUDA block takes one query, a thread every 256th element.
+// The gradient, see neighbor_gradient: a thread an element. Memory moves 8 B an element, and for
+// each neighbour its element.
 template <class X, class Y>
-__global__ void __launch_bounds__(256) gradient_kernel(NeighborBackwardParams p) {
-  const int64_t i = blockIdx.x;
-  for (int64_t e = threadIdx.x; e < p.dim; e += 256)
+__global__ void __launch_bounds__(kRowThreads) gradient_kernel(NeighborBackwardParams p) {
+  for_own_elements(p.n, p.dim, [&](int64_t i, int64_t e) {
     static_cast<X*>(p.grad_x)[i * p.dim + e] = neighbor_gradient<X, Y>(p, i, e);
+  });
 }
 
 }  // namespace
@@ -63,7 +65,7 @@ int nearest_neighbor_backward_cuda(const NeighborBackwardParams& p, int64_t, int
                                    void* stream) {
   return visit_reference(p.y_dtype, [&](auto y_type) {
     using Y = decltype(y_type);
-    const dim3 grid(static_cast<unsigned>(p.n)), block(256);
+    const auto [grid, block] = over_rows(p.n, p.dim);
     if (p.x_dtype == Dtype::kFloat64)
       return launch(gradient_kernel<double, Y>, grid, block, 0, stream, p);
     return launch(gradient_kernel<float, Y>, grid, block, 0, stream, p);
