@@ -5,6 +5,10 @@
 // what provably is not among the k nearest and takes the exact squares of the rest. Samples of at
 // most kDirectDim elements are scored by differences, the least square of a chunk of 32 to 128;
 // larger ones on tensor cores, s = |y'|^2 - 2 x'.y' of centred samples, one reference a chunk.
+//
+// Scratch, at most 70 MB: 32 MiB of scores, as they stay in the L2 cache on their way to the select
+// kernel; the queries of larger samples once more, 32 MiB or, where this is more, 128 queries;
+// lists.
 #pragma once
 #include <algorithm>
 
@@ -18,7 +22,7 @@ constexpr int64_t kScores = int64_t{8} << 20;       // of 4 bytes; as many eleme
 constexpr int64_t kMaxColumns = 16384;              // scores a query has in a block
 constexpr int64_t kDirectQueries = int64_t{1} << 16, kTileQueries = 2048;
 constexpr int64_t kEnoughBlocks = 256;  // CUDA blocks to fill a device
-constexpr int64_t kMinSlice = 256, kMaxSlice = 2048, kMaxSlices = 1024;
+constexpr int64_t kMinSlice = 192, kMaxSlice = 2048, kMaxSlices = 1024;
 
 // |score - t| <= relative |score| + query |x'|^2 + reference |y'|^2 + absolute, where t is the
 // chunk's least exact square, less |x'|^2 for centred samples; unless something overflowed.

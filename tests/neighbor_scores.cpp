@@ -145,6 +145,22 @@ void test_bytes(int64_t n, int64_t m, int64_t dim) {
   check(worst_share(s, Dtype::kFloat32, Dtype::kUint8, dim), "uint8", n, m, dim);
 }
 
+// The scratch of any search is what neighbor_blocks_cuda.h says.
+void test_scratch() {
+  int64_t most = 0;
+  for (int64_t dim : {1, 2, 16, 17, 100, 784, 3072, 49152, 65536})
+    for (int64_t n : {1, 64, 65, 128, 1000, 2049, 300000})
+      for (int64_t m : {16, 129, 1000, 100000, 10000000})
+        for (int k : {1, 16}) {
+          NeighborParams p{};
+          p.n = n, p.m = m, p.dim = dim, p.k = k;
+          most = std::max(most, plan_blocks(p, nullptr).bytes);
+        }
+  const bool fits = 60000000 < most && most <= 70000000;
+  std::printf("%s scratch: %.1f MB\n", fits ? "ok" : "FAILED", static_cast<double>(most) / 1e6);
+  failures += !fits;
+}
+
 }  // namespace
 }  // namespace fastebm
 
@@ -163,5 +179,6 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_kinds<double>(Dtype::kFloat64, 20, 40, 530);
   fastebm::test_bytes(40, 200, 27);
   fastebm::test_bytes(3, 300, 14);
+  fastebm::test_scratch();
   return fastebm::failures != 0;
 }

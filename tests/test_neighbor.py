@@ -87,7 +87,7 @@ def test_against_exhaustive_search(device, shape, k, dtype, set_simd):
 
 @pytest.mark.parametrize("y_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("d", [3, 70])
+@pytest.mark.parametrize("d", [3, 35, 70])
 def test_references_of_other_types(device, d, x_dtype, y_dtype):
     x = torch.rand(30, 2, d).to(x_dtype)
     if y_dtype == torch.uint8:

@@ -60,7 +60,7 @@ def test_chunks_of_128(device):
     check_same(device, x, y, 4, torch.arange(130))
 
 
-# At least 256 elements a slice where there are few tiles; the last slice is shorter.
+# At least 192 elements a slice where there are few tiles; the last slice is shorter.
 @pytest.mark.parametrize("d", [512, 1001, 1300, 4104])
 def test_slices(device, d):
     x, y = torch.randn(5, d), torch.randn(140, d)
