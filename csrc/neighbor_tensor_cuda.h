@@ -153,7 +153,7 @@ struct QueryChunks {
 // these come split (split_kernel), references are split here, once, between the products of the
 // step before. One barrier a step: after it the tiles of the next are there, and this one's free.
 template <int kRows, class Y, bool kWhole>
-__global__ void __launch_bounds__(kTensorThreads, kRows == 128 || sizeof(Y) > 4 ? 2 : 3)
+__global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kTall = kRows / 2 / 16, kWide = kTileColumns / 2 / 8;  // matrices of a warp's sums
   constexpr int kEach = ReferenceQuads<Y, kWhole>::kQuads / (2 * kTall);
@@ -186,32 +186,32 @@ __global__ void __launch_bounds__(kTensorThreads, kRows == 128 || sizeof(Y) > 4 
     if (step + 1 < steps) chunks.copy(tiles.x[next]);
     commit_copies();
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int half = 0; half < 2; ++half) {
+      uint32_t y_high[kWide][2], y_low[kWide][2];
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        uint32_t y[kWide][2];
+      for (int c = 0; c < kWide; c += 2)
 #pragma unroll
-        for (int c = 0; c < kWide; c += 2) {
+        for (int part = 0; part < 2; ++part) {
           uint32_t pair[4];
           load_matrices<false>(pair, tiles.y[stage][8 * c] + (y_place ^ (16 * part + 8 * half)));
 #pragma unroll
-          for (int i = 0; i < 4; ++i) y[c + i / 2][i % 2] = pair[i];
+          for (int i = 0; i < 4; ++i) (part ? y_low : y_high)[c + i / 2][i % 2] = pair[i];
         }
 #pragma unroll
-        for (int r = 0; r < kTall; ++r) {
-          uint32_t x[4];
-          load_matrices<false>(x, tiles.x[stage][16 * r] + (x_place ^ 8 * half));
-          mma_bfloat16(sums[r], x, y);
-          if (part == 1) continue;
-          load_matrices<false>(x, tiles.x[stage][16 * r] + (x_place ^ (16 + 8 * half)));
-          mma_bfloat16(sums[r], x, y);
+      for (int r = 0; r < kTall; ++r) {
+        uint32_t x_high[4], x_low[4];
+        load_matrices<false>(x_high, tiles.x[stage][16 * r] + (x_place ^ 8 * half));
+        load_matrices<false>(x_low, tiles.x[stage][16 * r] + (x_place ^ (16 + 8 * half)));
+        mma_bfloat16(sums[r], x_high, y_low);
+        mma_bfloat16(sums[r], x_low, y_high);
+        mma_bfloat16(sums[r], x_high, y_high);
 #pragma unroll
-          for (int i = (half * kTall + r) * kEach; i < (half * kTall + r + 1) * kEach; ++i) {
-            quads.store(i, tiles.y[next]);
-            quads.load(i);
-          }
+        for (int i = (half * kTall + r) * kEach; i < (half * kTall + r + 1) * kEach; ++i) {
+          quads.store(i, tiles.y[next]);
+          quads.load(i);
         }
       }
+    }
     quads.load_center();
     wait_copies<0>();
     __syncthreads();
