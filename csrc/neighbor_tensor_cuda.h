@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     for (int r = 0; r < 2 * kTall; ++r) {
       const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
       const float* sum = &sums[r / 2][c][2 * (r % 2)];
-      if (i < b.queries && j < b.pitch)  // columns that are not there are the last one again
+      if (i < b.queries && j < b.pitch)  // after the last column: something
         *reinterpret_cast<float2*>(b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j) =
             make_float2(fma_rn(-2.0f, sum[0], square0), fma_rn(-2.0f, sum[1], square1));
     }
