@@ -10,7 +10,7 @@ constexpr int kChoiceThreads = 128;
 // A thread takes one value; the block's key is made once. 8 B written a value, 16 B moved for one
 // of `own`.
 __global__ void __launch_bounds__(kChoiceThreads) choose_kernel(ChoiceParams p) {
-  __shared__ ChoiceKey key;
+  FASTEBM_SHARED(ChoiceKey, key);
   if (threadIdx.x == 0) choice_key(p, &key);
   __syncthreads();
   const int64_t i = blockIdx.x * static_cast<int64_t>(kChoiceThreads) + threadIdx.x;

@@ -15,30 +15,44 @@
 
 namespace fastebm {
 
+// The 48 KB of shared memory that a block has without asking hold its static part too, which a
+// launch does not know: this much of them is left to it.
+constexpr size_t kStaticSharedBytes = 16 * 1024;
+
+// Lets launches of the kernel have `bytes` of dynamic shared memory; returns 0 or a cudaError_t.
+template <class... P>
+int ask_for_shared(void (*kernel)(P...), size_t bytes) {
+#ifdef __CUDACC__
+  return static_cast<int>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(bytes)));
+#else
+  return simt::ask_for_shared(kernel, bytes);
+#endif
+}
+
 // Queues kernel(args...) on `stream` (a cudaStream_t) of the current device and returns 0 or the
-// cudaError_t, which it takes off the runtime's record. Asks for more than 48 KB of dynamic
-// shared memory where that is needed. An empty grid is an error, as in CUDA.
+// cudaError_t, which it takes off the runtime's record. Asks for the dynamic shared memory where
+// that may be needed. An empty grid is an error, as in CUDA.
 template <class... P, class... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
            A&&... args) {
+  int error = 0;
+  if (shared_bytes > 48 * 1024 - kStaticSharedBytes) error = ask_for_shared(kernel, shared_bytes);
 #ifdef __CUDACC__
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024)
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
-  if (error == cudaSuccess) {
+  if (error == 0) {
     cudaLaunchConfig_t config{};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = static_cast<cudaStream_t>(stream);
-    error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
+    error = static_cast<int>(cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...));
   }
-  if (error != cudaSuccess) cudaGetLastError();
-  return static_cast<int>(error);
+  if (error != 0) cudaGetLastError();
+  return error;
 #else
   static_cast<void>(stream);
+  if (error != 0) return error;
   return simt::launch(kernel, grid, block, shared_bytes, std::forward<A>(args)...);
 #endif
 }
@@ -68,6 +82,19 @@ inline const char* error_text(int code) {
   return simt::last_error();
 #endif
 }
+
+// Declares `name`, static shared memory of the block, contents undefined: a variable or an array,
+// as in FASTEBM_SHARED(float[32], sums). The only way to: the emulator has to know what there is.
+template <class T>
+using Same = T;
+#ifdef __CUDACC__
+#define FASTEBM_SHARED(type, name) __shared__ fastebm::Same<type> name
+#else
+#define FASTEBM_SHARED(type, name)                                  \
+  static fastebm::Same<type> name;                                  \
+  static simt::StaticVariable name##_variable(&name, sizeof(name)); \
+  name##_variable.use()
+#endif
 
 // The block's dynamic shared memory (shared_bytes of launch), 16-byte aligned, contents undefined.
 // One array whatever T: a kernel that needs two lays them out itself.
@@ -102,7 +129,7 @@ __device__ static inline double block_sum(double value) {
   constexpr int kWarps = kThreads / 32;
   static_assert(kThreads % 32 == 0 && kWarps <= 32 && (kWarps & (kWarps - 1)) == 0,
                 "a block of 32, 64, 128, 256, 512 or 1024 threads");
-  __shared__ double warp_sums[kWarps];
+  FASTEBM_SHARED(double[kWarps], warp_sums);
   value = warp_sum(value);
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();

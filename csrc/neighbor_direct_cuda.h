@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(32 * kDirectWarps)
     direct_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kQueries = lane_queries<C, kDim>();
   constexpr int kPitch = kDim <= 2 ? kDim : (kDim + 3) / 4 * 4;
-  alignas(16) __shared__ C tiles[kDirectWarps][32 * kPitch];
-  __shared__ float minima[kDirectWarps][32 * kQueries + 4];
+  alignas(16) FASTEBM_SHARED(C[kDirectWarps][32 * kPitch], tiles);
+  FASTEBM_SHARED(float[kDirectWarps][32 * kQueries + 4], minima);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_query = blockIdx.y * 32 * kQueries, first_column = blockIdx.x * kDirectWarps;
   C x[kQueries][kDim], least[kQueries];

@@ -149,10 +149,10 @@ template <class X, class Y, int kThreads, bool kChunks>
 __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
     select_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kWarps = kThreads / 32;
-  __shared__ float minima[kThreads];
-  __shared__ Neighbor lists[kWarps][kMaxNeighbors];
-  __shared__ int count;
-  __shared__ float threshold;
+  FASTEBM_SHARED(float[kThreads], minima);
+  FASTEBM_SHARED(Neighbor[kWarps][kMaxNeighbors], lists);
+  FASTEBM_SHARED(int, count);
+  FASTEBM_SHARED(float, threshold);
   float* bounds = dynamic_shared<float>();  // of each column
   uint16_t* found = reinterpret_cast<uint16_t*>(bounds + b.pitch);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;

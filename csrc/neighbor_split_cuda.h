@@ -23,7 +23,7 @@ __device__ __forceinline__ void split(float v0, float v1, uint32_t& high, uint32
 template <class X>
 __global__ void __launch_bounds__(kSplitThreads) split_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kWarps = kSplitThreads / 32, kEach = kSplitRows / kWarps;
-  __shared__ X sums[kWarps][2 * kTileDepth];
+  FASTEBM_SHARED(X[kWarps][2 * kTileDepth], sums);
   const int pair = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t element = blockIdx.x * int64_t{2 * kTileDepth} + 2 * pair;
   const int64_t first = blockIdx.y * int64_t{kSplitRows} + warp;

@@ -59,7 +59,8 @@ void replay_prepare_cpu(const ReplayParams&);
 // For the samples [begin, end); `scratch` belongs to this call alone.
 int64_t replay_gather_scratch_cpu(const ReplayParams&);
 int replay_gather_cpu(const ReplayParams&, int64_t begin, int64_t end, void* scratch);
-// Queues the work on all samples on `stream` (a cudaStream_t); returns 0 or a cudaError_t.
+// Queues the work on all samples on `stream` (a cudaStream_t) of the current device, which the
+// scratch is for too; returns 0 or a cudaError_t.
 int64_t replay_gather_scratch_cuda(const ReplayParams&);
 int replay_gather_cuda(const ReplayParams&, void* stream);
 

@@ -15,10 +15,13 @@ namespace one {
 // clang-format on
 
 constexpr int kReplayThreads = 256;
-constexpr int64_t kMaxSharedImage = 48 * 1024;  // bytes; a larger one is worked on in `scratch`
-
+// Whether images are worked on in shared memory, not in `scratch`: where two of them fit on a
+// multiprocessor, which keeps 1 KB for itself in every block. One alone has too few threads to hide
+// what it waits for.
 bool is_shared(const ReplayParams& p) {
-  return static_cast<int64_t>(sizeof(float)) * p.dim <= kMaxSharedImage;
+  constexpr int64_t kOwn = 1024, kStatic = 512;
+  const int64_t half = (max_shared_bytes() + kOwn) / 2 - kOwn - kStatic;
+  return static_cast<int64_t>(sizeof(float)) * p.dim <= half;
 }
 
 // Samples as they are stored, dequantised or initial. A thread takes one block of four elements of
@@ -105,12 +108,12 @@ __device__ void blur(const ReplayParams& p, const float* weight, bool along_rows
 }
 
 // Samples moved by the augmentation: a CUDA block takes one image of any size. What it holds
-// between stages is in shared memory up to 48 KB (3 x 64 x 64), else in the L2 cache: an element is
-// read once and written once in device memory, and moved two to five times below it.
+// between stages is in shared memory where it fits (3 x 96 x 96 on sm_90), else in the L2 cache: an
+// element is read once and written once in device memory, and moved two to five times below it.
 template <class T, int kC>
 __global__ void __launch_bounds__(kReplayThreads) augment_kernel(ReplayParams p, bool shared) {
-  __shared__ SampleAugmentation s;
-  __shared__ int64_t slot;
+  FASTEBM_SHARED(SampleAugmentation, s);
+  FASTEBM_SHARED(int64_t, slot);
   const int64_t row = blockIdx.x;
   if (threadIdx.x == 0) {
     slot = source_slot(p, row);

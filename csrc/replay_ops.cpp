@@ -92,11 +92,11 @@ void run(const ReplayParams& params, const Tensor& data) {
         replay_gather_cpu(p, i * p.n / tasks, (i + 1) * p.n / tasks, at + i * bytes);
     });
   } else {
+    std::optional<DeviceGuard> guard;
+    if (data.is_cuda()) guard.emplace(data.get_device_index());
     const int64_t size[1] = {replay_gather_scratch_cuda(p)};
     Tensor scratch = empty_strided_on(data, size, one, 1, aoti_torch_dtype_uint8());
     p.scratch = scratch.mutable_data_ptr();
-    std::optional<DeviceGuard> guard;
-    if (data.is_cuda()) guard.emplace(data.get_device_index());
     const int error = replay_gather_cuda(p, current_stream(data));
     STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }

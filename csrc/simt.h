@@ -3,10 +3,10 @@
 // A thread is a fiber; __syncthreads and the warp collectives are the only places where one stops
 // and another goes on, so the order of threads is ours: seeded, random, and different in every
 // block, which makes a missing barrier a wrong or seed-dependent result. Blocks run one after
-// another. Shared memory starts as 0xFF bytes (NaN) in every block. What CUDA leaves undefined
-// (a barrier that some thread never reaches, lanes that disagree about a mask) is an error.
-// Not modelled: speed, threads that interleave between two collectives, TMA. Tensor cores and
-// asynchronous copies: simt_tensor.h.
+// another. Shared memory starts as 0xFF bytes (NaN) in every block, and has CUDA's limits. What
+// CUDA leaves undefined (a barrier that some thread never reaches, lanes that disagree about a
+// mask) is an error. Not modelled: speed, threads that interleave between two collectives, TMA.
+// Tensor cores and asynchronous copies: simt_tensor.h. Shared memory: simt_shared.h.
 #pragma once
 #include <ucontext.h>
 
@@ -15,9 +15,9 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <numeric>
 #include <random>
 #include <stdexcept>
@@ -26,19 +26,18 @@
 #include <utility>
 #include <vector>
 
+#include "simt_shared.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 #define __host__
 #define __device__
-#define __global__ static  // internal linkage, also for templates: see __shared__
+#define __global__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
-// One section holds every shared variable of the module, so that a launch can poison them all.
-// The function around the variable must have internal linkage: g++ cannot mix in COMDAT data.
-#define __shared__ static __attribute__((section("simt_shared")))
 
 // clang-format off
 struct uint3 { unsigned x, y, z; };
@@ -62,17 +61,13 @@ inline constexpr int warpSize = 32;
 inline dim3 gridDim, blockDim;
 inline uint3 blockIdx, threadIdx;
 
-extern "C" {  // the linker's bounds of the section; null when no kernel has shared variables
-extern char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
-extern char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
-}
-
 namespace simt {
 
 // The numbers are cudaError_t's.
 inline constexpr int kInvalidValue = 1, kInvalidConfiguration = 9, kLaunchFailure = 719;
 inline constexpr size_t kStackBytes = 128 * 1024;
-inline constexpr size_t kMaxSharedBytes = 227 * 1024;  // what one block may ask for on sm_90
+// Shared memory of a block on sm_90, static and dynamic: at most, and what it has without asking.
+inline constexpr size_t kMaxSharedBytes = 227 * 1024, kUnaskedSharedBytes = 48 * 1024;
 
 inline uint64_t schedule_seed = 0;  // another seed, another order of blocks and threads
 
@@ -94,11 +89,6 @@ struct Fiber {
   std::vector<Copy> copies;           // in the order they were asked for
   unsigned group;                     // of the next copy
 };
-
-struct AlignedDelete {
-  void operator()(char* p) const { ::operator delete[](p, std::align_val_t(128)); }
-};
-using SharedMemory = std::unique_ptr<char[], AlignedDelete>;  // exact size: ASan sees overruns
 
 struct Machine {
   std::vector<Fiber> fibers;  // one block's threads, by linear index
@@ -281,7 +271,8 @@ __attribute__((noinline)) inline void set_up_stack(ucontext_t& context, char* st
   makecontext(&context, thread_main, 0);
 }
 
-inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes) {
+// Returns false, and runs no further, where a block has more than `limit` bytes of shared memory.
+inline bool run_grid(dim3 grid, dim3 block, size_t shared_bytes, size_t limit) {
   Machine& m = *machine;
   static std::vector<std::unique_ptr<char[]>> stacks;  // kept: faster than giving them back
   while (stacks.size() < m.fibers.size()) stacks.emplace_back(new char[kStackBytes]);
@@ -294,8 +285,7 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes) {
   for (const uint64_t b : blocks) {
     blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                 static_cast<unsigned>(b / grid.x / grid.y)};
-    if (const size_t bytes = __stop_simt_shared - __start_simt_shared)
-      std::memset(__start_simt_shared, 0xFF, bytes);
+    StaticVariable::begin_block();
     if (shared_bytes > 0) std::memset(m.dynamic_shared.get(), 0xFF, shared_bytes);
     for (unsigned i = 0; i < m.fibers.size(); ++i) {
       Fiber& f = m.fibers[i];
@@ -306,7 +296,9 @@ inline void run_grid(dim3 grid, dim3 block, size_t shared_bytes) {
       set_up_stack(f.context, stacks[i].get());
     }
     run_block(random);
+    if (shared_bytes > 0 && shared_bytes + StaticVariable::bytes_used() > limit) return false;
   }
+  return true;
 }
 
 inline std::mutex one_at_a_time;  // launches: the machine and shared memory are global
@@ -316,6 +308,18 @@ inline const char* last_error() { return last_error_text.c_str(); }
 inline int refuse(int code, const std::string& what) {
   last_error_text = "simt: " + what;
   return code;
+}
+
+// Dynamic shared memory that a kernel was allowed to have (cudaFuncSetAttribute).
+inline std::map<const void*, size_t> asked_bytes;
+
+template <class... P>
+int ask_for_shared(void (*kernel)(P...), size_t bytes) {
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  if (bytes > kMaxSharedBytes)
+    return refuse(kInvalidValue, "a block has at most 227 KB of shared memory");
+  asked_bytes[reinterpret_cast<const void*>(kernel)] = bytes;
+  return 0;
 }
 
 // Runs the whole grid before it returns. Never throws: returns 0 or a cudaError_t's number, and
@@ -329,17 +333,21 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, A&&
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7FFFFFFF || grid.y > 65535 ||
       grid.z > 65535)
     return refuse(kInvalidConfiguration, "a grid has 1 to (2^31-1, 65535, 65535) blocks");
-  if (shared_bytes > kMaxSharedBytes)
-    return refuse(kInvalidValue, "a block has at most 227 KB of shared memory");
+  const auto asked = asked_bytes.find(reinterpret_cast<const void*>(kernel));
+  const bool has_asked = asked != asked_bytes.end();
+  if (shared_bytes > (has_asked ? asked->second : kUnaskedSharedBytes))
+    return refuse(kInvalidValue, "more dynamic shared memory than was asked for");
   try {
     // By value and with implicit conversions only, as CUDA passes arguments.
     const auto bind = [kernel](P... p) { return [=] { kernel(p...); }; };
     Machine m;
     m.fibers = std::vector<Fiber>(threads);
     m.body = bind(std::forward<A>(args)...);
-    if (shared_bytes > 0) m.dynamic_shared.reset(new (std::align_val_t(128)) char[shared_bytes]);
+    m.dynamic_shared = shared_memory(shared_bytes);
     machine = &m;
-    run_grid(grid, block, shared_bytes);
+    StaticVariable::begin_launch();
+    if (!run_grid(grid, block, shared_bytes, has_asked ? kMaxSharedBytes : kUnaskedSharedBytes))
+      return refuse(kInvalidValue, "static and dynamic shared memory of a block are too much");
   } catch (const std::exception& e) {
     last_error_text = e.what();
     return kLaunchFailure;

@@ -19,7 +19,7 @@ constexpr int kSchedules = 20;
 template <bool kBarrier>
 __global__ void __launch_bounds__(kThreads)
     row_sum_kernel(const float* x, double* out, int columns) {
-  __shared__ double warp_sums[kThreads / 32];
+  FASTEBM_SHARED(double[kThreads / 32], warp_sums);
   double sum = 0;
   for (int c = threadIdx.x; c < columns; c += kThreads) sum += x[blockIdx.x * columns + c];
   sum = fastebm::warp_sum(sum);
@@ -74,7 +74,7 @@ __global__ void shuffle_kernel(int* down, int* from, int* crossed) {
 }
 
 __global__ void count_kernel(int* global, int* per_block) {
-  __shared__ int counter;
+  FASTEBM_SHARED(int, counter);
   if (threadIdx.x == 0) counter = 0;
   __syncthreads();
   atomicAdd(&counter, 1);
@@ -93,11 +93,22 @@ __global__ void reverse_kernel(const float* in, float* out, int n, bool write) {
   out[i] = tile[n - 1 - i];
 }
 
+template <int kTag>
 __global__ void static_shared_kernel(float* out, bool write) {
-  __shared__ float value[32];
+  FASTEBM_SHARED(float[32], value);
   if (write) value[threadIdx.x] = 1;
   __syncthreads();
   out[blockIdx.x * 32 + threadIdx.x] = value[threadIdx.x];
+}
+
+// `values` floats of dynamic shared memory beside 128 B of static: out[i] = 2 i.
+__global__ void both_shared_kernel(float* out, int values) {
+  FASTEBM_SHARED(float[32], value);
+  float* tile = fastebm::dynamic_shared<float>();
+  const int i = static_cast<int>(threadIdx.x), from = values - 32;
+  value[i] = tile[from + i] = static_cast<float>(i);
+  __syncthreads();
+  out[i] = value[i] + tile[from + i];
 }
 
 // out[i] = in[63 - i] through two groups of asynchronous copies; the second is of zeros where
@@ -270,8 +281,33 @@ void test_errors() {
   check(reports("a grid has", early_return_kernel, 0, 32, 0, out.data()), "an empty grid");
   check(reports("227 KB", early_return_kernel, 1, 32, 228 * 1024, out.data()),
         "too much shared memory");
-  check(fastebm::launch(static_shared_kernel, 1, 32, 0, nullptr, out.data(), true) == 0,
+  check(fastebm::launch(static_shared_kernel<0>, 1, 32, 0, nullptr, out.data(), true) == 0,
         "a launch after failed ones works");
+}
+
+// CUDA's limits hold static and dynamic shared memory together.
+void test_shared_limits() {
+  std::vector<float> out(32), expected(32);
+  for (int i = 0; i < 32; ++i) expected[i] = static_cast<float>(2 * i);
+  const auto fits = [&](size_t bytes) {
+    const int values = static_cast<int>(bytes / sizeof(float));
+    out.assign(32, 0);
+    return simt::launch(both_shared_kernel, 1, 32, bytes, out.data(), values) == 0 &&
+           out == expected;
+  };
+  const size_t free = 48 * 1024 - 128, most = 227 * 1024 - 128;
+  check(fits(free), "48 KB of shared memory, static and dynamic");
+  check(
+      !fits(free + 16) && simt::launch(both_shared_kernel, 1, 32, free + 128, out.data(), 64) == 1,
+      "more than 48 KB, dynamic ones not");
+  check(!fits(free + 256), "more than 48 KB of dynamic shared memory");
+  check(!fastebm::launch(both_shared_kernel, 1, 32, free + 128, nullptr, out.data(), 64) &&
+            fits(free + 128) && !fits(free + 144),
+        "what launch() asks for, it has, and no more");
+  check(!fastebm::launch(both_shared_kernel, 1, 32, most, nullptr, out.data(), 64) && fits(most),
+        "all that a block can have");
+  check(reports("static and dynamic", both_shared_kernel, 1, 32, most + 16, out.data(), 64),
+        "too much with the static part");
 }
 
 void test_warp() {
@@ -389,9 +425,9 @@ void test_memory() {
   check(std::isnan(out[0]) && std::isnan(out[95]), "unwritten dynamic shared memory is NaN");
 
   out.assign(64, 0);
-  fastebm::launch(static_shared_kernel, 2, 32, 0, nullptr, out.data(), true);
+  fastebm::launch(static_shared_kernel<0>, 2, 32, 0, nullptr, out.data(), true);
   check(out == std::vector<float>(64, 1), "static shared memory");
-  fastebm::launch(static_shared_kernel, 2, 32, 0, nullptr, out.data(), false);
+  fastebm::launch(static_shared_kernel<0>, 2, 32, 0, nullptr, out.data(), false);
   check(std::isnan(out[0]) && std::isnan(out[63]), "static shared memory forgets the last block");
 }
 
@@ -407,6 +443,7 @@ int main(int argc, char**) {
   test_block_sum<256>();
   test_block_sum<1024>();
   test_errors();
+  test_shared_limits();
   test_warp();
   test_copies();
   test_mma();

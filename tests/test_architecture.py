@@ -100,9 +100,10 @@ BENCH = {
 CPU = {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"}
 CUDA = {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"}
 KERNEL_LAYERS = {
-    r"(scalar|simt|scratch)\.h": set(),
+    r"(scalar|simt_shared|scratch)\.h": set(),
     r"philox\.h": {"scalar.h"},
     r"\w*simd\w*\.h": set(),  # bodies, included once for each instruction set
+    r"simt\.h": {"simt_shared.h"},
     r"simt_tensor\.h": {"simt.h"},
     r"device\.h": {"simt_tensor.h"},
     r"ops\.h": {"scalar.h"},
