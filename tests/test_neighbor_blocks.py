@@ -87,6 +87,13 @@ def test_blocks_of_references(device, k):
     assert index.view(3, k)[0, 0] == 10
 
 
+@pytest.mark.parametrize("m", [7700, 8064, 8190])
+def test_shared_memory_about_48_kb(device, m):
+    """Bounds of columns and their numbers, and what is beside them."""
+    x, y = torch.randn(2, 17), torch.randn(m, 17)
+    check_same(device, x, y, 2)
+
+
 def test_blocks_of_chunks(device):
     y = torch.rand(16384 * 32 + 999, 1, dtype=torch.float64)
     y[-5:] = y[:5]
