@@ -38,7 +38,8 @@ CASES = [
 ]
 ON_CUDA = [case for case in CASES if case not in ((128, 1000, 2), (128, 1000, 64))]
 SLOW = 0.5  # seconds a call from which a rival far behind the best is called only once more
-MAX_BYTES, MAX_ERROR = 8e6, 2e-7
+MAX_BYTES = {"cpu": 8e6, "cuda": 70e6}  # cuda: the bound of csrc/neighbor_blocks_cuda.h
+MAX_ERROR = 2e-7
 
 
 def wanted_speed(case: tuple[int, int, int]) -> float:
@@ -190,7 +191,8 @@ def sorted_rows(rows: suite.Rows, mode: str) -> suite.Rows:
 
 
 def print_targets(rows: suite.Rows, device: torch.device) -> None:
-    """What was to be reached on one thread of a CPU, and what was; memory and errors anywhere."""
+    """What was to be reached on one thread of a CPU, and what was; errors, and memory against the
+    device's own bound, anywhere."""
     claims = []
     for row in rows:
         if row.get("best_rival") and row["threads"] == 1 and device.type == "cpu":
@@ -199,12 +201,11 @@ def print_targets(rows: suite.Rows, device: torch.device) -> None:
             claims.append((what, f">= {wanted:.2f}x", f"{got:.2f}x", got >= wanted))
     ours = [row for row in rows if row["variant"] == OURS and "seconds" in row]
     checked = [row for row in ours if "wrong" in row]
-    extra = max(row["extra_bytes"] for row in ours)
+    extra, most = max(row["extra_bytes"] for row in ours), MAX_BYTES[device.type]
     wrong = sum(row["wrong"] + row["wrong_near"] for row in checked)
     error = max(max(row["error"], row["error_near"]) for row in checked)
     claims += [
-        ("extra memory, any case", f"< {MAX_BYTES / 1e6:.0f} MB", f"{extra / 1e6:.1f} MB",
-         extra < MAX_BYTES),
+        ("extra memory, any case", f"< {most / 1e6:.0f} MB", f"{extra / 1e6:.1f} MB", extra < most),
         ("wrong indices, all cases", "0", str(wrong), wrong == 0),
         ("relative error, any case", f"<= {MAX_ERROR:.0e}", f"{error:.1e}", error <= MAX_ERROR),
     ]  # fmt: skip

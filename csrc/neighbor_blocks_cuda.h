@@ -5,6 +5,10 @@
 // what provably is not among the k nearest and takes the exact squares of the rest. Samples of at
 // most kDirectDim elements are scored by differences, the least square of a chunk of 32 to 128;
 // larger ones on tensor cores, s = |y'|^2 - 2 x'.y' of centred samples, one reference a chunk.
+//
+// Scratch, at most 70 MB: 32 MiB of scores, as they stay in the L2 cache on their way to the select
+// kernel; the queries of larger samples once more, 32 MiB or, where this is more, 128 queries;
+// lists.
 #pragma once
 #include <algorithm>
 
@@ -14,11 +18,11 @@ namespace fastebm {
 
 constexpr int kDirectDim = 16, kDirectWarps = 8, kMaxChunk = 128;
 constexpr int kTileColumns = 128, kTileDepth = 32;  // of the tensor cores' kernel
-constexpr int64_t kScores = int64_t{8} << 20;       // floats of scratch, which the L2 cache holds
+constexpr int64_t kScores = int64_t{8} << 20;       // of 4 bytes; as many elements of queries
 constexpr int64_t kMaxColumns = 16384;              // scores a query has in a block
 constexpr int64_t kDirectQueries = int64_t{1} << 16, kTileQueries = 2048;
 constexpr int64_t kEnoughBlocks = 256;  // CUDA blocks to fill a device
-constexpr int64_t kMinSlice = 256, kMaxSlice = 2048, kMaxSlices = 1024;
+constexpr int64_t kMinSlice = 192, kMaxSlice = 2048, kMaxSlices = 1024;
 
 // |score - t| <= relative |score| + query |x'|^2 + reference |y'|^2 + absolute, where t is the
 // chunk's least exact square, less |x'|^2 for centred samples; unless something overflowed.
@@ -37,7 +41,7 @@ struct ScoreError {
 //    products with it, each term cut below the last bit of the largest, and cut the sum: less than
 //    20 ulp of 2^-23 of all |products| so far. This is a model of the hardware, without the guard
 //    bits that it was found to have (Fasi et al. 2021), and checked on it by tests alone;
-//  - |y'|^2 is a chain of L / 4 fused products, and the slices are added one after another.
+//  - |y'|^2 is a chain of L / 8 fused products, and the slices are added one after another.
 // 2 |x'| |y'| <= |x'|^2 + |y'|^2 makes the sum of it linear in the two squares. 32 u and 1 / 64 of
 // all cover the other roundings: of the score, the bound itself, |x'|^2 and |y'|^2.
 inline ScoreError score_error(int64_t dim, int64_t slice, int64_t slices) {
@@ -45,7 +49,7 @@ inline ScoreError score_error(int64_t dim, int64_t slice, int64_t slices) {
   if (dim <= kDirectDim) return {static_cast<float>((d + 5) * u), 0, 0, 0x1p-140f};
   const double room = (static_cast<double>(2 * slices) + 32) * u;
   const double product = 0x1p-15 + 3 * depth / 16 * 20 * 2 * u + room,
-               square = depth / 4 * u + room;
+               square = depth / 8 * u + room;
   return {0, static_cast<float>(product * 65 / 64),
           static_cast<float>((product + square) * 65 / 64), static_cast<float>(d * 0x1p-118)};
 }
@@ -60,13 +64,17 @@ struct ScoreBlock {
   int64_t pitch;       // of a query's scores, a multiple of 8
   bool first, last;    // of the blocks of these queries
   ScoreError error;
-  float* center;     // (dim,)
-  float* y_squares;  // (slices, pitch): parts of |y'|^2
-  float* scores;     // (slices, queries, pitch)
-  Neighbor* lists;   // (queries, k), sorted
+  float* center;      // (dim,), and zeros to the next multiple of kTileDepth
+  uint32_t* x_parts;  // (queries, steps, 2, kTileDepth / 2): see split_kernel
+  float* y_squares;   // (slices, pitch): parts of |y'|^2
+  float* scores;      // (slices, queries, pitch)
+  Neighbor* lists;    // (queries, k), sorted
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Steps of kTileDepth elements that make up a sample.
+FASTEBM_HD int64_t tile_steps(int64_t dim) { return (dim + kTileDepth - 1) / kTileDepth; }
 
 // The largest block, and its scratch.
 struct BlockPlan {
@@ -87,8 +95,9 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
     b.chunk = 1;
     slice = std::max(kMaxSlice, ceil_div(p.dim, kMaxSlices));
     slices = ceil_div(p.dim, slice);
-    queries =
-        std::min({p.n, kTileQueries, std::max<int64_t>(64, kScores / (kTileColumns * slices))});
+    const int64_t split = kScores / (tile_steps(p.dim) * kTileDepth) / 128 * 128;
+    queries = std::min({p.n, kTileQueries, std::max<int64_t>(128, split),
+                        std::max<int64_t>(64, kScores / (kTileColumns * slices))});
     columns = std::min(p.m, kMaxColumns);
     const int64_t tiles = ceil_div(queries, 128) * ceil_div(columns, kTileColumns);
     slices = std::max(slices, std::min(kEnoughBlocks / tiles, p.dim / kMinSlice));
@@ -112,7 +121,10 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
     return at;
   };
   b.lists = reinterpret_cast<Neighbor*>(take(queries * p.k, sizeof(Neighbor)));
-  b.center = reinterpret_cast<float*>(take(b.chunk == 1 ? p.dim : 0, sizeof(float)));
+  const int64_t width = tile_steps(p.dim) * kTileDepth;
+  b.center = reinterpret_cast<float*>(take(b.chunk == 1 ? width : 0, sizeof(float)));
+  b.x_parts =
+      reinterpret_cast<uint32_t*>(take(b.chunk == 1 ? queries * width : 0, sizeof(uint32_t)));
   b.y_squares = reinterpret_cast<float*>(take(b.chunk == 1 ? slices * b.pitch : 0, sizeof(float)));
   b.scores = reinterpret_cast<float*>(take(slices * queries * b.pitch, sizeof(float)));
   return {b, bytes};

@@ -1,49 +1,47 @@
 // Nearest references on a CUDA device, block after block of scores: see neighbor_blocks_cuda.h.
 #include "neighbor_direct_cuda.h"
+#include "neighbor_rows_cuda.h"
 #include "neighbor_select_cuda.h"
 #include "neighbor_tensor_cuda.h"
 
 namespace fastebm {
 namespace {
 
-template <class X>
-int launch_center(const NeighborParams& p, float* center, void* stream) {
-  return launch(center_kernel<X>, dim3(static_cast<unsigned>(ceil_div(p.dim, 256))), dim3(256), 0,
-                stream, p, center);
-}
-
-template <class X>
+template <class X, class Y>
 int launch_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   return p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
-                             : launch_tensor_score(p, b, stream);
+                             : launch_tensor_score<Y>(p, b, stream);
 }
 
 template <class X, class Y>
 int search(const NeighborParams& p, void* stream) {
   const ScoreBlock largest = plan_blocks(p, p.scratch).block;
-  int error = p.dim <= kDirectDim ? 0 : launch_center<X>(p, largest.center, stream);
-  for (int64_t query = 0; query < p.n; query += largest.queries)
+  int error = 0;
+  for (int64_t query = 0; query < p.n; query += largest.queries) {
+    ScoreBlock b = largest;
+    b.first_query = query;
+    b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
+    if (!error && p.dim > kDirectDim) error = launch_split<X>(p, b, stream);
     for (int64_t reference = 0; reference < p.m; reference += largest.references) {
-      ScoreBlock b = largest;
-      b.first_query = query;
       b.first_reference = reference;
-      b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
-      b.references = static_cast<int>(std::min<int64_t>(b.references, p.m - reference));
+      b.references = static_cast<int>(std::min<int64_t>(largest.references, p.m - reference));
       b.columns = static_cast<int>(ceil_div(b.references, b.chunk));
       b.first = reference == 0;
       b.last = reference + b.references == p.m;
-      if (!error) error = launch_score<X>(p, b, stream);
+      if (!error) error = launch_score<X, Y>(p, b, stream);
       if (!error) error = launch_select<X, Y>(p, b, stream);
     }
+  }
   return error;
 }
 
-// The gradient: a CUDA block takes one query, a thread every 256th element.
+// The gradient, see neighbor_gradient: a thread an element. Memory moves 8 B an element, and for
+// each neighbour its element.
 template <class X, class Y>
-__global__ void __launch_bounds__(256) gradient_kernel(NeighborBackwardParams p) {
-  const int64_t i = blockIdx.x;
-  for (int64_t e = threadIdx.x; e < p.dim; e += 256)
+__global__ void __launch_bounds__(kRowThreads) gradient_kernel(NeighborBackwardParams p) {
+  for_own_elements(p.n, p.dim, [&](int64_t i, int64_t e) {
     static_cast<X*>(p.grad_x)[i * p.dim + e] = neighbor_gradient<X, Y>(p, i, e);
+  });
 }
 
 }  // namespace
@@ -67,7 +65,7 @@ int nearest_neighbor_backward_cuda(const NeighborBackwardParams& p, int64_t, int
                                    void* stream) {
   return visit_reference(p.y_dtype, [&](auto y_type) {
     using Y = decltype(y_type);
-    const dim3 grid(static_cast<unsigned>(p.n)), block(256);
+    const auto [grid, block] = over_rows(p.n, p.dim);
     if (p.x_dtype == Dtype::kFloat64)
       return launch(gradient_kernel<double, Y>, grid, block, 0, stream, p);
     return launch(gradient_kernel<float, Y>, grid, block, 0, stream, p);

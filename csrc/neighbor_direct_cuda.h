@@ -10,20 +10,41 @@ namespace {
 __device__ inline float lesser(float a, float b) { return fminf(a, b); }  // ignores a NaN
 __device__ inline double lesser(double a, double b) { return fmin(a, b); }
 
-// Element i of the references, in C. The type is the same for all threads.
-template <class C>
-__device__ __forceinline__ C reference_at(const NeighborParams& p, int64_t i) {
+// Brings 32 references into a warp's tile, rows kPitch apart: `count` of them there are, infinities
+// stand for the others. All loads come first.
+template <class Y, int kDim, int kPitch, class C>
+__device__ __forceinline__ void fill_tile(const NeighborParams& p, int64_t first, int count,
+                                          C* tile) {
+  const Y* y = static_cast<const Y*>(p.y) + first * kDim;
+  C values[kDim];
+#pragma unroll
+  for (int e = 0; e < kDim; ++e) {
+    const int i = threadIdx.x % 32 + 32 * e;
+    const bool there = i / kDim < count;
+    values[e] = static_cast<C>(there ? 0 : INFINITY);
+    if (there && p.dim) values[e] = static_cast<C>(reference_value(y[i], p.y_scale, p.y_offset));
+  }
+#pragma unroll
+  for (int e = 0; e < kDim; ++e) {
+    const int i = threadIdx.x % 32 + 32 * e;
+    tile[i / kDim * kPitch + i % kDim] = values[e];
+  }
+}
+
+template <int kDim, int kPitch, class C>
+__device__ __forceinline__ void fill_tile(const NeighborParams& p, int64_t first, int count,
+                                          C* tile) {
   switch (p.y_dtype) {
     case Dtype::kFloat32:
-      return static_cast<const float*>(p.y)[i];
+      return fill_tile<float, kDim, kPitch>(p, first, count, tile);
     case Dtype::kFloat64:
-      return static_cast<C>(static_cast<const double*>(p.y)[i]);
+      return fill_tile<double, kDim, kPitch>(p, first, count, tile);
     case Dtype::kBfloat16:
-      return widen(static_cast<const Bfloat16*>(p.y)[i]);
+      return fill_tile<Bfloat16, kDim, kPitch>(p, first, count, tile);
     case Dtype::kFloat16:
-      return widen(static_cast<const Float16*>(p.y)[i]);
+      return fill_tile<Float16, kDim, kPitch>(p, first, count, tile);
     default:
-      return reference_value(static_cast<const uint8_t*>(p.y)[i], p.y_scale, p.y_offset);
+      return fill_tile<uint8_t, kDim, kPitch>(p, first, count, tile);
   }
 }
 
@@ -58,12 +79,7 @@ __global__ void __launch_bounds__(32 * kDirectWarps)
   const int64_t begin = static_cast<int64_t>(first_column + warp) * b.chunk;
   for (int64_t at = begin; at < begin + b.chunk && at < b.references; at += 32) {
     const int count = b.references - at < 32 ? static_cast<int>(b.references - at) : 32;
-    for (int i = lane; i < 32 * kDim; i += 32) {
-      const int r = i / kDim;
-      C value = static_cast<C>(r < count ? 0 : INFINITY);
-      if (r < count && p.dim) value = reference_at<C>(p, (b.first_reference + at) * kDim + i);
-      tile[r * kPitch + i % kDim] = value;
-    }
+    fill_tile<kDim, kPitch>(p, b.first_reference + at, count, tile);
     __syncwarp();
 #pragma unroll 8
     for (int r = 0; r < 32; ++r) {
@@ -88,7 +104,7 @@ __global__ void __launch_bounds__(32 * kDirectWarps)
   __syncthreads();
   for (int i = threadIdx.x; i < 32 * kQueries * kDirectWarps; i += 32 * kDirectWarps) {
     const int query = i / kDirectWarps, w = i % kDirectWarps;
-    if (first_query + query < b.queries && first_column + w < b.columns)
+    if (first_query + query < b.queries)  // columns after the last one are in the pitch
       b.scores[(first_query + query) * b.pitch + first_column + w] = minima[w][query];
   }
 }

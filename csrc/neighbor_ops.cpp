@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
   p.distance = distance.mutable_data_ptr();
   p.index = static_cast<int64_t*>(index.mutable_data_ptr());
 
-  if constexpr (kCpu) {
+  if constexpr (kCpu) {  // a few MB
     const int threads = static_cast<int>(torch::stable::get_num_threads());
     const int64_t bytes = nearest_neighbor_scratch_cpu(p, threads);
     Scratch large;
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
     nearest_neighbor_cpu(p, threads, [](int64_t tasks, const auto& body) {
       torch::stable::parallel_for(0, tasks, 1, body);
     });
-  } else {
+  } else {  // up to 70 MB: see neighbor_blocks_cuda.h
     const int64_t size[1] = {nearest_neighbor_scratch_cuda(p)}, one[1] = {1};
     Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
     p.scratch = scratch.mutable_data_ptr();

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "neighbor_direct_cuda.h"
 #include "neighbor_tensor_cuda.h"
 
 namespace fastebm {
@@ -78,8 +79,8 @@ double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t
   const OnDevice<float> scratch(std::vector<float>(bytes / 4, NAN));
   const ScoreBlock b = plan_blocks(p, scratch.data).block;
   const bool direct = dim <= kDirectDim;
-  if (!direct && launch(center_kernel<X>, 8, 256, 0, nullptr, p, b.center)) return NAN;
-  if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score(p, b, nullptr))
+  if (!direct && launch_split<X>(p, b, nullptr)) return NAN;
+  if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score<Y>(p, b, nullptr))
     return NAN;
   const std::vector<float> found = scratch.copy();
   if (found.empty()) return NAN;
@@ -151,6 +152,22 @@ void test_bytes(int64_t n, int64_t m, int64_t dim) {
   check(worst_share(s, Dtype::kFloat32, Dtype::kUint8, dim), "uint8", n, m, dim);
 }
 
+// The scratch of any search is what neighbor_blocks_cuda.h says.
+void test_scratch() {
+  int64_t most = 0;
+  for (int64_t dim : {1, 2, 16, 17, 100, 784, 3072, 49152, 65536})
+    for (int64_t n : {1, 64, 65, 128, 1000, 2049, 300000})
+      for (int64_t m : {16, 129, 1000, 100000, 10000000})
+        for (int k : {1, 16}) {
+          NeighborParams p{};
+          p.n = n, p.m = m, p.dim = dim, p.k = k;
+          most = std::max(most, plan_blocks(p, nullptr).bytes);
+        }
+  const bool fits = 60000000 < most && most <= 70000000;
+  std::printf("%s scratch: %.1f MB\n", fits ? "ok" : "FAILED", static_cast<double>(most) / 1e6);
+  failures += !fits;
+}
+
 }  // namespace
 }  // namespace fastebm
 
@@ -169,5 +186,6 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_kinds<double>(Dtype::kFloat64, 20, 40, 530);
   fastebm::test_bytes(40, 200, 27);
   fastebm::test_bytes(3, 300, 14);
+  fastebm::test_scratch();
   return fastebm::failures != 0;
 }

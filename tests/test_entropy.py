@@ -33,7 +33,7 @@ def log_distance(x, y, nearest, eps):
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
-@pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
+@pytest.mark.parametrize("shape", [(2,), (3, 4, 4), (300,)])
 def test_gradient_of_the_log_distance(device, kind, shape):
     n, m, eps = 40, 30, 0.05
     scale = (0.02, -2.0) if kind == torch.uint8 else (1.0, 0.0)

@@ -87,7 +87,7 @@ def test_against_exhaustive_search(device, shape, k, dtype, set_simd):
 
 @pytest.mark.parametrize("y_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("d", [3, 70])
+@pytest.mark.parametrize("d", [3, 35, 70])
 def test_references_of_other_types(device, d, x_dtype, y_dtype):
     x = torch.rand(30, 2, d).to(x_dtype)
     if y_dtype == torch.uint8:
@@ -227,11 +227,13 @@ def test_gradient_with_uint8_references_and_a_nan_query(device):
     torch.testing.assert_close(x.grad[[0, 2]], expected.detach()[[0, 2]])
 
 
+# On CUDA a block takes 256 elements: of many rows, or of a part of one.
 @pytest.mark.parametrize("k", [1, 3])
-def test_both_ways_to_the_gradient_agree(device, k):
+@pytest.mark.parametrize("n, event", [(70, (2,)), (7, (2, 5)), (3, (300,)), (2, (2, 257))])
+def test_both_ways_to_the_gradient_agree(device, k, n, event):
     """The kernel of a plain backward pass, and the torch form of one with a graph."""
-    x = torch.randn(7, 2, 5, device=device, requires_grad=True)
-    y = torch.randn(30, 2, 5, device=device)
+    x = torch.randn(n, *event, device=device, requires_grad=True)
+    y = torch.randn(30, *event, device=device)
     distance, _ = nearest_neighbor(x, y, k=k)
     weights = torch.randn_like(distance)
     plain, graphed = (

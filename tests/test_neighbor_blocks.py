@@ -60,7 +60,7 @@ def test_chunks_of_128(device):
     check_same(device, x, y, 4, torch.arange(130))
 
 
-# At least 256 elements a slice where there are few tiles; the last slice is shorter.
+# At least 192 elements a slice where there are few tiles; the last slice is shorter.
 @pytest.mark.parametrize("d", [512, 1001, 1300, 4104])
 def test_slices(device, d):
     x, y = torch.randn(5, d), torch.randn(140, d)
@@ -85,6 +85,13 @@ def test_blocks_of_references(device, k):
     x = torch.stack([y[16390] + 0.01, y[16500], y[5]])
     index = check_same(device, x, y, k, torch.tensor([16391, 16500, 5]))
     assert index.view(3, k)[0, 0] == 10
+
+
+@pytest.mark.parametrize("m", [7700, 8064, 8190])
+def test_shared_memory_about_48_kb(device, m):
+    """Bounds of columns and their numbers, and what is beside them."""
+    x, y = torch.randn(2, 17), torch.randn(m, 17)
+    check_same(device, x, y, 2)
 
 
 def test_blocks_of_chunks(device):
