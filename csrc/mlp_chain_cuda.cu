@@ -97,9 +97,8 @@ int launch_float(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
 int launch_tensor(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
   return visit_activation(p.mlp.activation, [&](auto activation) {
     constexpr Activation kActivation = decltype(activation)::value;
-    return plan.samples == 32
-               ? launch_chain(tensor_chain_kernel<kActivation, 2>, p, plan, stream)
-               : launch_chain(tensor_chain_kernel<kActivation, 1>, p, plan, stream);
+    return plan.samples == 32 ? launch_chain(tensor_chain_kernel<kActivation, 2>, p, plan, stream)
+                              : launch_chain(tensor_chain_kernel<kActivation, 1>, p, plan, stream);
   });
 }
 

@@ -98,7 +98,6 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int inner
                                          int limit, const float* in,
                                          float (&sum)[kGroups][kSamples]) {
   constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  constexpr int kUnroll = kGroups * kSamples >= 16 ? 2 : 4;
   for (int from = 0; from < inner;) {
     const Slab<float> slab = weights.next();
     const float* w[kGroups / kAtOnce];
@@ -141,7 +140,7 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int inner
     if (first < limit) {
       Factors<kGroups, kSamples> now, next;
       load_next(now);
-#pragma unroll kUnroll
+#pragma unroll(kGroups* kSamples >= 16 ? 2 : 4)
       for (int k = 4; k < slab.count; k += 4) {
         load_next(next);
         use(now);
@@ -248,11 +247,10 @@ __device__ __forceinline__ void input_gradient(WeightStream<float>& weights, con
     for (int j = 0; j < slab.count; j += kChunk) {
       const int chunk = (from + j) / kChunk, left = slab.count - j;
       if (!split || chunk == warp)
-        input_chunk<kSamples>(slab.at + j * slab.pitch, slab.pitch, left < kChunk ? left : kChunk,
-                              split ? 0 : 32 * warp, columns,
-                              kShared && !split ? static_cast<int>(blockDim.x) : 32,
-                              g + row_at<kSamples>(from + j), to + (split ? chunk * tile : 0),
-                              !split && chunk > 0);
+        input_chunk<kSamples>(
+            slab.at + j * slab.pitch, slab.pitch, left < kChunk ? left : kChunk,
+            split ? 0 : 32 * warp, columns, kShared && !split ? static_cast<int>(blockDim.x) : 32,
+            g + row_at<kSamples>(from + j), to + (split ? chunk * tile : 0), !split && chunk > 0);
     }
     from += slab.count;
   }
@@ -331,10 +329,9 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   const Tile tile(plan, shared + plan.weight_bytes() + (kShared ? 0 : warp * plan.tile_bytes));
   const int64_t first_row =
       (kShared ? int64_t{blockIdx.x} : int64_t{blockIdx.x} * plan.tiles + warp) * kSamples;
-  const SampleShare share =
-      sample_share(p, first_row + member % kSamples, tile.x + member % kSamples,
-                   tile.first + member % kSamples, four_rows(kSamples), kSamples, member / kSamples,
-                   members / kSamples);
+  const SampleShare share = sample_share(
+      p, first_row + member % kSamples, tile.x + member % kSamples, tile.first + member % kSamples,
+      four_rows(kSamples), kSamples, member / kSamples, members / kSamples);
   const bool noisy = share.noisy && !p.noise_first, draws = kShared && warp + 1 == plan.warps;
   const float* last = reinterpret_cast<const float*>(shared + plan.last);
   read_share(share, p.step.x, plan.columns[0]);
@@ -372,10 +369,9 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
           store_floats(slopes + row_at<kSamples>(f), z);
         }
       if constexpr (!kShared) __syncwarp();  // all have read `in`, which is `to`
-      activate_layer<kSamples>(p.mlp, begin,
-                               plan.rows[l] < begin + 32 * kGroups ? plan.rows[l]
-                                                                   : begin + 32 * kGroups,
-                               l + 1 < plan.layers ? nullptr : last, slopes, to);
+      activate_layer<kSamples>(
+          p.mlp, begin, plan.rows[l] < begin + 32 * kGroups ? plan.rows[l] : begin + 32 * kGroups,
+          l + 1 < plan.layers ? nullptr : last, slopes, to);
       tile_barrier<kShared>();
       in = to;
       to = spare;
@@ -413,7 +409,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     if constexpr (kShared)
       take_step(share, c, [&](int b) {
         Normals4 n{};
-        for (int j = 0; j < 4 && noisy; ++j) n.v[j] = tile.noise[share.at(b, j) + member % kSamples];
+        for (int j = 0; j < 4 && noisy; ++j)
+          n.v[j] = tile.noise[share.at(b, j) + member % kSamples];
         return n;
       });
     else

@@ -16,7 +16,7 @@ namespace {
 constexpr int kSlabBytes = 128;                      // of the inner dimension of a product
 constexpr int kStageBytes = kMaxWidth * (128 + 16);  // the larger of a slab's two forms
 constexpr int kPackBlocks = 64;
-constexpr int kChainThreads = 256;                   // of a CUDA block that tiles do not share
+constexpr int kChainThreads = 256;  // of a CUDA block that tiles do not share
 
 FASTEBM_HD constexpr int round_up(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -73,8 +73,8 @@ __device__ __forceinline__ uint4 pack_quad(const float (&v)[4], float) {
   return make_uint4(float_bits(v[0]), float_bits(v[1]), float_bits(v[2]), float_bits(v[3]));
 }
 __device__ __forceinline__ uint4 pack_quad(const float (&v)[8], Bfloat16) {
-  return make_uint4(bfloat16_pair(v[0], v[1]), bfloat16_pair(v[2], v[3]),
-                    bfloat16_pair(v[4], v[5]), bfloat16_pair(v[6], v[7]));
+  return make_uint4(bfloat16_pair(v[0], v[1]), bfloat16_pair(v[2], v[3]), bfloat16_pair(v[4], v[5]),
+                    bfloat16_pair(v[6], v[7]));
 }
 
 // A thread's share of packing hidden matrix l: the quads `first`, `first` + `every`, ... A few
@@ -128,7 +128,7 @@ __device__ void pack_network(const Mlp& mlp, const ChainPlan& plan, unsigned cha
   float* last = reinterpret_cast<float*>(packed + plan.last);
   const int l = plan.layers, padded = plan.rows[l - 1];
   for (int f = first; f <= padded; f += every)
-    last[f] = f < mlp.width[l - 1] ? __ldg(mlp.weight[l] + f)
+    last[f] = f < mlp.width[l - 1]         ? __ldg(mlp.weight[l] + f)
               : f == padded && mlp.bias[l] ? __ldg(mlp.bias[l])
                                            : 0.0f;
 }

@@ -7,8 +7,8 @@ namespace fastebm {
 namespace {
 
 // A thread's share of one sample: the blocks of four elements `first`, `first` + `every`, ..., of
-// which element j of block b lies at x[b * block + j * stride], and its gradient likewise. Rows that
-// the batch does not have read the coefficients of the last one, and write nothing.
+// which element j of block b lies at x[b * block + j * stride], and its gradient likewise. Rows
+// that the batch does not have read the coefficients of the last one, and write nothing.
 struct SampleShare {
   float* x;
   float* grad;

@@ -170,9 +170,8 @@ __global__ void __launch_bounds__(kChainThreads)
       for (int i = s; i < tile.threads; i += kSamples) squares += tile.squares[i];
       c.scale = norm_clip_scale<float>(squares, p.step.grad_norm_clip);
     }
-    take_step(share, c, [&](int b) {
-      return b == share.first || !noisy ? noise : share_noise(share, k, b);
-    });
+    take_step(share, c,
+              [&](int b) { return b == share.first || !noisy ? noise : share_noise(share, k, b); });
     round_share(share, rounded, share.dim);
   }
   weights.finish();
