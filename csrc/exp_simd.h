@@ -1,5 +1,5 @@
-// What activations take of vectors: quotients and exp(-y). Included for each instruction set, inside
-// its namespace.
+// What activations take of vectors: quotients and exp(-y). Included for each instruction set,
+// inside its namespace.
 
 FASTEBM_TARGET inline Floats ratio(Floats a, Floats b) { return div(a, b); }
 

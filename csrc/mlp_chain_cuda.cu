@@ -10,9 +10,9 @@ constexpr int kFullWarps = 4;      // to fill a multiprocessor
 
 int pieces(int64_t n, int64_t size) { return static_cast<int>((n + size - 1) / size); }
 
-// A tile of float32 has as many samples as leave a tile for each multiprocessor: more share a read
-// of weights. Where there are four, a warp takes each, and so many in a CUDA block share its
-// weights. Those are resident where they leave room for the tiles that there is work for, up to
+// A tile of float32 has as many samples as leave four warps for each multiprocessor: more share a
+// read of weights. Where there are four tiles, a warp takes each, and so many in a CUDA block share
+// its weights. Those are resident where they leave room for the tiles that there is work for, up to
 // four; in slabs they leave room for more than that, but each is read again in every step.
 ChainPlan float_plan(const MlpChainParams& p) {
   ChainPlan plan = pack_plan(p.mlp, 4);
@@ -34,8 +34,8 @@ ChainPlan float_plan(const MlpChainParams& p) {
   plan.groups = plan.tiles = 1;
   plan.warps = pieces(plan.widest, 32) + 1;  // and one that draws noise
   const auto bytes = [&] { return plan.tile_bytes = float_tile_bytes(plan, plan.samples, true); };
-  while (plan.samples > 1 &&
-         (p.step.batch <= kChainBlocks * plan.samples / 2 || bytes() > beside_slabs))
+  const int tiles = kChainBlocks * std::max(kFullWarps / (plan.warps - 1), 1);
+  while (plan.samples > 1 && (p.step.batch <= tiles * plan.samples / 2 || bytes() > beside_slabs))
     plan.samples /= 2;
   bytes();
   plan.resident = true;

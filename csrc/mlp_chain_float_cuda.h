@@ -2,155 +2,12 @@
 // features of them, and meets others only to share the weights. Small ones (kGroups = 1): the warps
 // of a CUDA block share a tile of samples, each has 32 features of a layer, and one more warp draws
 // the noise meanwhile.
-//
-// Every sum is one thread's and its order is the same in all forms, so no result depends on the
-// batch: z and the gradients of layers in order of the inner dimension; the gradient in x by sums
-// of 32 of it, added in order; the energy as one warp sums it.
 #pragma once
 #include "mlp_activation_cuda.h"
-#include "mlp_chain_plan_cuda.h"
-#include "mlp_chain_step_cuda.h"
+#include "mlp_chain_products_cuda.h"
 
 namespace fastebm {
 namespace {
-
-constexpr int kChunk = 32;   // of the inner dimension: a warp's features
-constexpr int kNarrow = 64;  // inputs of a network whose gradient chunks are shared out
-constexpr int kMostSharers = kMaxWidth / 32 + 1;  // warps of a shared tile
-constexpr int kMostSamples = 8;                   // of a tile
-
-// Values lie by feature, kSamples for each, and features by four. After four of eight samples is a
-// gap, so that lanes that have a feature, or four, each are in different banks.
-FASTEBM_HD constexpr int four_rows(int samples) { return 4 * samples + (samples == 8 ? 4 : 0); }
-template <int kSamples>
-__device__ __forceinline__ int row_at(int f) {
-  const unsigned row = static_cast<unsigned>(f);
-  return row / 4 * four_rows(kSamples) + row % 4 * kSamples;
-}
-
-// kCount consecutive floats, moved at once.
-template <int kCount>
-struct alignas(kCount < 4 ? 4 * kCount : 16) Floats {
-  float v[kCount];
-};
-template <int kCount>
-__device__ __forceinline__ Floats<kCount> load_floats(const float* from) {
-  return *reinterpret_cast<const Floats<kCount>*>(from);
-}
-template <int kCount>
-__device__ __forceinline__ void store_floats(float* to, const Floats<kCount>& v) {
-  *reinterpret_cast<Floats<kCount>*>(to) = v;
-}
-
-// Rows that the values of a layer may need, or all chunks of a narrow network in a pair of them.
-FASTEBM_HD int most_rows(const ChainPlan& plan) {
-  const int widest = round_up(plan.widest, kChunk);
-  return widest < plan.columns[0] ? plan.columns[0] : widest;
-}
-
-inline int float_tile_bytes(const ChainPlan& plan, int samples, bool shared) {
-  const int rows = (shared ? 2 : 1) * (plan.columns[0] + most_rows(plan)) + plan.last / 4;
-  return rows / 4 * four_rows(samples) * 4 + round_up(plan.columns[0] / 4 * samples * 8, 16);
-}
-
-// What is held of a tile in shared memory: x, its noise (where the tile is shared), twice the
-// values of a layer (once where not), and the slopes of all layers, each overwritten by the
-// gradient in its inputs z. The values make room for the gradient in x, or for its chunks.
-template <int kSamples, bool kShared>
-struct FloatTile {
-  float *x, *noise, *first, *second, *slopes;
-  double* squares;  // of four elements of x and a sample
-
-  __device__ FloatTile(const ChainPlan& plan, unsigned char* at)
-      : x(reinterpret_cast<float*>(at)),
-        noise(x + (kShared ? floats(plan.columns[0]) : 0)),
-        first(noise + floats(plan.columns[0])),
-        second(first + (kShared ? floats(most_rows(plan)) : 0)),
-        slopes(second + floats(most_rows(plan))),
-        squares(reinterpret_cast<double*>(slopes + floats(plan.last / 4))) {}
-  __device__ float* slope(const ChainPlan& plan, int l) const {
-    return slopes + floats(plan.bias[l] / 4);
-  }
-  __device__ static int floats(int rows) { return rows / 4 * four_rows(kSamples); }
-};
-
-// The features from `first` on whose sums a lane has in a product: of forward ones every 32nd, of
-// kTransposed ones as many as it reads at once.
-constexpr int read_at_once(int groups) { return groups < 4 ? groups : 4; }
-template <bool kTransposed, int kGroups>
-__device__ __forceinline__ int feature(int first, int i) {
-  constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  return first + i / kAtOnce * 32 * kAtOnce + threadIdx.x % 32 * kAtOnce + i % kAtOnce;
-}
-
-// What a step of four of the inner dimension multiplies.
-template <int kGroups, int kSamples>
-struct Factors {
-  float w[kGroups][4];
-  float in[4 * kSamples];
-};
-
-// sum[i][s] += sum_j W[f][j] in[j][s], or kTransposed W[j][f], for the features f = feature(first,
-// i) below `limit` and all of the inner dimension. A weight is read once for kSamples products, a
-// value once for kGroups, and both a step before they are multiplied.
-template <bool kTransposed, int kGroups, int kSamples>
-__device__ __forceinline__ void multiply(WeightStream<float>& weights, int inner, int first,
-                                         int limit, const float* in,
-                                         float (&sum)[kGroups][kSamples]) {
-  constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  for (int from = 0; from < inner;) {
-    const Slab<float> slab = weights.next();
-    const float* w[kGroups / kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kGroups / kAtOnce; ++i) {
-      const int f = feature<kTransposed, kGroups>(first, i * kAtOnce);
-      const int inside = f < limit ? f : limit - kAtOnce;
-      w[i] = slab.at + (kTransposed ? inside : inside * slab.pitch);
-    }
-    const float* rows = in + row_at<kSamples>(from);
-    const auto load_next = [&](Factors<kGroups, kSamples>& v) {
-#pragma unroll
-      for (int i = 0; i < kGroups / kAtOnce; ++i) {
-#pragma unroll
-        for (int j = 0; j < (kTransposed ? 4 : 1); ++j) {
-          const auto four = load_floats<kTransposed ? kAtOnce : 4>(w[i] + j * slab.pitch);
-#pragma unroll
-          for (int a = 0; a < (kTransposed ? kAtOnce : 4); ++a)
-            (kTransposed ? v.w[i * kAtOnce + a][j] : v.w[i][a]) = four.v[a];
-        }
-        w[i] += kTransposed ? 4 * slab.pitch : 4;
-      }
-#pragma unroll
-      for (int q = 0; q < kSamples; ++q) {
-        const auto four = load_floats<4>(rows + 4 * q);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) v.in[4 * q + e] = four.v[e];
-      }
-      rows += four_rows(kSamples);
-    };
-    const auto use = [&](const Factors<kGroups, kSamples>& v) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i)
-#pragma unroll
-          for (int s = 0; s < kSamples; ++s)
-            sum[i][s] = fma_rn(v.w[i][j], v.in[j * kSamples + s], sum[i][s]);
-    };
-    if (first < limit) {
-      Factors<kGroups, kSamples> now, next;
-      load_next(now);
-#pragma unroll(kGroups* kSamples >= 16 ? 2 : 4)
-      for (int k = 4; k < slab.count; k += 4) {
-        load_next(next);
-        use(now);
-        now = next;
-      }
-      use(now);
-    }
-    from += slab.count;
-  }
-}
 
 // A lane's features f = begin + lane, + 32, ... below `end`: in slopes, z becomes act'(z), times
 // the last layer's weights where they are given; act(z) goes to values.
@@ -191,73 +48,8 @@ __device__ __forceinline__ void activate_layer(const Mlp& mlp, int begin, int en
   }
 }
 
-// to[c][s] = sum_j W[j][c] g[j][s] over a chunk of `rows` features j, added to what is there where
-// `add`, for the warp's inputs c: 32 from `begin` on, and again every `step`.
-template <int kSamples>
-__device__ __forceinline__ void input_chunk(const float* w, int pitch, int rows, int begin,
-                                            int columns, int step, const float* g, float* to,
-                                            bool add) {
-  const int lane = threadIdx.x % 32;
-  if (columns * kSamples <= kNarrow) {  // a lane has an input of one sample
-    for (int o = lane; o < columns * kSamples; o += 32) {
-      const int c = o / kSamples, s = o % kSamples;
-      float sum = 0;
-#pragma unroll 4
-      for (int j = 0; j < rows; j += 4)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          sum = fma_rn(w[(j + e) * pitch + c], g[row_at<kSamples>(j) + e * kSamples + s], sum);
-      float& out = to[row_at<kSamples>(c) + s];
-      out = add ? out + sum : sum;
-    }
-    return;
-  }
-  for (int c = begin + lane; c < columns; c += step) {
-    Floats<kSamples> sum = {};
-#pragma unroll 2
-    for (int j = 0; j < rows; j += 4)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float v = w[(j + e) * pitch + c];
-        const auto row = load_floats<kSamples>(g + row_at<kSamples>(j) + e * kSamples);
-#pragma unroll
-        for (int s = 0; s < kSamples; ++s) sum.v[s] = fma_rn(v, row.v[s], sum.v[s]);
-      }
-    float* out = to + row_at<kSamples>(c);
-    if (add) {
-      const auto before = load_floats<kSamples>(out);
-#pragma unroll
-      for (int s = 0; s < kSamples; ++s) sum.v[s] = before.v[s] + sum.v[s];
-    }
-    store_floats(out, sum);
-  }
-}
-
-// The gradient in x from that in z of layer 0, `g`, to `to`. Of a shared tile whose network is
-// narrow, chunk w only, by warp w, and to `to` + w tiles of x; where it is not, some inputs of all
-// chunks. A warp of its own has all of both.
-template <int kSamples, bool kShared>
-__device__ __forceinline__ void input_gradient(WeightStream<float>& weights, const ChainPlan& plan,
-                                               const float* g, float* to) {
-  const int warp = kShared ? threadIdx.x / 32 : 0, columns = plan.columns[0];
-  const bool split = kShared && columns <= kNarrow;
-  const int tile = columns / 4 * four_rows(kSamples);
-  for (int from = 0; from < plan.rows[0];) {
-    const Slab<float> slab = weights.next();
-    for (int j = 0; j < slab.count; j += kChunk) {
-      const int chunk = (from + j) / kChunk, left = slab.count - j;
-      if (!split || chunk == warp)
-        input_chunk<kSamples>(
-            slab.at + j * slab.pitch, slab.pitch, left < kChunk ? left : kChunk,
-            split ? 0 : 32 * warp, columns, kShared && !split ? static_cast<int>(blockDim.x) : 32,
-            g + row_at<kSamples>(from + j), to + (split ? chunk * tile : 0), !split && chunk > 0);
-    }
-    from += slab.count;
-  }
-}
-
 // E of the tile's samples from the values of the last layer: each by one warp, whose lane has every
-// 32nd feature.
+// 32nd feature in order.
 template <int kSamples, bool kShared>
 __device__ __forceinline__ void write_energy(const MlpChainParams& p, int64_t first_row,
                                              const float* last, int rows, const float* values) {
@@ -278,23 +70,6 @@ __device__ __forceinline__ void tile_barrier() {
     __syncthreads();
   else
     __syncwarp();
-}
-
-// Sums the gradient's chunks, one for each warp that has features of layer 0, where the first is.
-__device__ __forceinline__ void add_chunks(const SampleShare& s, const ChainPlan& plan) {
-  const int chunks = (plan.rows[0] + kChunk - 1) / kChunk, tile = plan.columns[0] / 4 * s.block;
-#pragma unroll 1
-  for (int b = s.first; 4 * b < s.dim; b += s.every) {
-    float sum[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum[j] = s.grad[s.at(b, j)];
-#pragma unroll 3
-    for (int i = 1; i < chunks; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] += s.grad[i * tile + s.at(b, j)];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) s.grad[s.at(b, j)] = sum[j];
-  }
 }
 
 // What the sample's gradient is multiplied by. Squares are summed by block of four elements, and
@@ -358,7 +133,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
         for (int s = 0; s < kSamples; ++s) sum[i][s] = b;
       }
       multiply<false>(weights, plan.columns[l], begin, plan.rows[l], in, sum);
-      if (draws && noisy && l + 1 == plan.layers)  // this layer takes the others long
+      if (draws && noisy && l + 1 == plan.layers)  // while the others multiply
         draw_noise(share, k, lane / kSamples, 32 / kSamples, tile.noise + lane % kSamples);
 #pragma unroll
       for (int i = 0; i < kGroups; ++i)
@@ -393,15 +168,14 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
           for (int s = 0; s < kSamples; ++s) v.v[s] *= sum[i][s];
           store_floats(slopes + row_at<kSamples>(f), v);
         }
-      if (l > 1 || plan.columns[0] > kNarrow)
+      if (l > 1 || plan.columns[0] > narrow(kShared))
         tile_barrier<kShared>();
       else
         __syncwarp();  // a chunk of the next product is the warp's own
     }
     input_gradient<kSamples, kShared>(weights, plan, tile.slope(plan, 0), tile.first);
     tile_barrier<kShared>();
-    if constexpr (kShared)
-      if (plan.columns[0] <= kNarrow) add_chunks(share, plan);
+    if (plan.columns[0] <= narrow(kShared)) add_chunks(share, plan);
     if (k + 1 == p.n_steps && p.grad) write_share(share, share.grad, p.grad);
     if (p.step.grad_norm_clip - p.step.grad_norm_clip == 0)
       c.scale = clip_scale<kSamples, kShared>(share, p.step.grad_norm_clip,

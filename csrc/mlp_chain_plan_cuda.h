@@ -82,7 +82,7 @@ __device__ __forceinline__ uint4 pack_quad(const float (&v)[8], Bfloat16) {
 template <class E, bool kWhole>
 __device__ void pack_matrix(const Mlp& mlp, const ChainPlan& plan, int l, unsigned char* packed,
                             int first, int every) {
-  constexpr int kElements = 16 / static_cast<int>(sizeof(E)), kAtOnce = 16 / kElements;
+  constexpr int kElements = 16 / static_cast<int>(sizeof(E)), kAtOnce = 32 / kElements;
   const int rows = mlp.width[l], columns = static_cast<int>(mlp.inputs(l));
   const int across = plan.pitch[l] / 16, quads = plan.rows[l] * across;
   uint4* to = reinterpret_cast<uint4*>(packed + plan.matrix[l]);

@@ -7,23 +7,24 @@ from test_mlp_chain_cuda import device, exact, run, set_schedule  # noqa: F401
 
 from fastebm.plain_mlp import Network
 
-# Batch, dimension, widths. A tile of 1, 2, 4 or 8 samples by batch, which all warps of a CUDA block
-# share, and in large batches a tile for each warp; weights in shared memory and in slabs; the
-# gradient in x by chunks of features (up to 64 inputs), one for each warp, and by inputs.
+# Batch, dimension, widths. A tile of 1, 2, 4 or 8 samples by batch and width, which all warps of a
+# CUDA block share, and in large batches a tile for each warp; weights in shared memory and in
+# slabs; the gradient in x by chunks of features (few inputs), or by inputs.
 PLANS = {
     "tiles of 1": (128, 5, (70, 36)),
     "tiles of 1, wide": (9, 256, (33, 250)),
     "tiles of 1, slabs": (6, 40, (256, 255)),
     "tiles of 2": (129, 64, (33, 100)),
-    "tiles of 4": (300, 2, (31, 40, 1)),
-    "tiles of 4, wide": (258, 65, (20, 40)),
+    "tiles of 4": (300, 2, (31, 70, 1)),
+    "tiles of 4, wide": (258, 65, (20, 80)),
     "tiles of 8": (516, 33, (130, 31)),
+    "tiles of 8 of a warp": (2050, 3, (20,)),
     "tiles of 8, slabs": (519, 40, (256, 255)),
     "tiles of 8, wide, slabs": (515, 200, (256,)),
     "a tile a warp": (4097, 9, (40, 7)),
     "a tile a warp, 128": (4100, 3, (100, 20)),
     "a tile a warp, 256": (4099, 2, (140, 17)),
-    "a tile a warp, wide": (4101, 66, (36,)),
+    "a tile a warp, wide": (4101, 50, (36,)),
     "a tile a warp, slabs": (4098, 18, (130, 129, 130)),
 }
 SMALL = [name for name, (batch, *_) in PLANS.items() if batch < 500 or name == "tiles of 8"]
