@@ -24,8 +24,7 @@ ChainPlan float_plan(const MlpChainParams& p) {
     plan.tiles = kFullWarps;
     plan.resident = true;
     plan.resident = plan.shared_bytes() <= shared;
-    plan.tiles = std::min(pieces(pieces(p.step.batch, plan.samples), kChainBlocks), 32);
-    plan.tiles = std::min(plan.tiles, kChainThreads / 32);
+    plan.tiles = std::min(pieces(p.step.batch, plan.samples * kChainBlocks), kChainThreads / 32);
     while (plan.tiles > 1 && plan.shared_bytes() > shared) --plan.tiles;
     if (plan.tiles > kFullWarps) plan.tiles -= plan.tiles % kFullWarps;
     plan.warps = plan.tiles;
