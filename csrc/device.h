@@ -222,6 +222,18 @@ __device__ inline float tanh_approximate(float v) {
 #endif
 }
 
+// a / b within 2 units in the last place, 0 where b is above 2^126. No branch, which the exact
+// quotient has.
+__device__ inline float ratio_approximate(float a, float b) {
+#ifdef __CUDACC__
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return a * inverse;
+#else
+  return a / b;
+#endif
+}
+
 // Computes: four 8 x 8 matrices of 16-bit elements out of shared memory; kTransposed: transposed.
 // Layout:   lane 8 i + j gives the address of row j of matrix i, eight elements, 16-byte aligned.
 //           Lane 4 g + t gets in r[i] elements 2 t (low) and 2 t + 1 of row g of matrix i, as

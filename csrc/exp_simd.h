@@ -1,4 +1,7 @@
-// exp(-y) for vectors. Included for each instruction set, inside its namespace.
+// What activations take of vectors: quotients and exp(-y). Included for each instruction set,
+// inside its namespace.
+
+FASTEBM_TARGET inline Floats ratio(Floats a, Floats b) { return div(a, b); }
 
 // 2^n (1 - r + r^2 p(r)) with n a whole number, r = y + n log 2 in [-log(2) / 2, log(2) / 2] and p
 // of relative error 3e-9. Results below 1e-38 are 0; NaN stays.

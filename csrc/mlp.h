@@ -26,7 +26,7 @@ struct Mlp {
   Activation activation;
   float beta, threshold;  // of softplus: log(1 + exp(beta z)) / beta, and z where beta z is above
 
-  int64_t inputs(int layer) const { return layer ? width[layer - 1] : dim; }
+  FASTEBM_HD int64_t inputs(int layer) const { return layer ? width[layer - 1] : dim; }
 };
 
 // Returns f(constant) for the activation, as a compile-time constant.

@@ -14,6 +14,7 @@ FASTEBM_TARGET inline Floats fma(Floats a, Floats b, Floats c) { return fma_rn(a
 FASTEBM_TARGET inline Floats abs(Floats a) { return fabsf(a); }
 FASTEBM_TARGET inline Floats exp_minus(Floats y) { return expf(-y); }
 FASTEBM_TARGET inline Floats exp_minus_signed(Floats z) { return expf(-z); }
+FASTEBM_TARGET inline Floats ratio(Floats a, Floats b) { return ratio_approximate(a, b); }
 #include "mlp_activation_simd.h"
 #undef FASTEBM_TARGET
 

@@ -3,6 +3,7 @@
 // come
 //   Floats exp_minus(Floats y)   exp(-y) for y >= 0; 0 where it is below 1e-38, NaN for NaN
 //   Floats exp_minus_signed(Floats z)   exp(-z); infinity where it is larger than a float
+//   Floats ratio(Floats a, Floats b)   a / b
 // and of the instruction set set, add, sub, mul, div, fma, min, max, abs, pick_less. Results are
 // within a few units in the last place of the value's own size; infinities and NaN are torch's.
 
@@ -24,7 +25,7 @@ struct Sigmoids {
   Floats s, rest;
 };
 FASTEBM_TARGET inline Sigmoids sigmoids(Floats y) {
-  const Floats one = set(1.0f), e = exp_minus_signed(y), s = div(one, add(one, e));
+  const Floats one = set(1.0f), e = exp_minus_signed(y), s = ratio(one, add(one, e));
   return {s, min(mul(e, s), one)};  // 1 where e is infinite
 }
 
@@ -41,7 +42,7 @@ FASTEBM_TARGET inline Activated activate(Floats z, float beta, float threshold) 
     constexpr float kNear[] = {-0.33333298563957214f, 0.13331924378871918f, -0.053783830255270004f,
                                0.020795971155166626f, -0.005895158275961876f};
     const Floats a = abs(z), q = mul(z, z), e = exp_minus(add(a, a));
-    const Floats far = div(sub(one, e), add(one, e));
+    const Floats far = ratio(sub(one, e), add(one, e));
     const Floats near = fma(mul(polynomial(q, kNear), q), z, z);
     const Floats signed_far = pick_less(z, zero, sub(zero, far), far);
     const Floats value = pick_less(a, set(0.6f), near, signed_far);
@@ -64,8 +65,8 @@ FASTEBM_TARGET inline Activated activate(Floats z, float beta, float threshold) 
                               0.019851457327604294f,
                               -0.003244024235755205f};
     const Floats y = mul(set(beta), z), e = exp_minus(abs(y));
-    const Floats value = div(fma(polynomial(e, kLog), e, max(zero, y)), set(beta));
-    const Floats large = div(one, add(one, e)), small = mul(e, large), above = set(threshold);
+    const Floats value = ratio(fma(polynomial(e, kLog), e, max(zero, y)), set(beta));
+    const Floats large = ratio(one, add(one, e)), small = mul(e, large), above = set(threshold);
     const Floats slope = pick_less(y, zero, small, large);
     const Floats bend = mul(set(beta), mul(small, large));
     return {pick_less(above, y, z, value), pick_less(above, y, one, slope),
@@ -79,7 +80,7 @@ FASTEBM_TARGET inline Activated activate(Floats z, float beta, float threshold) 
                                0.0284366924315691f,  0.05165181681513786f, -0.06279196590185165f,
                                0.01657961867749691f};
     const Floats a = abs(z), e = exp_minus(mul(mul(set(0.5f), a), a));
-    const Floats t = div(one, fma(set(0.25f), a, one));
+    const Floats t = ratio(one, fma(set(0.25f), a, one));
     const Floats tail = mul(mul(polynomial(t, kTail), t), e);
     const Floats p = pick_less(z, zero, tail, sub(one, tail));
     const Floats density = mul(set(0.3989422804014327f), e);

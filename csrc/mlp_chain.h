@@ -23,7 +23,7 @@ struct MlpChainParams {
   bool bfloat16;     // CUDA: products of bfloat16 on tensor cores, sums of float32
   float* energy;     // null, or (B,): E at the point whose gradient the last step used
   float* grad;       // null, or (B, D): that gradient, unclipped
-  void* scratch;     // mlp_chain_scratch_*() bytes, 64-byte aligned
+  void* scratch;     // mlp_chain_scratch_*() bytes, 64-byte aligned; null for none
   int tasks;         // CPU: how many go through the batch, each with a part of the scratch
   std::atomic<int64_t>* next;  // CPU: the first sample that no task has taken yet
 };
@@ -35,6 +35,7 @@ MlpChainLauncher mlp_chain_cpu, mlp_chain_cuda;
 
 // Sets p->tasks for so many threads, and returns the bytes of scratch.
 int64_t mlp_chain_scratch_cpu(MlpChainParams* p, int threads);
+// The bytes of scratch on the current device: 0 where all weights have room in shared memory.
 int64_t mlp_chain_scratch_cuda(const MlpChainParams& p);
 
 // The coefficients of step k, with the sample's gradient scaled by `scale`.

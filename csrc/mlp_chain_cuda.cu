@@ -6,77 +6,114 @@ namespace fastebm {
 namespace {
 
 constexpr int kChainBlocks = 128;  // CUDA blocks to fill a device
-constexpr int kFullWarps = 4;      // of float32, to fill a multiprocessor
+constexpr int kFullWarps = 4;      // to fill a multiprocessor
 
 int pieces(int64_t n, int64_t size) { return static_cast<int>((n + size - 1) / size); }
 
-// Weights are resident where they leave room for as many warps as there is work for, up to four;
-// in slabs they leave room for more than that, but each is read again in every step.
-template <int kGroups, int kSamples>
-int launch_float(const MlpChainParams& p, ChainPlan plan, void* stream) {
-  const int shared = max_shared_bytes(), tiles = pieces(p.step.batch, kSamples);
-  int warps = std::min(pieces(tiles, kChainBlocks), kChainThreads / 32);
-  plan.tile_bytes = FloatTile<kSamples>::bytes(plan);
+// A tile of float32 has as many samples as leave four warps for each multiprocessor: more share a
+// read of weights. Where there are four tiles, a warp takes each, and so many in a CUDA block share
+// its weights. Those are resident where they leave room for the tiles that there is work for, up to
+// four; in slabs they leave room for more than that, but each is read again in every step.
+ChainPlan float_plan(const MlpChainParams& p) {
+  ChainPlan plan = pack_plan(p.mlp, 4);
+  const int shared = max_shared_bytes(), beside_slabs = shared - plan.weight_bytes();
+  plan.samples = kMostSamples;
+  plan.tile_bytes = float_tile_bytes(plan, plan.samples, false);
+  if (p.step.batch >= kMostSamples * kFullWarps * kChainBlocks && plan.tile_bytes <= beside_slabs) {
+    plan.groups = plan.widest <= 64 ? 2 : plan.widest <= 128 ? 4 : 8;
+    plan.tiles = kFullWarps;
+    plan.resident = true;
+    plan.resident = plan.shared_bytes() <= shared;
+    plan.tiles = std::min(pieces(p.step.batch, plan.samples * kChainBlocks), kChainThreads / 32);
+    while (plan.tiles > 1 && plan.shared_bytes() > shared) --plan.tiles;
+    if (plan.tiles > kFullWarps) plan.tiles -= plan.tiles % kFullWarps;
+    plan.warps = plan.tiles;
+    return plan;
+  }
+  plan.groups = plan.tiles = 1;
+  plan.warps = pieces(plan.widest, 32) + 1;  // and one that draws noise
+  const auto bytes = [&] { return plan.tile_bytes = float_tile_bytes(plan, plan.samples, true); };
+  const int tiles = kChainBlocks * std::max(kFullWarps / (plan.warps - 1), 1);
+  while (plan.samples > 1 && (p.step.batch <= tiles * plan.samples / 2 || bytes() > beside_slabs))
+    plan.samples /= 2;
+  bytes();
   plan.resident = true;
-  plan.resident = plan.shared_bytes(std::min(warps, kFullWarps)) <= shared;
-  while (warps > 1 && plan.shared_bytes(warps) > shared) --warps;
-  if (warps > kFullWarps) warps -= warps % kFullWarps;
-  plan.warps = warps;
-  return launch(float_chain_kernel<kGroups, kSamples>,
-                dim3(static_cast<unsigned>(pieces(tiles, warps))), dim3(32u * warps),
-                static_cast<size_t>(plan.shared_bytes(warps)), stream, p, plan);
+  plan.resident = plan.shared_bytes() <= shared;
+  return plan;
 }
 
-// More samples a warp share more reads of weights, but fewer warps share the work. 32 kGroups
-// features are the most that a layer or a sample has.
-template <int kGroups>
-int launch_float(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  const int room = max_shared_bytes() - plan.weight_bytes();  // beside slabs
-  if (p.step.batch >= 4096 && FloatTile<8>::bytes(plan) <= room)
-    return launch_float<kGroups, 8>(p, plan, stream);
-  if (p.step.batch >= 1024 && FloatTile<4>::bytes(plan) <= room)
-    return launch_float<kGroups, 4>(p, plan, stream);
-  return launch_float<kGroups, 2>(p, plan, stream);
-}
-
-int launch_float(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  const int most = std::max(plan.widest, plan.columns[0]);
-  if (most <= 64) return launch_float<2>(p, plan, stream);
-  return most <= 128 ? launch_float<4>(p, plan, stream) : launch_float<8>(p, plan, stream);
-}
-
-template <Activation kActivation, int kTiles>
-int launch_tensor(const MlpChainParams& p, ChainPlan plan, void* stream) {
+ChainPlan tensor_plan(const MlpChainParams& p) {
+  ChainPlan plan = pack_plan(p.mlp, 2);
+  const int shared = max_shared_bytes(), beside_slabs = shared - plan.weight_bytes();
   plan.warps = pieces(std::max(plan.widest, plan.columns[0]), 32);
-  plan.tile_bytes = TensorTile::bytes(plan, 16 * kTiles);
+  plan.tiles = 1;
+  plan.samples = p.step.batch > 32 * kChainBlocks ? 32 : 16;
+  plan.tile_bytes = TensorTile::bytes(plan, plan.samples);
+  if (plan.tile_bytes > beside_slabs) {
+    plan.samples = 16;
+    plan.tile_bytes = TensorTile::bytes(plan, plan.samples);
+  }
   plan.resident = true;
-  plan.resident = plan.shared_bytes(1) <= max_shared_bytes();
-  return launch(tensor_chain_kernel<kActivation, kTiles>,
-                dim3(static_cast<unsigned>(pieces(p.step.batch, 16 * kTiles))),
-                dim3(32u * plan.warps), static_cast<size_t>(plan.shared_bytes(1)), stream, p, plan);
+  plan.resident = plan.shared_bytes() <= shared;
+  return plan;
+}
+
+ChainPlan chain_plan(const MlpChainParams& p) {
+  return p.bfloat16 ? tensor_plan(p) : float_plan(p);
+}
+
+template <class Kernel>
+int launch_chain(Kernel kernel, const MlpChainParams& p, const ChainPlan& plan, void* stream) {
+  return launch(kernel,
+                dim3(static_cast<unsigned>(pieces(p.step.batch, plan.samples * plan.tiles))),
+                dim3(32u * plan.warps), static_cast<size_t>(plan.shared_bytes()), stream, p, plan);
+}
+
+int launch_float(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
+  const auto with = [&](auto kernel) { return launch_chain(kernel, p, plan, stream); };
+  switch (plan.groups) {
+    case 8:
+      return with(float_chain_kernel<8, 8>);
+    case 4:
+      return with(float_chain_kernel<4, 8>);
+    case 2:
+      return with(float_chain_kernel<2, 8>);
+    default:
+      break;
+  }
+  switch (plan.samples) {
+    case 8:
+      return with(float_chain_kernel<1, 8>);
+    case 4:
+      return with(float_chain_kernel<1, 4>);
+    case 2:
+      return with(float_chain_kernel<1, 2>);
+    default:
+      return with(float_chain_kernel<1, 1>);
+  }
 }
 
 int launch_tensor(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  const int room = max_shared_bytes() - plan.weight_bytes();
   return visit_activation(p.mlp.activation, [&](auto activation) {
     constexpr Activation kActivation = decltype(activation)::value;
-    if (p.step.batch > 2 * 16 * kChainBlocks && TensorTile::bytes(plan, 32) <= room)
-      return launch_tensor<kActivation, 2>(p, plan, stream);
-    return launch_tensor<kActivation, 1>(p, plan, stream);
+    return plan.samples == 32 ? launch_chain(tensor_chain_kernel<kActivation, 2>, p, plan, stream)
+                              : launch_chain(tensor_chain_kernel<kActivation, 1>, p, plan, stream);
   });
 }
 
-ChainPlan chain_plan(const MlpChainParams& p) { return pack_plan(p.mlp, p.bfloat16 ? 2 : 4); }
-
 }  // namespace
 
-int64_t mlp_chain_scratch_cuda(const MlpChainParams& p) { return chain_plan(p).bytes; }
+int64_t mlp_chain_scratch_cuda(const MlpChainParams& p) {
+  const ChainPlan plan = chain_plan(p);
+  return plan.resident ? 0 : plan.bytes;
+}
 
 int mlp_chain_cuda(const MlpChainParams& p, int64_t, int64_t, void* stream) {
   const ChainPlan plan = chain_plan(p);
-  const int error =
-      p.bfloat16 ? launch_pack<Bfloat16>(p, plan, stream) : launch_pack<float>(p, plan, stream);
-  if (error) return error;
+  if (!plan.resident)
+    if (const int error = p.bfloat16 ? launch_pack<Bfloat16>(p, plan, stream)
+                                     : launch_pack<float>(p, plan, stream))
+      return error;
   return p.bfloat16 ? launch_tensor(p, plan, stream) : launch_float(p, plan, stream);
 }
 

@@ -54,11 +54,14 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   } else {
     STD_TORCH_CHECK(p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
                     " elements on a device, got ", p.mlp.dim);
-    const int64_t size[1] = {mlp_chain_scratch_cuda(p)}, one[1] = {1};
-    Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
-    p.scratch = scratch.mutable_data_ptr();
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
+    OptionalTensor scratch;
+    const int64_t size[1] = {mlp_chain_scratch_cuda(p)}, one[1] = {1};
+    if (size[0] > 0) {
+      scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
+      p.scratch = scratch->mutable_data_ptr();
+    }
     const int error = mlp_chain_cuda(p, 0, 1, current_stream(x));
     STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }

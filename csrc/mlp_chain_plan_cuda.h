@@ -1,9 +1,9 @@
 // Where the weights of a network lie on a CUDA device, and how many samples share them.
 //
-// A packing kernel writes the network into scratch once a chain, in the form it has in shared
-// memory: biases and the last layer's weights as floats, then the matrices, padded with zeros, in
-// rows of an odd number of 16-byte quads, so that neither rows nor columns of them meet in a bank.
-// Where they fit, a CUDA block copies them all; else slabs of them go through two stages.
+// The form in shared memory: biases and the last layer's weights as floats, then the matrices,
+// padded with zeros, in rows of an odd number of 16-byte quads, so that neither rows nor columns of
+// them meet in a bank. Where the network fits, each CUDA block packs it there. Else a kernel packs
+// it into scratch once a chain, and slabs of it go through two stages.
 #pragma once
 #include <algorithm>
 
@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kSlabBytes = 128;                      // of the inner dimension of a product
 constexpr int kStageBytes = kMaxWidth * (128 + 16);  // the larger of a slab's two forms
-constexpr int kChainThreads = 256;                   // of a CUDA block, at most
+constexpr int kPackBlocks = 64;
+constexpr int kChainThreads = 256;  // of a CUDA block that tiles do not share
 
 FASTEBM_HD constexpr int round_up(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -34,11 +35,13 @@ struct ChainPlan {
   int vector_bytes;         // of all that is not a matrix, and so the offset of the first
   int bytes;                // of the whole
   bool resident;            // all of it is in shared memory
-  int warps;                // of a CUDA block
-  int tile_bytes;           // of shared memory for a warp's samples, or (bfloat16) a block's
+  int warps, tiles;         // of a CUDA block
+  int samples;              // of a tile
+  int groups;               // float32: of 32 features, that a lane has; 1: all warps share a tile
+  int tile_bytes;           // of shared memory
 
   FASTEBM_HD int weight_bytes() const { return resident ? bytes : vector_bytes + 2 * kStageBytes; }
-  int shared_bytes(int tiles) const { return weight_bytes() + tiles * tile_bytes; }
+  int shared_bytes() const { return weight_bytes() + tiles * tile_bytes; }
 };
 
 // The packed form of a network whose matrices have elements of `size` bytes: what all plans share.
@@ -66,41 +69,83 @@ inline ChainPlan pack_plan(const Mlp& mlp, int size) {
   return plan;
 }
 
-__device__ __forceinline__ float pack_element(float v, float) { return v; }
-__device__ __forceinline__ Bfloat16 pack_element(float v, Bfloat16) { return narrow<Bfloat16>(v); }
+__device__ __forceinline__ uint4 pack_quad(const float (&v)[4], float) {
+  return make_uint4(float_bits(v[0]), float_bits(v[1]), float_bits(v[2]), float_bits(v[3]));
+}
+__device__ __forceinline__ uint4 pack_quad(const float (&v)[8], Bfloat16) {
+  return make_uint4(bfloat16_pair(v[0], v[1]), bfloat16_pair(v[2], v[3]), bfloat16_pair(v[4], v[5]),
+                    bfloat16_pair(v[6], v[7]));
+}
 
-// packed = the network as E. CUDA block (r, l) takes row r of matrix l, a thread every 256th
-// column; of l = layers the last layer's weights. Reads and writes each weight once.
+// A thread's share of packing hidden matrix l: the quads `first`, `first` + `every`, ... A few
+// at once, as each takes the time of a read. kWhole: no quad is cut short, all are aligned.
+template <class E, bool kWhole>
+__device__ void pack_matrix(const Mlp& mlp, const ChainPlan& plan, int l, unsigned char* packed,
+                            int first, int every) {
+  constexpr int kElements = 16 / static_cast<int>(sizeof(E)), kAtOnce = 32 / kElements;
+  const int rows = mlp.width[l], columns = static_cast<int>(mlp.inputs(l));
+  const int across = plan.pitch[l] / 16, quads = plan.rows[l] * across;
+  uint4* to = reinterpret_cast<uint4*>(packed + plan.matrix[l]);
+  for (int i = first; i < quads; i += kAtOnce * every) {
+    float v[kAtOnce][kElements];
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a) {
+      const int r = (i + a * every) / across, c = (i + a * every) % across * kElements;
+      const float* from = mlp.weight[l] + r * columns + c;
+#pragma unroll
+      for (int e = 0; e < kElements; e += kWhole ? 4 : 1) {
+        if constexpr (kWhole) {
+          const float4 four = r < rows && c < columns
+                                  ? __ldg(reinterpret_cast<const float4*>(from + e))
+                                  : make_float4(0, 0, 0, 0);
+          v[a][e] = four.x, v[a][e + 1] = four.y, v[a][e + 2] = four.z, v[a][e + 3] = four.w;
+        } else {
+          v[a][e] = r < rows && c + e < columns ? __ldg(from + e) : 0.0f;
+        }
+      }
+    }
+#pragma unroll
+    for (int a = 0; a < kAtOnce; ++a)
+      if (i + a * every < quads) to[i + a * every] = pack_quad(v[a], E{});
+  }
+}
+
+// The same of the whole network.
+template <class E>
+__device__ void pack_network(const Mlp& mlp, const ChainPlan& plan, unsigned char* packed,
+                             int first, int every) {
+  for (int l = 0; l < plan.layers; ++l) {
+    const bool whole = mlp.inputs(l) % (16 / sizeof(E)) == 0 &&
+                       reinterpret_cast<uintptr_t>(mlp.weight[l]) % 16 == 0;
+    if (whole)
+      pack_matrix<E, true>(mlp, plan, l, packed, first, every);
+    else
+      pack_matrix<E, false>(mlp, plan, l, packed, first, every);
+    float* bias = reinterpret_cast<float*>(packed + plan.bias[l]);
+    for (int f = first; f < plan.rows[l]; f += every)
+      bias[f] = f < mlp.width[l] && mlp.bias[l] ? __ldg(mlp.bias[l] + f) : 0.0f;
+  }
+  float* last = reinterpret_cast<float*>(packed + plan.last);
+  const int l = plan.layers, padded = plan.rows[l - 1];
+  for (int f = first; f <= padded; f += every)
+    last[f] = f < mlp.width[l - 1]         ? __ldg(mlp.weight[l] + f)
+              : f == padded && mlp.bias[l] ? __ldg(mlp.bias[l])
+                                           : 0.0f;
+}
+
+// packed = the network as E, whose quads of matrices the threads take in turn. Reads and writes
+// each weight once.
 template <class E>
 __global__ void __launch_bounds__(kChainThreads)
     pack_kernel(const __grid_constant__ Mlp mlp, const __grid_constant__ ChainPlan plan,
                 unsigned char* packed) {
-  const int l = blockIdx.y, r = blockIdx.x;
-  const bool last = l == plan.layers;
-  const int rows = last ? 1 : mlp.width[l];
-  const int columns = l == 0 ? static_cast<int>(mlp.dim) : mlp.width[l - 1];
-  if (r >= (last ? 1 : plan.rows[l])) return;
-  const float* row = mlp.weight[l] + static_cast<int64_t>(r) * columns;
-  if (last) {
-    float* to = reinterpret_cast<float*>(packed + plan.last);
-    const int padded = plan.rows[l - 1];
-    for (int c = threadIdx.x; c < padded; c += kChainThreads) to[c] = c < columns ? row[c] : 0.0f;
-    if (threadIdx.x == 0) to[padded] = mlp.bias[l] ? *mlp.bias[l] : 0.0f;
-    return;
-  }
-  E* to = reinterpret_cast<E*>(packed + plan.matrix[l] + r * plan.pitch[l]);
-  for (int c = threadIdx.x; c < plan.pitch[l] / static_cast<int>(sizeof(E)); c += kChainThreads)
-    to[c] = pack_element(r < rows && c < columns ? row[c] : 0.0f, E{});
-  if (threadIdx.x == 0)
-    reinterpret_cast<float*>(packed + plan.bias[l])[r] =
-        r < rows && mlp.bias[l] ? mlp.bias[l][r] : 0.0f;
+  pack_network<E>(mlp, plan, packed, blockIdx.x * kChainThreads + threadIdx.x,
+                  gridDim.x * kChainThreads);
 }
 
 template <class E>
 int launch_pack(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  return launch(pack_kernel<E>,
-                dim3(static_cast<unsigned>(plan.widest), static_cast<unsigned>(plan.layers) + 1),
-                dim3(kChainThreads), 0, stream, p.mlp, plan,
+  return launch(pack_kernel<E>, dim3(kPackBlocks), dim3(kChainThreads), 0, stream, p.mlp, plan,
                 static_cast<unsigned char*>(p.scratch));
 }
 
@@ -119,15 +164,20 @@ struct Slab {
 template <class E>
 class WeightStream {
  public:
-  // Begins to fill shared memory; the first barrier is inside.
-  __device__ WeightStream(const ChainPlan& plan, const void* packed, unsigned char* shared)
+  // Begins to fill shared memory; the first barrier is inside. `packed` is read where the matrices
+  // are not resident, the network itself where they are.
+  __device__ WeightStream(const Mlp& mlp, const ChainPlan& plan, const void* packed,
+                          unsigned char* shared)
       : plan_(plan), packed_(static_cast<const unsigned char*>(packed)), shared_(shared) {
-    const int bytes = plan.resident ? plan.bytes : plan.vector_bytes;
-    for (int i = 16 * threadIdx.x; i < bytes; i += 16 * blockDim.x)
-      copy_async(shared + i, packed_ + i, true);
-    if (!plan.resident) prefetch();
-    commit_copies();
-    wait_copies<0>();
+    if (plan.resident) {
+      pack_network<E>(mlp, plan, shared, threadIdx.x, blockDim.x);
+    } else {
+      for (int i = 16 * threadIdx.x; i < plan.vector_bytes; i += 16 * blockDim.x)
+        copy_async(shared + i, packed_ + i, true);
+      prefetch();
+      commit_copies();
+      wait_copies<0>();
+    }
     __syncthreads();
   }
 

@@ -7,25 +7,29 @@ namespace fastebm {
 namespace {
 
 // A thread's share of one sample: the blocks of four elements `first`, `first` + `every`, ..., of
-// which element e lies at x[e * stride] and its gradient at grad[e * stride]. Rows that the batch
-// does not have read the coefficients of the last one, and write nothing.
+// which element j of block b lies at x[b * block + j * stride], and its gradient likewise. Rows
+// that the batch does not have read the coefficients of the last one, and write nothing.
 struct SampleShare {
   float* x;
   float* grad;
-  int stride, first, every, dim;
+  int block, stride, first, every, dim;
   bool valid;
   bool noisy;
   int64_t row;
   uint64_t id;
   NoiseKey key;  // of the chain's first step
+
+  __device__ int at(int b, int j) const { return b * block + j * stride; }
 };
 
 __device__ __forceinline__ SampleShare sample_share(const MlpChainParams& p, int64_t row, float* x,
-                                                    float* grad, int stride, int first, int every) {
+                                                    float* grad, int block, int stride, int first,
+                                                    int every) {
   const bool valid = row < p.step.batch;
   if (!valid) row = p.step.batch - 1;
   return {x,
           grad,
+          block,
           stride,
           first,
           every,
@@ -51,22 +55,30 @@ __device__ __forceinline__ void add_noise(const SampleShare& s, int64_t k, float
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       if (4 * b + j < s.dim) {
-        float& x = s.x[(4 * b + j) * s.stride];
+        float& x = s.x[s.at(b, j)];
         x = noise_element(x, n.v[j], sigma);
       }
   }
 }
 
-// The sum of squares of the gradient's elements in this share.
-__device__ __forceinline__ double share_of_squares(const SampleShare& s) {
-  double sum = 0;
-#pragma unroll 1
-  for (int b = s.first; 4 * b < s.dim; b += s.every)
-    for (int e = 4 * b; e < 4 * b + 4 && e < s.dim; ++e) {
-      const double g = s.grad[e * s.stride];
-      sum = fma_rn(g, g, sum);
-    }
+// sum + the squares of the gradient's elements in block b.
+__device__ __forceinline__ double add_squares(const SampleShare& s, int b, double sum) {
+  for (int j = 0; j < 4 && 4 * b + j < s.dim; ++j) {
+    const double g = s.grad[s.at(b, j)];
+    sum = fma_rn(g, g, sum);
+  }
   return sum;
+}
+
+// The noise of the sample's blocks `first`, `first` + `every`, ... at step k, to where x has those.
+__device__ __forceinline__ void draw_noise(const SampleShare& s, int64_t k, int first, int every,
+                                           float* to) {
+#pragma unroll 1
+  for (int b = first; 4 * b < s.dim; b += every) {
+    const Normals4 n = share_noise(s, k, b);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) to[s.at(b, j)] = n.v[j];
+  }
 }
 
 // The noise of this share's first block, which can be had before the gradient is there.
@@ -74,17 +86,17 @@ __device__ __forceinline__ Normals4 first_noise(const SampleShare& s, int64_t k)
   return 4 * s.first < s.dim ? share_noise(s, k, s.first) : Normals4{};
 }
 
-// x <- clamp(x - step * clip(grad) + sigma n), unless !noisy with the noise of step k, of which
-// that of the first block is given.
-__device__ __forceinline__ void take_step(const SampleShare& s, int64_t k, bool noisy, Normals4 n,
-                                          const RowCoefficients<float>& c) {
+// x <- clamp(x - step * clip(grad) + sigma n), with noise_of(b) the noise of block b.
+template <class F>
+__device__ __forceinline__ void take_step(const SampleShare& s, const RowCoefficients<float>& c,
+                                          F&& noise_of) {
 #pragma unroll 1
   for (int b = s.first; 4 * b < s.dim; b += s.every) {
-    if (noisy && b != s.first) n = share_noise(s, k, b);
+    const Normals4 n = noise_of(b);
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       if (4 * b + j < s.dim) {
-        const int at = (4 * b + j) * s.stride;
+        const int at = s.at(b, j);
         bool inside, unclipped;
         s.x[at] = langevin_element<float>(s.x[at], s.grad[at], n.v[j], c, &inside, &unclipped);
       }
@@ -96,17 +108,19 @@ __device__ __forceinline__ void write_share(const SampleShare& s, const float* f
   if (!s.valid) return;
 #pragma unroll 1
   for (int b = s.first; 4 * b < s.dim; b += s.every)
-    for (int e = 4 * b; e < 4 * b + 4 && e < s.dim; ++e)
-      static_cast<float*>(out)[s.row * s.dim + e] = from[e * s.stride];
+    for (int j = 0; j < 4 && 4 * b + j < s.dim; ++j)
+      static_cast<float*>(out)[s.row * s.dim + 4 * b + j] = from[s.at(b, j)];
 }
 
 // In, the other way round; zeros where the batch has no such row, and after the last element.
 __device__ __forceinline__ void read_share(const SampleShare& s, const void* in, int padded) {
 #pragma unroll 1
   for (int b = s.first; 4 * b < padded; b += s.every)
-    for (int e = 4 * b; e < 4 * b + 4; ++e)
-      s.x[e * s.stride] =
+    for (int j = 0; j < 4; ++j) {
+      const int e = 4 * b + j;
+      s.x[s.at(b, j)] =
           s.valid && e < s.dim ? static_cast<const float*>(in)[s.row * s.dim + e] : 0.0f;
+    }
 }
 
 }  // namespace

@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kChainThreads)
   const int n = threadIdx.x / 32 * 32, s = threadIdx.x % kSamples;
   const SampleShare share = sample_share(
       p, int64_t{blockIdx.x} * kSamples + s, tile.x + s * tile.x_pitch,
-      tile.grad + s * tile.x_pitch, 1,
+      tile.grad + s * tile.x_pitch, 4, 1,
       (tile.threads - 1 - static_cast<int>(threadIdx.x)) / kSamples, tile.threads / kSamples);
   Bfloat16* rounded = tile.rounded + s * tile.rounded_pitch;
   read_share(share, p.step.x, plan.columns[0]);
   round_share(share, rounded, plan.columns[0]);
-  WeightStream<Bfloat16> weights(plan, p.scratch, shared);
+  WeightStream<Bfloat16> weights(p.mlp, plan, p.scratch, shared);
   const float* last = reinterpret_cast<const float*>(shared + plan.last);
   const bool noisy = share.noisy && !p.noise_first;
 
@@ -160,13 +160,18 @@ __global__ void __launch_bounds__(kChainThreads)
       }
     }
     if (p.step.grad_norm_clip - p.step.grad_norm_clip == 0) {
-      tile.squares[threadIdx.x] = share_of_squares(share);
+      double share_of_squares = 0;
+#pragma unroll 1
+      for (int b = share.first; 4 * b < share.dim; b += share.every)
+        share_of_squares = add_squares(share, b, share_of_squares);
+      tile.squares[threadIdx.x] = share_of_squares;
       __syncthreads();
       double squares = 0;
       for (int i = s; i < tile.threads; i += kSamples) squares += tile.squares[i];
       c.scale = norm_clip_scale<float>(squares, p.step.grad_norm_clip);
     }
-    take_step(share, k, noisy, noise, c);
+    take_step(share, c,
+              [&](int b) { return b == share.first || !noisy ? noise : share_noise(share, k, b); });
     round_share(share, rounded, share.dim);
   }
   weights.finish();
