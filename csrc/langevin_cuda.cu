@@ -34,10 +34,10 @@ __device__ __forceinline__ uint32_t step_quad(const Quad<T>& x, const Quad<T>& g
 // out = clamp(x - step * clip(grad) + sigma * n). A thread takes kThreadBlocks blocks of four
 // elements; float32 in place moves 12 B an element, and 1/4 B for the mask where one is wanted.
 // All is loaded before the noise is made, in whose shadow it arrives: nvcc does so where four CUDA
-// blocks to an SM are enough. kPlain: there is a gradient but no mask, and samples have no step,
-// sigma or id of their own.
+// blocks to an SM are enough, of float64 three. kPlain: there is a gradient but no mask, and
+// samples have no step, sigma or id of their own.
 template <class T, bool kWhole, bool kNoise, bool kPlain>
-__global__ void __launch_bounds__(kBlockThreads, 4)
+__global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 3 : 4)
     langevin_step_kernel(LangevinParams p, RowCoefficients<Compute<T>> common, int64_t first_row,
                          uint32_t n_blocks, Divider blocks) {
   constexpr int kOwn = kThreadBlocks;
