@@ -67,9 +67,9 @@ def stored(size: int) -> Callable[[list[sass_path.Instruction]], float]:
     return lambda way: sum(i.bits / 8 for i in way if i.name == "STG") / size
 
 
-def each(opcode: str) -> Callable[[list[sass_path.Instruction]], float]:
-    """A unit for each of these."""
-    return lambda way: sum(i.name == opcode for i in way)
+def each(opcode: str, of: int = 1) -> Callable[[list[sass_path.Instruction]], float]:
+    """A unit for each so many of these."""
+    return lambda way: sum(i.name == opcode for i in way) / of
 
 
 MASK, PLAIN = r"STG\.E\.U8", "true, true(, true)?>"
@@ -111,10 +111,12 @@ WAYS = {
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),
-        Way("scores by tensor cores", "tensor_score_kernel<(true, 128|128, float, true)>",
-            "warp-step", loop="HMMA"),
-        Way("selection, float32", "select_kernel<float, float"),
-        Way("centre, float32", "center_kernel<float"),
+        Way("scores by tensor cores", r"tensor_score_kernel<(true, 128|128, float, true)",
+            "96 HMMA", each("HMMA", 96), loop="HMMA"),
+        Way("scores by tensor cores, n <= 64", r"tensor_score_kernel<(true, 64|64, float, true)",
+            "96 HMMA", each("HMMA", 96), loop="HMMA"),
+        Way("selection, float32", "select_kernel<float, float, 256"),
+        Way("queries split (before: centred only)", r"(center|split)_kernel<float"),
         Way("search's gradient, float32", "gradient_kernel<float, float", "pass", loop="LDG"),
     ),
     "neighbor_log_distance_cuda.cu": (
