@@ -63,7 +63,10 @@ def replay(rng: Tensor) -> None:
 
 
 def chains(rng: Tensor) -> None:
-    for n, dim, widths in ((20, 3, (40, 9)), (5, 70, (256, 256, 200)), (4200, 2, (8,))):
+    for n, dim, widths in (  # tiles of 1, 4 and 8 samples, groups of warps, one that is packed
+        *((20, 3, (40, 9)), (300, 2, (31, 70)), (600, 33, (130, 31)), (4200, 2, (8,))),
+        *((4100, 3, (100, 20)), (5, 70, (256, 256, 200))),
+    ):
         sizes = (dim, *widths, 1)
         weights = [
             torch.randn(b, a, device=rng.device) / a**0.5

@@ -125,11 +125,11 @@ WAYS = {
         Way("entropy's value, float32", "log_mean_kernel<float"),
     ),
     "mlp_chain_cuda.cu": (
-        Way("chain, float32, inner products", "float_chain_kernel<2, 8", "FFMA", each("FFMA"),
+        Way("chain, float32, inner products", "float_chain_kernel<4, 8", "FFMA", each("FFMA"),
             loop="FFMA"),
         Way("chain, bfloat16, inner products", "tensor_chain_kernel<.*2, 2", "HMMA", each("HMMA"),
             loop="HMMA"),
-        Way("chain, packed weights, float32", "pack_kernel<float"),
+        Way("chain, weights of a large network packed", "pack_kernel<float"),
     ),
 }  # fmt: skip
 
