@@ -49,6 +49,18 @@ def mlp_speedup(variant: str, over: str) -> Callable[[suite.Rows], str | None]:
     return measured
 
 
+def step_time(energy: str, batch: int) -> Callable[[suite.Rows], str | None]:
+    """Of a chain of that energy, device's time alone."""
+
+    def measured(rows: suite.Rows) -> str | None:
+        for r in _of(rows, "fastebm"):
+            if (r["energy"], r["shape"][0]) == (energy, batch):
+                return f"{r['seconds'] * 1e6:.3g} us"
+        return None
+
+    return measured
+
+
 def search_time(n: int, m: int, d: int) -> Callable[[suite.Rows], str | None]:
     """Forward."""
 
@@ -67,21 +79,29 @@ def _of(rows: suite.Rows, variant: str) -> suite.Rows:
 
 PREDICTIONS = (
     Prediction("langevin", "float32 step, share of the bandwidth of a copy",
-               {"H200": ">= 92 %"}, share_of_copy("float32")),
+               {"H100": ">= 92 %", "H200": ">= 90 %"}, share_of_copy("float32")),
     Prediction("langevin", "bfloat16 step, share of the bandwidth of a copy",
-               {"H200": ">= 85 %"}, share_of_copy("bfloat16")),
+               {"H100": "85 to 90 %", "H200": "<= 75 %"}, share_of_copy("bfloat16")),
     Prediction("chain", "chain of a small MLP: CUDA graph over eager",
-               {"H200": ">= 5x"}, mlp_speedup("fastebm, graph", "eager, in place")),
+               {"H100": ">= 5x"}, mlp_speedup("fastebm, graph", "eager, in place")),
     Prediction("chain", "chain of a small MLP: one kernel, float32, over CUDA graph",
-               {"H200": ">= 4x"}, mlp_speedup("fastebm", "fastebm, graph")),
+               {"H100": "4.5x to 20x"}, mlp_speedup("fastebm", "fastebm, graph")),
     Prediction("chain", "chain of a small MLP: one kernel, bfloat16, over CUDA graph",
-               {"H200": ">= 10x"}, mlp_speedup("fastebm, bfloat16", "fastebm, graph")),
+               {"H100": ">= 10x"}, mlp_speedup("fastebm, bfloat16", "fastebm, graph")),
+    Prediction("chain", "a step in one kernel, float32, MLP 2-128-128-1, 128 x 2",
+               {"H100": "1.5 us"}, step_time("MLP 2-128-128-1", 128)),
+    Prediction("chain", "a step in one kernel, float32, MLP 64-128-128-1, 128 x 64",
+               {"H100": "1.9 us"}, step_time("MLP 64-128-128-1", 128)),
+    Prediction("chain", "a step in one kernel, float32, MLP 32-128-128-1, 1024 x 32",
+               {"H100": "3.1 us"}, step_time("MLP 32-128-128-1", 1024)),
+    Prediction("chain", "a step in one kernel, float32, MLP 2-128-128-1, 4096 x 2",
+               {"H100": "8 to 9.6 us"}, step_time("MLP 2-128-128-1", 4096)),
     Prediction("neighbor", "nearest neighbours, n, m, d = 128, 1000, 3072",
-               {"H200": "15 to 20 us"}, search_time(128, 1000, 3072)),
+               {"H100": "18 to 23 us"}, search_time(128, 1000, 3072)),
     Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072",
-               {"H200": "50 to 60 us"}, search_time(128, 10000, 3072)),
+               {"H100": "60 to 70 us"}, search_time(128, 10000, 3072)),
     Prediction("neighbor", "nearest neighbours, n, m, d = 4096, 100000, 2",
-               {"H200": "90 to 100 us"}, search_time(4096, 100000, 2)),
+               {"H100": "95 to 105 us"}, search_time(4096, 100000, 2)),
 )  # fmt: skip
 
 
