@@ -7,6 +7,7 @@ such tensors into the list, and refuses what a GPU would refuse.
 """
 
 import contextlib
+import importlib
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -166,6 +167,7 @@ class Devices(TorchDispatchMode):
 def fake_cuda(patch):
     """Within it torch has the device "cuda", without streams, graphs and generators; what would be
     compiled or checked by torch's own tracers is called. ``patch``: pytest's monkeypatch."""
+    importlib.import_module("torch._dynamo")  # looks at Tensor's own properties as it is imported
     for make in _device_constructors():
         if getattr(torch, make.__name__, None) is make:
             stand_in = as_tensor if make.__name__ in ("as_tensor", "asarray") else made_on
