@@ -105,10 +105,10 @@ CPU = {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"}
 CUDA = {"<subject>.h", "<parts>", "philox.h", "device.h", "scalar.h", "simd_one.h"}
 CUDA |= {"element_blocks_cuda.h"}  # of any subject whose kernels work on blocks of four elements
 KERNEL_LAYERS = {
-    r"(scalar|simt_shared|scratch)\.h": set(),
+    r"(scalar|simt_shared|simt_types|scratch)\.h": set(),
     r"philox\.h": {"scalar.h"},
     r"\w*simd\w*\.h": set(),  # bodies, included once for each instruction set
-    r"simt\.h": {"simt_shared.h"},
+    r"simt\.h": {"simt_shared.h", "simt_types.h"},
     r"simt_tensor\.h": {"simt.h"},
     r"device\.h": {"simt_tensor.h"},
     r"ops\.h": {"scalar.h"},

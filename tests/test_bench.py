@@ -164,7 +164,7 @@ def test_predictions_stay_predictions_until_measured():
     steps[0]["limit_seconds"] = 0.5  # a smaller case
     search = row("fastebm", 18e-6, n=128, m=1000, d=3072, mode="forward")
     results = {"langevin": entry(*steps), "neighbor": entry(search)}
-    for device, card in (("NVIDIA H200", "H200"), ("NVIDIA L4", "NVIDIA L4")):
+    for device, card in (("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA L4", "NVIDIA L4")):
         for bench in results.values():
             bench["environment"]["device"] = device
         found = predictions.table(results)
@@ -264,7 +264,7 @@ def test_readme_takes_every_figure_from_the_rows():
     facts = {"dtype": "float32", "shape": [10, 100], "fastebm_faster": 4.0, "limit_seconds": 1e-6}
     steps = [row("fastebm", 2e-6, **facts), row("eager, in place", 8e-6, **facts)]
     measured = entry(*steps)
-    measured["environment"]["device"] = "NVIDIA H200"
+    measured["environment"]["device"] = "NVIDIA H100"
     measured["left_out"] = ["another case"]
     on_gpu = [row(r["variant"], r["seconds"], r["case"], **points | {"host_seconds": 0.0005})
               for r in cpu["chain"]["rows"] if "Gaussian" in r["case"]]  # fmt: skip
@@ -273,7 +273,7 @@ def test_readme_takes_every_figure_from_the_rows():
     assert "| Gaussian, 9 x 2 | 800 | 500 | 1.25x | - |" in gpu
     assert "| Gaussian, 9 x 2, compile | 200 | 500 | 3.5x | - |" in gpu
     assert "Times are the device's" in gpu and "Times are the device's" not in text
-    assert "| H200 | >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
+    assert "| H100 | >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
     assert "There was no time for: another case." in gpu
     assert "| 10 x 100 | 1 | 2 | 8 | - | 4.0x | 50% |" in gpu and "langevin_cuda.png" in gpu
 
