@@ -179,10 +179,10 @@ int step(const LangevinParams& all, void* stream) {
       return launch(langevin_step_norm_clip_kernel<T, kWhole, kNoise>, groups.grid(rows),
                     dim3(kBlockThreads), 0, stream, p, common, first, rows, groups);
     }
-    const auto kernel = plain ? langevin_step_kernel<T, kWhole, kNoise, true>
-                              : langevin_step_kernel<T, kWhole, kNoise, false>;
-    return launch(kernel, block_grid(rows * blocks, kThreadBlocks), dim3(kBlockThreads), 0, stream,
-                  p, common, first, rows * blocks, Divider(blocks));
+    return launch(plain ? langevin_step_kernel<T, kWhole, kNoise, true>
+                        : langevin_step_kernel<T, kWhole, kNoise, false>,
+                  block_grid(rows * blocks, kThreadBlocks), dim3(kBlockThreads), 0, stream, p,
+                  common, first, rows * blocks, Divider(blocks));
   });
 }
 

@@ -62,42 +62,47 @@ ChainPlan chain_plan(const MlpChainParams& p) {
   return p.bfloat16 ? tensor_plan(p) : float_plan(p);
 }
 
-template <class Kernel>
-int launch_chain(Kernel kernel, const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  return launch(kernel,
-                dim3(static_cast<unsigned>(pieces(p.step.batch, plan.samples * plan.tiles))),
-                dim3(32u * plan.warps), static_cast<size_t>(plan.shared_bytes()), stream, p, plan);
-}
+// How the blocks of a chain are launched.
+struct ChainBlocks {
+  dim3 grid, block;
+  size_t shared_bytes;
+  ChainBlocks(const MlpChainParams& p, const ChainPlan& plan)
+      : grid(static_cast<unsigned>(pieces(p.step.batch, plan.samples * plan.tiles))),
+        block(32u * plan.warps),
+        shared_bytes(static_cast<size_t>(plan.shared_bytes())) {}
+};
 
 int launch_float(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
-  const auto with = [&](auto kernel) { return launch_chain(kernel, p, plan, stream); };
+  const auto [grid, block, bytes] = ChainBlocks(p, plan);
   switch (plan.groups) {
     case 8:
-      return with(float_chain_kernel<8, 8>);
+      return launch(float_chain_kernel<8, 8>, grid, block, bytes, stream, p, plan);
     case 4:
-      return with(float_chain_kernel<4, 8>);
+      return launch(float_chain_kernel<4, 8>, grid, block, bytes, stream, p, plan);
     case 2:
-      return with(float_chain_kernel<2, 8>);
+      return launch(float_chain_kernel<2, 8>, grid, block, bytes, stream, p, plan);
     default:
       break;
   }
   switch (plan.samples) {
     case 8:
-      return with(float_chain_kernel<1, 8>);
+      return launch(float_chain_kernel<1, 8>, grid, block, bytes, stream, p, plan);
     case 4:
-      return with(float_chain_kernel<1, 4>);
+      return launch(float_chain_kernel<1, 4>, grid, block, bytes, stream, p, plan);
     case 2:
-      return with(float_chain_kernel<1, 2>);
+      return launch(float_chain_kernel<1, 2>, grid, block, bytes, stream, p, plan);
     default:
-      return with(float_chain_kernel<1, 1>);
+      return launch(float_chain_kernel<1, 1>, grid, block, bytes, stream, p, plan);
   }
 }
 
 int launch_tensor(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
+  const ChainBlocks blocks(p, plan);
   return visit_activation(p.mlp.activation, [&](auto activation) {
     constexpr Activation kActivation = decltype(activation)::value;
-    return plan.samples == 32 ? launch_chain(tensor_chain_kernel<kActivation, 2>, p, plan, stream)
-                              : launch_chain(tensor_chain_kernel<kActivation, 1>, p, plan, stream);
+    return launch(plan.samples == 32 ? tensor_chain_kernel<kActivation, 2>
+                                     : tensor_chain_kernel<kActivation, 1>,
+                  blocks.grid, blocks.block, blocks.shared_bytes, stream, p, plan);
   });
 }
 

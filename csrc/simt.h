@@ -20,6 +20,7 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <regex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -291,10 +292,12 @@ inline const char* last_error() { return last_error_text.c_str(); }
 
 inline std::set<std::string> launched;  // names of kernels
 
-// Of a call launch(NAME<...>, ...) or launch(NAME, ...), whose arguments these are.
+// Of a call launch(kernel, ...), whose arguments these are: every name in them that ends so.
 inline void note_launch(const std::string& arguments) {
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  launched.insert(arguments.substr(0, arguments.find_first_of("<, ")));
+  static const std::regex name("\\w+_kernel\\b");
+  for (std::sregex_iterator i(arguments.begin(), arguments.end(), name), end; i != end; ++i)
+    launched.insert(i->str());
 }
 
 inline int refuse(int code, const std::string& what) {
