@@ -116,7 +116,7 @@ WAYS = {
         Way("scores by tensor cores, n <= 64", r"tensor_score_kernel<(true, 64|64, float, true)",
             "96 HMMA", each("HMMA", 96), loop="HMMA"),
         Way("selection, float32", "select_kernel<float, float, 256"),
-        Way("queries split (before: centred only)", r"(center|split)_kernel<float"),
+        Way("queries split (before: centred only)", r"split_kernel<float|center_kernel<float"),
         Way("search's gradient, float32", "gradient_kernel<float, float", "pass", loop="LDG"),
     ),
     "neighbor_log_distance_cuda.cu": (
