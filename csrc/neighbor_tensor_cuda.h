@@ -192,10 +192,11 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
       for (int c = 0; c < kWide; c += 2)
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
+          auto& of_part = part ? y_low : y_high;
           uint32_t pair[4];
           load_matrices<false>(pair, tiles.y[stage][8 * c] + (y_place ^ (16 * part + 8 * half)));
 #pragma unroll
-          for (int i = 0; i < 4; ++i) (part ? y_low : y_high)[c + i / 2][i % 2] = pair[i];
+          for (int i = 0; i < 4; ++i) of_part[c + i / 2][i % 2] = pair[i];
         }
 #pragma unroll
       for (int r = 0; r < kTall; ++r) {
