@@ -96,7 +96,6 @@ def default(scale=1.0):
 def _with_closure():
     get, put = closure(1.0)
     model = energy(lambda self: self.get(), get=get)
-    object.__setattr__(model, "_put", None)
     return model, lambda model: put(3.0)
 
 
