@@ -9,7 +9,7 @@ from torch import nn
 
 from fastebm import Augmentation
 from fastebm.ops import reference
-from fastebm.rng import ChainRNG
+from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers.langevin import LangevinDynamics, StepSizeWarning, data_scale
 
 NOISE_TOL = {"rtol": 1e-5, "atol": 1e-5}  # normals are float32, the oracle's float64
@@ -172,7 +172,7 @@ def test_streams():
 def test_start_from_the_stream():
     sampler = LangevinDynamics(bowl, 0.1, clamp=(-1, 1))
     x = sampler.sample(n_samples=5, dim=(2, 3), n_steps=0, seed=4)
-    start = reference.normals(4, 0, torch.arange(5), 6, reference.INIT).reshape(5, 2, 3)
+    start = reference.normals(4, 0, torch.arange(5), 6, INIT).reshape(5, 2, 3)
     torch.testing.assert_close(x, start.clamp(-1, 1).float(), **NOISE_TOL)
     assert sampler.sample(n_samples=2, dim=3, n_steps=1).shape == (2, 3)
     assert LangevinDynamics(mlp(), 0.1).sample(n_samples=2, dim=2).dtype == torch.float64
