@@ -15,11 +15,8 @@ from fastebm.app.data import Dataset, first_line, load, load_tensors
 from fastebm.app.evaluation import total_energy
 from fastebm.app.networks import build_energy, weight_average
 from fastebm.app.run_samplers import build_sampler
-from fastebm.losses.contrastive import (
-    ContrastiveDivergence,
-    ImprovedContrastiveDivergence,
-    PersistentContrastiveDivergence,
-)
+from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import MaximumLikelihood
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.replay.augmentation import Augmentation

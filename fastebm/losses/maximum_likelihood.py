@@ -9,11 +9,12 @@ from torch import Generator, Tensor, nn
 
 from fastebm.energies.protocol import check_batch, energy, sum_scales
 from fastebm.likelihood.exact import enumerable_layer, log_partition
-from fastebm.losses.contrastive import ContrastiveDivergence, LossOutput
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.output import LossOutput
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
-from fastebm.samplers.langevin import finite_rows
+from fastebm.samplers.diagnostics import finite_rows
 
 INITS = ("uniform", "normal")
 

@@ -10,7 +10,8 @@ from torch import nn
 from fastebm import Augmentation
 from fastebm.ops import reference
 from fastebm.rng import INIT, ChainRNG
-from fastebm.samplers.langevin import LangevinDynamics, StepSizeWarning, data_scale
+from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.scale import StepSizeWarning, data_scale
 
 NOISE_TOL = {"rtol": 1e-5, "atol": 1e-5}  # normals are float32, the oracle's float64
 
