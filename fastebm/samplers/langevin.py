@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -161,7 +162,7 @@ class LangevinDynamics:
         sample_ids: Tensor | None = None,
         augmentation: Augmentation | None = None,
         augment_every: int = 20,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
+    ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
         Args:
