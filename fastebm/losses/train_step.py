@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastebm.chains.capture import Body, capture, ordered, warm_up
-from fastebm.chains.graph import GraphWarning, settings_key
+from fastebm.chains.graph import GraphWarning
+from fastebm.chains.settings import settings_key
 from fastebm.chains.snapshot import Snapshot
 from fastebm.chains.waits import Reads
 from fastebm.losses.contrastive import ContrastiveDivergence

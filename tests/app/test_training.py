@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from fastebm.app import evaluation, fit
+from fastebm.app.checkpoints import read_checkpoint, restore
 from fastebm.app.config import ConfigError, TrainConfig
 from fastebm.app.guard import Limits
 from fastebm.app.networks import build_model
-from fastebm.app.training import Trainer, read_checkpoint, restore
+from fastebm.app.training import Trainer
 
 SMALL = TrainConfig(
     data="ring", samples=200, steps=12, batch_size=16, k_steps=3, buffer_size=64, hidden=16, seed=5
