@@ -111,8 +111,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         if entropy is None:
             entropy = torch.zeros_like(kl)
         loss = terms.loss + (self.kl_weight * kl - self.entropy_weight * entropy)
-        metrics = terms.metrics | {"kl_energy": kl.detach(), "entropy": entropy.detach()}
-        return terms._replace(loss=loss, x_neg=x_neg, metrics=metrics)
+        terms.metrics.update(kl_energy=kl.detach(), entropy=entropy.detach())
+        return terms._replace(loss=loss, x_neg=x_neg)
 
     def _entropy(self, x_kl: Tensor, references: References | None) -> Tensor | None:
         """None where there is no entropy term, or too few references for it."""
