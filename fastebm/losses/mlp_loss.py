@@ -37,8 +37,9 @@ def terms_by_formulas(
     last_step: LastStepWeights | None = None,
 ) -> tuple[Terms, Tensor, bool] | None:
     """The loss of ``ContrastiveDivergence``, or of a kin, with its gradient and its chains by
-    formulas; None where it must be taken by a graph, and nothing was done. All that losses know of
-    small perceptrons is behind this function.
+    formulas; None where it must be taken by a graph, and nothing was done: on a device, and of a
+    sampler with a last step of its own. All that losses know of small perceptrons is behind this
+    function.
 
     What costs its time on a CPU is then what it computes: one operator, where chain and graph of
     autograd take some hundred.
@@ -50,27 +51,18 @@ def terms_by_formulas(
     Returns:
         The terms, the chains before the last step, and whether energies and x_neg are finite.
     """
-    network = _network(model, sampler, batch)
-    if network is None:
+    if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
+        return None
+    if model is not sampler.model or not _is_own(sampler, "last_step"):
+        return None
+    chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
+    if chain is None:
         return None
     steps = range(k_steps)
     if not _is_own(sampler, "sample"):
         before = sampler.sample(batch.chains, k_steps - 1, seed=rng, model_kwargs={})
         batch, steps = batch._replace(chains=before), steps[-1:]
-    return _terms(network, sampler, batch, steps, rng, energy_reg_weight, last_step)
-
-
-def _network(
-    model: Callable[..., Tensor], sampler: LangevinDynamics | GibbsSampler, batch: Batch
-) -> Network | None:
-    """The model as a small perceptron. None on a device, where a CUDA graph takes the launches off;
-    and with a last step of one's own."""
-    if not _is_own(sampler, "last_step") or model is not sampler.model:
-        return None
-    if batch.x.device.type != "cpu":
-        return None
-    chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
-    return None if chain is None else chain.network
+    return _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
 
 
 def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
@@ -91,13 +83,20 @@ def _terms(
 ) -> tuple[Terms, Tensor, bool]:
     """By ``steps``, of which the last one is the loss's."""
     step_sizes, noise_stds = tables(sampler.plan(steps), batch.x)
+    options = sampler.options
+    kl_weight, entropy_weight, entropy_eps = last_step or (None, 0.0, 1.0)
     y, own, y_scale = batch.references or (None, None, (1.0, 0.0))
     before, x_neg, e_pos, e_neg, sums, values, finite = mlp_contrastive_divergence(
         *(batch.x, batch.chains, network, len(steps) - 1, step_sizes, noise_stds),
         rng.state(batch.x.device),
-        **sampler.options._asdict(),
+        grad_clip=options.grad_clip,
+        grad_norm_clip=options.grad_norm_clip,
+        clamp=options.clamp,
+        noise_first=options.noise_first,
         energy_reg_weight=energy_reg_weight,
-        **(last_step._asdict() if last_step else {}),
+        kl_weight=kl_weight,
+        entropy_weight=entropy_weight,
+        entropy_eps=entropy_eps,
         references=y,
         own=own,
         y_scale=y_scale,
