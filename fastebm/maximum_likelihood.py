@@ -85,7 +85,9 @@ class MaximumLikelihood(ContrastiveDivergence):
     log-likelihood; until then its bias depends on how far noise is from the model, whereas that of
     CD is smallest where the model has learnt the data.
 
-    Args, metrics: as ``ContrastiveDivergence``, and
+    The other arguments and the metrics are those of ``ContrastiveDivergence``.
+
+    Args:
         k_steps: long enough for the chains to forget where they started.
         init: ``"uniform"`` in ``value_range`` or ``"normal"``.
         value_range: (lo, hi).

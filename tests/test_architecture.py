@@ -97,8 +97,9 @@ BENCH = {
     "predictions": {"suite"},
     "sass_path": set(),
     "sass": {"suite", "machine", "sass_path"},
-    "readme": {"suite", "predictions", "sass"},
-    "__main__": {"suite", "compare", "charts", "predictions", "readme"},
+    "speed": {"suite", "predictions", "sass"},
+    "readme": {"suite", "speed"},
+    "__main__": {"suite", "compare", "charts", "predictions", "speed", "readme"},
 }
 
 CPU = {"<subject>.h", "<parts>", "philox.h", "simd.h", "scalar.h", "<simd>"}

@@ -1,0 +1,151 @@
+"""README and docs: their examples run, their commands, paths and names exist, their figures are
+those of the results. Whether the pages fit together is what `make docs` finds."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import readme
+import speed
+import torch
+from test_bench import main as bench
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import fastebm
+from fastebm import cli, cli_train
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
+PUBLIC = [*(f"fastebm.{name}" for name in fastebm.__all__)]
+PUBLIC += [f"fastebm.{m}.{name}" for m in ("energies", "sklearn")
+           for name in importlib.import_module(f"fastebm.{m}").__all__]  # fmt: skip
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def examples(text: str) -> dict:
+    """What a page's examples leave, run one after another."""
+    torch.manual_seed(0)
+    scope: dict = {}
+    for code in blocks(text, "python"):
+        exec(code, scope)
+    return scope
+
+
+def commands(text: str) -> list[str]:
+    """Lines of the blocks without a language, less comments, and commands within sentences."""
+    lines = [line.split("#")[0] for block in blocks(text, "") for line in block.splitlines()]
+    inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    return [" ".join(line.split()) for line in lines + inline]
+
+
+def all_commands(start: str) -> list:
+    found = {c for text in TEXTS.values() for c in commands(text) if c.startswith(start)}
+    assert found, start
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in TEXTS if blocks(TEXTS[p], "python") and p != "README.md"]
+)
+def test_examples_run(page, capsys):
+    examples(TEXTS[page])
+
+
+def test_the_readmes_example_trains_towards_the_data():
+    samples = examples(TEXTS["README.md"])["samples"]
+    assert samples.shape == (1000, 2)
+    assert (
+        samples.mean(0) - torch.tensor([1.0, -1.0])
+    ).abs().max() < 0.7  # untrained: (0, 0), wide
+    assert samples.std(0).max() < 1.2
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {command.split()[1] for command in all_commands("make ")}
+    assert {"demo", "test", "docs"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    listed = set(re.findall(r"^\| `make ([\w-]+)`", TEXTS["docs/contributing.md"], re.M))
+    inner = {"torch", "tools"}  # parts of the others
+    assert listed == set(re.findall(r"^([\w-]+):(?!=)", makefile, re.M)) - inner
+
+
+@pytest.mark.parametrize("command", all_commands("fastebm "))
+def test_fastebm_takes_these_arguments(command):
+    _, name, *arguments = shlex.split(command)
+    if name == "bench":
+        bench.parser_of_arguments().parse_args(arguments)
+        return
+    context = get_command(cli.app).commands[name].make_context(name, arguments)
+    if name == "train" and context.params["resume"] is None:
+        cli_train._config(context)  # the values of the settings, too
+
+
+def test_benches_have_these_names():
+    for command in all_commands("python -m bench"):
+        arguments = command.replace("NAME", bench.BENCHES[0]).split()[3:]
+        bench.parser_of_arguments().parse_args(arguments)
+
+
+def test_the_first_command_to_try_runs():
+    assert "fastebm info" in all_commands("fastebm ")
+    result = CliRunner().invoke(cli.app, ["info"])
+    assert result.exit_code == 0 and torch.__version__ in result.output
+
+
+def test_extras_exist():
+    project = (ROOT / "pyproject.toml").read_text()
+    extras = set(re.findall(r'"(?:\.|fastebm)\[(\w+)\]"', " ".join(all_commands("pip install"))))
+    assert "app" in extras
+    for extra in extras:
+        assert re.search(rf"^{extra} = \[", project, re.M), extra
+    (packages,) = re.findall(r"^docs = \[(.*)\]", project, re.M)
+    assert packages.replace(",", "").split() == re.findall(
+        r'"mkdocs[^"]*"', (ROOT / "Makefile").read_text().replace(",", "")
+    )
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_what_a_page_names_is_there(page):
+    text, folder = TEXTS[page], (ROOT / page).parent
+    for path in re.findall(r"(?<![\w/.-])(?:csrc|fastebm|tests|bench|docs|\.ci)/[\w./*-]*\w", text):
+        assert list(ROOT.glob(path)), path
+    for name in re.findall(r"`(test_\w+\.py)`", text):
+        assert list((ROOT / "tests").rglob(name)), name
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", text):
+        assert (folder / link).exists(), link
+
+
+def test_every_public_name_is_in_the_reference():
+    named = {name for text in TEXTS.values() for name in re.findall(r"^::: (\S+)", text, re.M)}
+    modules = {"fastebm.ais", "fastebm.energies", "fastebm.ops"}  # what they hold stands there
+    of_energies = {name.replace(".energies", "") for name in named}
+    assert set(PUBLIC) - modules - named - of_energies == set()
+    assert set(PUBLIC) >= modules
+    for module in modules | {"fastebm.sklearn"}:
+        assert any(name.startswith(f"{module}.") for name in named), module
+    for name in named:
+        owner, attribute = name.rsplit(".", 1)
+        thing = getattr(importlib.import_module(owner), attribute)
+        text = thing.__doc__ or ""
+        assert not re.search(r"^ +[\w, ]+: >", text, re.M), f"{name}: a quotation in Markdown"
+
+
+def test_figures_are_those_of_the_results():
+    assert speed.PAGE.read_text() == speed.page(), "make readme"
+    text = TEXTS["README.md"]
+    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+    assert text.split(readme.BEGIN)[1].split(readme.END)[0] == readme.headlines(), "make readme"
+
+
+def test_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 160
