@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 ARCHS = 80 90 100
-CXX_FILES = csrc/*.h csrc/*.cpp csrc/*.cu tests/*.cpp
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test dev check fmt kernels asan fake-cuda bench readme docs gpu wheel gpu-wheel oldest clean
 
@@ -49,11 +49,11 @@ fmt:
 # Every CUDA source for every architecture; prints registers and spills, warnings are errors.
 kernels:
 	@mkdir -p build/kernels
-	@set -e; for source in csrc/*_cuda.cu; do for arch in $(ARCHS); do \
+	@set -e; for source in $$(find csrc -name '*cuda.cu'); do for arch in $(ARCHS); do \
 	  echo "$$source sm_$$arch"; \
 	  nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Werror all-warnings \
-	    -gencode=arch=compute_$$arch,code=sm_$$arch -Xptxas=-v \
-	    -c $$source -o build/kernels/$$(basename $$source .cu).sm_$$arch.o \
+	    -gencode=arch=compute_$$arch,code=sm_$$arch -Xptxas=-v -Icsrc \
+	    -c $$source -o build/kernels/$$(echo $$source | tr / _).sm_$$arch.o \
 	    2> build/kernels/log || { cat build/kernels/log; exit 1; }; \
 	  sed -n 's/^.*Used \([0-9]*\) registers.*$$/\1/p' build/kernels/log | sort -n | \
 	    awk '{ n++; last = $$1 } END { if (n) print "  " n " kernels, at most " last " registers" }'; \
@@ -73,18 +73,19 @@ asan: tools
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  PYTHONPATH=$(CURDIR)/build/asan-site FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan-site \
 	  $(BIN)/pytest -q -p no:cacheprovider -k "(simt or cuda_kernel) and not opcheck and not compile" \
-	  tests/test_noise.py tests/test_ops.py tests/test_neighbor.py tests/test_neighbor_blocks.py \
-	  tests/test_replay.py tests/test_augmentation.py tests/test_choice.py tests/test_mlp_chain.py \
-	  tests/test_mlp_chain_cuda.py tests/test_bernoulli.py
+	  tests/ops/test_noise.py tests/ops/test_langevin.py tests/ops/test_neighbor.py \
+	  tests/ops/test_neighbor_blocks.py tests/ops/test_replay.py tests/ops/test_choice.py \
+	  tests/ops/test_mlp_chain.py tests/ops/test_mlp_chain_cuda.py tests/ops/test_bernoulli.py \
+	  tests/replay/test_augmentation.py
 
 # The tests of a GPU on the emulated device, which minds where a tensor is. In a venv of `make dev`;
 # six minutes. What needs more of torch's CUDA than tensors is left out: graphs, and an index that is
 # checked on a CPU before a kernel could see it.
 fake-cuda:
 	FASTEBM_FAKE_CUDA=1 FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q -m gpu -p no:cacheprovider \
-	  --ignore tests/test_capture.py \
-	  --deselect tests/test_train_step.py::test_replays_are_eager_steps \
-	  --deselect tests/test_replay.py::test_index_out_of_range_on_a_device_is_seen tests
+	  --ignore tests/chains/test_capture.py \
+	  --deselect tests/losses/test_train_step.py::test_replays_are_eager_steps \
+	  --deselect tests/ops/test_replay.py::test_index_out_of_range_on_a_device_is_seen tests
 
 # The rivals depend on torch as well: naming it once more keeps the one that is there.
 bench: torch

@@ -9,7 +9,7 @@ Methods, all with the digits preset's network, step, noise, energy penalty and a
 Each run has the same seconds of processor time on one thread, chains, losses, guard and all; the
 number of steps that fit is measured beforehand, as the learning rate falls to zero over them. What
 is measured: 200-step chains from noise, and chains of the training's length, against test digits in
-the features of a small classifier (no FID: see fastebm.features), with training digits as the
+the features of a small classifier (no FID: see fastebm.app.features), with training digits as the
 floor; AUROC of test digits against means of pairs of them. Median over seeds, and range.
 Divergences are roll-backs of the guard, which is on as in `fastebm train`.
 """
@@ -25,12 +25,12 @@ from concurrent.futures import ProcessPoolExecutor
 import suite
 import torch
 
-from fastebm import ood, quality
-from fastebm.config import TrainConfig
-from fastebm.guard import DivergedError, DivergenceGuard
-from fastebm.nonfinite import NonFiniteError
-from fastebm.presets import PRESETS
-from fastebm.training import Trainer
+from fastebm.app import ood, quality
+from fastebm.app.config import TrainConfig
+from fastebm.app.guard import DivergedError, DivergenceGuard
+from fastebm.app.presets import PRESETS
+from fastebm.app.training import Trainer
+from fastebm.losses.nonfinite import NonFiniteError
 
 METHODS = {
     "CD": {"loss": "cd"},

@@ -2,7 +2,7 @@
 
 The sizes are those around which kernels change: vectors and tiles, full and not; shared memory that
 holds an image and one that does not; all data types. Nothing is checked here but that it runs.
-tests/test_every_kernel.py proves, on the emulated device, that no kernel is left out.
+tests/bench/test_every_kernel.py proves, on the emulated device, that no kernel is left out.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fastebm import Augmentation, nearest_neighbor, ops
-from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
-from fastebm.choice import choose_slots
-from fastebm.mlp_chain import mlp_chain_
-from fastebm.neighbor_ops import nn_log_distance
-from fastebm.plain_mlp import Network
+from fastebm.chains.mlp_chain import mlp_chain_
+from fastebm.chains.plain_mlp import Network
+from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
+from fastebm.ops.choice import choose_slots
+from fastebm.ops.neighbor import nn_log_distance
 from fastebm.rng import ChainRNG
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

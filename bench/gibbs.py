@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastebm import RBM
-from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
+from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG
 
 FUSED, IN_PLACE, BEST_EAGER = "fastebm", "fastebm, in place", "rand < sigmoid"

@@ -185,7 +185,7 @@ run_tests() {
   if command -v nvcc >/dev/null; then
     # shellcheck disable=SC2016 # for the inner shell
     start scores 150 bash -c 'nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr \
-      -arch=native -Icsrc -x cu tests/neighbor_scores.cpp -o "$0/neighbor_scores" &&
+      -arch=native -Icsrc -x cu tests/simt/neighbor_scores.cpp -o "$0/neighbor_scores" &&
       "$0/neighbor_scores"' "$temporary"
   else
     skip "scores: no nvcc on PATH"

@@ -38,7 +38,7 @@ CASES = [
 ]
 ON_CUDA = [case for case in CASES if case not in ((128, 1000, 2), (128, 1000, 64))]
 SLOW = 0.5  # seconds a call from which a rival far behind the best is called only once more
-MAX_BYTES = {"cpu": 8e6, "cuda": 70e6}  # cuda: the bound of csrc/neighbor_blocks_cuda.h
+MAX_BYTES = {"cpu": 8e6, "cuda": 70e6}  # cuda: the bound of csrc/neighbor/blocks_cuda.h
 MAX_ERROR = 2e-7
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastebm
-from fastebm import losses
+from fastebm.losses import contrastive as losses
 
 DIM, BATCH, CAPACITY, K_STEPS = 64, 1024, 10000, 20
 CASE = f"ICD step, d = {DIM}, batch {BATCH}, {CAPACITY} references, {K_STEPS} Langevin steps"

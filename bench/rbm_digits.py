@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neural_network import BernoulliRBM as ScikitRBM
 
-from fastebm.likelihood import pseudo_likelihood
+from fastebm.likelihood.exact import pseudo_likelihood
 from fastebm.sklearn import BernoulliRBM, from_sklearn
 
 FASTEBM, SCIKIT = "fastebm", "scikit-learn"

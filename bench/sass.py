@@ -107,7 +107,7 @@ WAYS = {
             avoid=INITIAL + "|FMUL"),
         Way("augmentation, uint8, 3 channels", "augment_kernel<unsigned char, 3"),
     ),
-    "choice_cuda.cu": (Way("distinct slots", "choose_kernel"),),
+    "random_choice_cuda.cu": (Way("distinct slots", "choose_kernel"),),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),
@@ -142,9 +142,9 @@ def missing_tools() -> list[str]:
     return [name for name in ("nvcc", "cuobjdump", "nvdisasm") if not shutil.which(name)]
 
 
-def compile_kernels(source: Path, arch: str, to: Path) -> dict[str, dict[str, int]]:
+def compile_kernels(csrc: Path, source: Path, arch: str, to: Path) -> dict[str, dict[str, int]]:
     """Writes a cubin; mangled name of each kernel -> registers, spilled and shared bytes."""
-    options = (*FLAGS.split(), f"-arch={arch}", "-Xptxas=-v", "-cubin")
+    options = (*FLAGS.split(), f"-I{csrc}", f"-arch={arch}", "-Xptxas=-v", "-cubin")
     log = _output("nvcc", *options, str(source), "-o", str(to), errors=True)
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
@@ -165,15 +165,20 @@ def short_name(mangled: str) -> str:
     return re.match(r"(?:void )?(\w+(?:<.*?>)?)\(", name)[1]
 
 
-def count(source: Path, arch: str) -> dict:
+def name_of(csrc: Path, source: Path) -> str:
+    """Of a source in WAYS and in the results."""
+    return "_".join(source.relative_to(csrc).parts)
+
+
+def count(csrc: Path, source: Path, arch: str) -> dict:
     """The entry of one source file."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        used = compile_kernels(source, arch, cubin)
+        used = compile_kernels(csrc, source, arch, cubin)
         codes = sass_path.parse(_output("cuobjdump", "-sass", str(cubin)))
     names = {short_name(mangled): mangled for mangled in used}
     rows = []
-    for way in WAYS.get(source.name, ()):
+    for way in WAYS.get(name_of(csrc, source), ()):
         name = next((n for n in sorted(names) if re.match(way.kernel, n)), None)
         path = way.walk(codes[names[name]]) if name else []
         if not path or not way.units(path):
@@ -243,11 +248,12 @@ def main() -> int:
         if arguments.at:
             unpack(arguments.at, Path(folder))
             csrc = Path(folder) / "csrc"
-        for source in sorted(csrc.glob("*_cuda.cu")):
-            if arguments.only not in source.name:
+        for source in sorted(csrc.rglob("*cuda.cu")):
+            name = name_of(csrc, source)
+            if arguments.only not in name:
                 continue
-            entry = facts | count(source, arguments.arch)
-            results.setdefault("before" if arguments.at else "now", {})[source.name] = entry
+            entry = facts | count(csrc, source, arguments.arch)
+            results.setdefault("before" if arguments.at else "now", {})[name] = entry
             suite.save(arguments.out, results)
     suite.print_table(f"Instructions, {arguments.arch}", HEADER, table(results))
     return 0

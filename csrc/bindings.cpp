@@ -5,7 +5,7 @@
 #include <string>
 
 #ifdef FASTEBM_SIMT
-#include "simt.h"
+#include "simt/simt.h"
 
 PYBIND11_MODULE(_simt, m) {
   m.doc() = "CUDA kernels of fastebm on an emulated device, for tests";
@@ -19,8 +19,8 @@ PYBIND11_MODULE(_simt, m) {
 }
 
 #else
-#include "philox.h"
-#include "simd.h"
+#include "random/philox.h"
+#include "simd/simd.h"
 
 namespace py = pybind11;
 

@@ -9,10 +9,8 @@ except ModuleNotFoundError:
         f"the fastebm in {__path__[0]} is not built: start Python in another directory to use the"
         " installed one, or install this one with pip install -e ."
     ) from None
-from fastebm import ais, energies, ops
-from fastebm.augmentation import Augmentation
-from fastebm.bernoulli import bernoulli_sigmoid
-from fastebm.buffer import ReplayBuffer
+from fastebm import energies, ops
+from fastebm.chains.graph import GraphWarning, clear_graphs
 from fastebm.energies import (
     RBM,
     EnergyFromLogProb,
@@ -22,25 +20,28 @@ from fastebm.energies import (
     SumEnergy,
     TemperedEnergy,
 )
-from fastebm.entropy import knn_cross_entropy, knn_entropy
-from fastebm.gibbs import GibbsSampler
-from fastebm.graph import GraphWarning, clear_graphs
-from fastebm.helmholtz import HelmholtzMachine
+from fastebm.energies.helmholtz import HelmholtzMachine
+from fastebm.entropy.estimators import knn_cross_entropy, knn_entropy
+from fastebm.entropy.search import nearest_neighbor
 from fastebm.info import build_info
-from fastebm.likelihood import log_partition, pseudo_likelihood
-from fastebm.losses import (
+from fastebm.likelihood import ais
+from fastebm.likelihood.exact import log_partition, pseudo_likelihood
+from fastebm.losses.contrastive import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
     LossOutput,
     PersistentContrastiveDivergence,
 )
-from fastebm.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
-from fastebm.neighbor import nearest_neighbor
-from fastebm.nonfinite import NonFiniteError
+from fastebm.losses.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
+from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.train_step import GraphedTrainStep
+from fastebm.losses.wake_sleep import WakeSleep
+from fastebm.ops.bernoulli import bernoulli_sigmoid
+from fastebm.replay.augmentation import Augmentation
+from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG
-from fastebm.samplers import LangevinDynamics, StepSizeWarning
-from fastebm.train_step import GraphedTrainStep
-from fastebm.wake_sleep import WakeSleep
+from fastebm.samplers.gibbs import GibbsSampler
+from fastebm.samplers.langevin import LangevinDynamics, StepSizeWarning
 
 __all__ = [
     "RBM",

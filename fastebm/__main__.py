@@ -1,6 +1,6 @@
 """`python -m fastebm`."""
 
-from fastebm.cli import main
+from fastebm.app.cli import main
 
 if __name__ == "__main__":
     main()

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from fastebm.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.energies import RBM
+from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG
 
 try:

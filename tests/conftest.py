@@ -10,7 +10,10 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 
-from fastebm import _C, bernoulli, choice, mlp_chain, neighbor_ops, ops
+from fastebm import _C, ops
+from fastebm.chains import mlp_chain
+from fastebm.ops import bernoulli, choice
+from fastebm.ops import neighbor as neighbor_ops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -15,7 +15,8 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastebm import _C, chain, ops
+from fastebm import _C, ops
+from fastebm.chains import chain
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ANY_DEVICE = ("copy_", "_to_copy")

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastebm import reference
-from fastebm.plain_mlp import Network
+from fastebm import ops
+from fastebm.chains.plain_mlp import Network
+from fastebm.ops import reference
 
 UNIT = 2.0**-24  # of rounding
 # Batch, dimension and widths: on and off the sizes of vectors, tiles and groups of rows.
@@ -32,6 +33,12 @@ def network(dim, widths, activation="silu", bias=True, device="cpu"):
 def double(net):
     to = lambda values: [v if v is None else v.double() for v in values]  # noqa: E731
     return net._replace(weights=to(net.weights), biases=to(net.biases))
+
+
+def noise(shape, k, state, **which):
+    """The noise that ``langevin_step_`` uses in step k."""
+    x = torch.zeros(shape, device=state.device)
+    return ops.langevin_step_(x, None, 0.0, 1.0, state, t=which.pop("t", 0) + k, **which)
 
 
 class Rounded(NamedTuple):
@@ -92,7 +99,8 @@ def activated(net, z):
 
 def rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None):
     """What energy (B,), gradient in x (B, D) and gradient in the parameters (P,), as
-    ``reference.mlp_gradient`` defines them, may err by; by the formulas of csrc/mlp_gradient.h."""
+    ``reference.mlp_gradient`` defines them, may err by; by the formulas of
+    csrc/mlp/gradient/gradient.h."""
     weights = [exact(w) for w in net.weights]
     biases = [exact(w.new_zeros(len(w)) if b is None else b) for w, b in zip(*net[:2], strict=True)]
     h, t = [exact(x)], [exact(torch.zeros_like(x) if v is None else v)]

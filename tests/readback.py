@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from fastebm.waits import NoWaits
+from fastebm.chains.waits import NoWaits
 
 
 class NothingIsReadBack(NoWaits):

@@ -5,10 +5,10 @@
     a_not_b = a - 0.1 * b                   # p_a / p_b^0.1
     old_and_smiling = e.given(y=3) + e.given(y=5)
 
-The parts may be any callables that `fastebm.energy.energy` accepts; for the operators one side
-must be an `Energy`, and `GivenEnergy(f)` makes one of any callable ``f``. Every part gets ``x``,
-and the keyword arguments that the whole is called with. A part with several scales, (B, S), counts
-as the sum of its scales, which is the energy that chains follow.
+The parts may be any callables that `fastebm.energies.protocol.energy` accepts; for the operators
+one side must be an `Energy`, and `GivenEnergy(f)` makes one of any callable ``f``. Every part gets
+``x``, and the keyword arguments that the whole is called with. A part with several scales, (B, S),
+counts as the sum of its scales, which is the energy that chains follow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from fastebm.energy import energy, sum_scales
+from fastebm.energies.protocol import energy, sum_scales
 
 
 class Energy(nn.Module):

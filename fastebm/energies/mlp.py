@@ -48,7 +48,7 @@ class MLPEnergy(Energy):
 
     @property
     def flat_net(self) -> nn.Sequential:
-        """What ``forward`` is made of, for ``fastebm.plain_mlp``."""
+        """What ``forward`` is made of, for ``fastebm.chains.plain_mlp``."""
         return self.net
 
     def forward(self, x: Tensor) -> Tensor:

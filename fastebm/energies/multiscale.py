@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from fastebm.energies.compose import Energy, GivenEnergy
 from fastebm.energies.layers import check_size
-from fastebm.energy import energy, sum_scales
+from fastebm.energies.protocol import energy, sum_scales
 
 
 class MultiScaleEnergy(Energy):

@@ -1,8 +1,0 @@
-// What ops.h needs to know of the CUDA runtime.
-#include "device.h"
-
-namespace fastebm {
-
-const char* cuda_error_text(int error) { return error_text(error); }
-
-}  // namespace fastebm

@@ -1,0 +1,182 @@
+// The whole chain with products of bfloat16 on tensor cores. A CUDA block shares its samples: a
+// warp has 32 features of each layer, of all of them.
+#pragma once
+#include "mlp/activation_cuda.h"
+#include "mlp/chain/fragments_cuda.h"
+#include "mlp/chain/step_cuda.h"
+
+namespace fastebm {
+namespace {
+
+// A lane's slopes of all layers but the last: pairs, where the sums of WarpSums are.
+template <int kTiles>
+struct WarpSlopes {
+  uint32_t v[kMaxHidden - 1][kTiles][2][2][2];
+};
+
+// A share of x, rounded, into its sample's row.
+__device__ __forceinline__ void round_share(const SampleShare& s, Bfloat16* row, int end) {
+#pragma unroll 1
+  for (int b = s.first; 4 * b < end; b += s.every) {
+    const float4 v = *reinterpret_cast<const float4*>(s.x + 4 * b);
+    store_pair(row + 4 * b, bfloat16_pair(v.x, v.y));
+    store_pair(row + 4 * b + 2, bfloat16_pair(v.z, v.w));
+  }
+}
+
+// From sums z - bias of hidden layer l: its values to `to`, its slopes to `slopes`.
+template <Activation kActivation, int kTiles>
+__device__ __forceinline__ void activate_layer(const Mlp& mlp, int n, int features,
+                                               const float* bias, const WarpSums<kTiles>& sum,
+                                               uint32_t (&slopes)[kTiles][2][2][2], Bfloat16* to,
+                                               int pitch) {
+  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int c, int h, int r) {
+    const float2 b = *reinterpret_cast<const float2*>(bias + f);
+    const float* z = &sum.v[m][c][h][2 * r];
+    const auto first = lane::activate_roughly<kActivation>(z[0] + b.x, mlp.beta, mlp.threshold);
+    const auto second = lane::activate_roughly<kActivation>(z[1] + b.y, mlp.beta, mlp.threshold);
+    slopes[m][c][h][r] = bfloat16_pair(first.slope, second.slope);
+    store_pair(to + row * pitch + f, bfloat16_pair(first.value, second.value));
+  });
+}
+
+// The same of the last hidden layer: its slopes times the last weights to `to`, and for each sample
+// the sum of its values times them over the warp's features to `energy`.
+template <Activation kActivation, int kTiles>
+__device__ __forceinline__ void activate_last(const Mlp& mlp, int n, int features,
+                                              const float* bias, const float* last,
+                                              const WarpSums<kTiles>& sum, Bfloat16* to, int pitch,
+                                              float* energy) {
+  float energies[kTiles][2] = {};
+  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int c, int h, int r) {
+    const float2 b = *reinterpret_cast<const float2*>(bias + f);
+    const float2 w = *reinterpret_cast<const float2*>(last + f);
+    const float* z = &sum.v[m][c][h][2 * r];
+    const auto first = lane::activate_roughly<kActivation>(z[0] + b.x, mlp.beta, mlp.threshold);
+    const auto second = lane::activate_roughly<kActivation>(z[1] + b.y, mlp.beta, mlp.threshold);
+    store_pair(to + row * pitch + f, bfloat16_pair(w.x * first.slope, w.y * second.slope));
+    energies[m][r] = fma_rn(w.y, second.value, fma_rn(w.x, first.value, energies[m][r]));
+  });
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float e = energies[m][r];
+      e += __shfl_xor_sync(0xFFFFFFFFu, e, 1);
+      e += __shfl_xor_sync(0xFFFFFFFFu, e, 2);
+      if (threadIdx.x % 4 == 0) energy[16 * m + 8 * r + threadIdx.x % 32 / 4] = e;
+    }
+}
+
+// All steps of x <- clamp(x - step * clip(grad E(x)) + sigma n), see mlp/chain/chain.h. x,
+// values, slopes and gradients of layers are rounded to bfloat16 where they meet the weights, and
+// the weights are; sums, biases, the last layer, and the x that is stepped are float32. A CUDA
+// block takes 16 kTiles samples, a warp 32 features of each layer, a lane those of its mma
+// fragments, whose slopes it keeps; a barrier ends each product. Noise and step go by blocks of
+// four elements of one sample, a thread always to the same sample, the last warps first: they are
+// idle while the first ones end the gradient. Memory moves 8 B an element of x for the whole chain;
+// a step reads each weight twice a CUDA block out of shared memory. x, and at the last step energy
+// and gradient, are written by the threads that step them.
+template <Activation kActivation, int kTiles>
+__global__ void __launch_bounds__(kChainThreads)
+    tensor_chain_kernel(const __grid_constant__ MlpChainParams p,
+                        const __grid_constant__ ChainPlan plan) {
+  constexpr int kSamples = 16 * kTiles;
+  unsigned char* shared = dynamic_shared<unsigned char>();
+  const TensorTile tile(plan, kSamples, shared + plan.weight_bytes());
+  const int n = threadIdx.x / 32 * 32, s = threadIdx.x % kSamples;
+  const SampleShare share = sample_share(
+      p, int64_t{blockIdx.x} * kSamples + s, tile.x + s * tile.x_pitch,
+      tile.grad + s * tile.x_pitch, 4, 1,
+      (tile.threads - 1 - static_cast<int>(threadIdx.x)) / kSamples, tile.threads / kSamples);
+  Bfloat16* rounded = tile.rounded + s * tile.rounded_pitch;
+  read_share(share, p.step.x, plan.columns[0]);
+  round_share(share, rounded, plan.columns[0]);
+  WeightStream<Bfloat16> weights(p.mlp, plan, p.scratch, shared);
+  const float* last = reinterpret_cast<const float*>(shared + plan.last);
+  const bool noisy = share.noisy && !p.noise_first;
+
+  for (int64_t k = 0; k < p.n_steps; ++k) {
+    RowCoefficients<float> c = chain_coefficients(p, k, share.row, 1.0f);
+    if (p.noise_first) {
+      add_noise(share, k, c.sigma);
+      round_share(share, rounded, share.dim);
+      c.sigma = 0;
+    }
+    __syncthreads();
+    WarpSlopes<kTiles> slopes;
+    Bfloat16 *from = tile.second, *to = tile.first;
+#pragma unroll
+    for (int l = 0; l < kMaxHidden; ++l)
+      if (l < plan.layers) {
+        const float* bias = reinterpret_cast<const float*>(shared + plan.bias[l]);
+        WarpSums<kTiles> sum = {};
+        multiply<false>(weights, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
+                        l == 0 ? tile.rounded_pitch : tile.pitch, sum);
+        if (l + 1 == plan.layers)
+          activate_last<kActivation>(p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
+                                     tile.energy + n / 32 * kSamples);
+        else if (l + 1 < kMaxHidden)
+          activate_layer<kActivation>(p.mlp, n, plan.rows[l], bias, sum, slopes.v[l], to,
+                                      tile.pitch);
+        Bfloat16* done = to;
+        to = from;
+        from = done;
+        __syncthreads();
+      }
+#pragma unroll
+    for (int l = kMaxHidden - 1; l > 0; --l)
+      if (l < plan.layers) {
+        WarpSums<kTiles> sum = {};
+        multiply<true>(weights, plan.rows[l], plan.columns[l], n, from, tile.pitch, sum);
+        for_each_pair<kTiles>(n, plan.columns[l], [&](int row, int f, int m, int c, int h, int r) {
+          const uint32_t slope = slopes.v[l - 1][m][c][h][r];
+          const float* v = &sum.v[m][c][h][2 * r];
+          store_pair(to + row * tile.pitch + f,
+                     bfloat16_pair(v[0] * float_from_bits(slope << 16),
+                                   v[1] * float_from_bits(slope & 0xFFFF0000u)));
+        });
+        Bfloat16* done = to;
+        to = from;
+        from = done;
+        __syncthreads();
+      }
+    const Normals4 noise = noisy ? first_noise(share, k) : Normals4{};
+    {
+      WarpSums<kTiles> sum = {};
+      multiply<true>(weights, plan.rows[0], plan.columns[0], n, from, tile.pitch, sum);
+      for_each_pair<kTiles>(n, plan.columns[0], [&](int row, int f, int m, int c, int h, int r) {
+        const float* v = &sum.v[m][c][h][2 * r];
+        *reinterpret_cast<float2*>(tile.grad + row * tile.x_pitch + f) = make_float2(v[0], v[1]);
+      });
+    }
+    __syncthreads();
+    if (k + 1 == p.n_steps) {
+      if (p.grad) write_share(share, share.grad, p.grad);
+      if (p.energy && threadIdx.x < kSamples && share.valid) {
+        float e = last[plan.rows[plan.layers - 1]];
+        for (int w = 0; w < plan.warps; ++w) e += tile.energy[w * kSamples + s];
+        p.energy[share.row] = e;
+      }
+    }
+    if (p.step.grad_norm_clip - p.step.grad_norm_clip == 0) {
+      double share_of_squares = 0;
+#pragma unroll 1
+      for (int b = share.first; 4 * b < share.dim; b += share.every)
+        share_of_squares = add_squares(share, b, share_of_squares);
+      tile.squares[threadIdx.x] = share_of_squares;
+      __syncthreads();
+      double squares = 0;
+      for (int i = s; i < tile.threads; i += kSamples) squares += tile.squares[i];
+      c.scale = norm_clip_scale<float>(squares, p.step.grad_norm_clip);
+    }
+    take_step(share, c,
+              [&](int b) { return b == share.first || !noisy ? noise : share_noise(share, k, b); });
+    round_share(share, rounded, share.dim);
+  }
+  weights.finish();
+  write_share(share, share.x, p.step.out);
+}
+
+}  // namespace
+}  // namespace fastebm

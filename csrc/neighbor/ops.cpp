@@ -1,0 +1,214 @@
+// Schema, checks and registration of the nearest-neighbour operators.
+#include "neighbor/ops.h"
+
+#include "launch/scratch.h"
+#include "neighbor/log_distance.h"
+
+namespace fastebm {
+namespace {
+
+const char* const kOp = "nearest_neighbor";
+constexpr int64_t kGrainElements = 16384;
+
+void check_skip(const OptionalTensor& skip, const Tensor& x, int64_t m, int64_t k) {
+  if (!skip) return;
+  check_same_device(kOp, "skip", *skip, x);
+  STD_TORCH_CHECK(skip->scalar_type() == ScalarType::Long, kOp, ": skip must be int64, got ",
+                  name_of(skip->scalar_type()));
+  STD_TORCH_CHECK(skip->dim() == 1 && skip->size(0) == x.size(0) && skip->is_contiguous(), kOp,
+                  ": skip must be contiguous with one value per query, shape (", x.size(0), ",)");
+  if (x.is_cuda())
+    return;  // reading them would wait for the device; one out of range skips nothing
+  const auto* values = static_cast<const int64_t*>(skip->const_data_ptr());
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    STD_TORCH_CHECK(values[i] >= -1 && values[i] < m, kOp, ": skip must be in -1..", m - 1,
+                    ", got ", values[i], " for query ", i);
+    STD_TORCH_CHECK(values[i] < 0 || k < m, kOp, ": k must be at most ", m - 1,
+                    ", m less the reference to skip, got ", k);
+  }
+}
+
+template <bool kCpu>
+std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_in,
+                                            const OptionalTensor& skip, int64_t k, double y_scale,
+                                            double y_offset) {
+  const bool wide = x_in.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(wide || x_in.scalar_type() == ScalarType::Float, kOp,
+                  ": x must be float32 or float64, got ", name_of(x_in.scalar_type()));
+  NeighborParams p{};
+  p.x_dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  p.y_dtype = dtype_of(kOp, "y", y_in, true);
+  STD_TORCH_CHECK(wide || p.y_dtype != Dtype::kFloat64, kOp,
+                  ": y must not be wider than x, Float, got ", name_of(y_in.scalar_type()));
+  check_same_device(kOp, "y", y_in, x_in);
+  STD_TORCH_CHECK(x_in.dim() > 0 && y_in.dim() > 0 && x_in.dim() == y_in.dim(), kOp,
+                  ": x and y must be (n, *event) and (m, *event)");
+  for (int64_t i = 1; i < x_in.dim(); ++i)
+    STD_TORCH_CHECK(x_in.size(i) == y_in.size(i), kOp,
+                    ": x and y must have samples of one shape, got ", x_in.size(i), " and ",
+                    y_in.size(i), " in dimension ", i);
+  p.n = x_in.size(0);
+  p.m = y_in.size(0);
+  p.dim = sample_dim(x_in);
+  STD_TORCH_CHECK(p.m < int64_t{1} << 31, kOp, ": y may hold at most 2^31 - 1 references");
+  STD_TORCH_CHECK(k >= 1 && k <= kMaxNeighbors, kOp, ": k must be in 1..", kMaxNeighbors, ", got ",
+                  k);
+  STD_TORCH_CHECK(k <= p.m, kOp, ": k must be at most m = ", p.m, ", the references of y, got ", k);
+  check_skip(skip, x_in, p.m, k);
+
+  const Tensor x = dense(x_in), y = dense(y_in);
+  const int64_t sizes[2] = {p.n, k}, strides[2] = {k, 1}, dims = k == 1 ? 1 : 2;
+  Tensor distance = empty_strided_on(
+      x, sizes, strides, dims, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  Tensor index = empty_strided_on(x, sizes, strides, dims, aoti_torch_dtype_int64());
+  if (p.n == 0) return {distance, index};
+  p.k = static_cast<int>(k);
+  p.x = x.const_data_ptr();
+  p.y = y.const_data_ptr();
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  p.skip = static_cast<const int64_t*>(data_or_null(skip));
+  p.distance = distance.mutable_data_ptr();
+  p.index = static_cast<int64_t*>(index.mutable_data_ptr());
+
+  if constexpr (kCpu) {  // a few MB
+    const int threads = static_cast<int>(torch::stable::get_num_threads());
+    const int64_t bytes = nearest_neighbor_scratch_cpu(p, threads);
+    Scratch large;
+    p.scratch = kept_scratch<NeighborParams>(bytes, &large).take(bytes);
+    nearest_neighbor_cpu(p, threads, [](int64_t tasks, const auto& body) {
+      torch::stable::parallel_for(0, tasks, 1, body);
+    });
+  } else {  // up to 70 MB: see neighbor/blocks_cuda.h
+    const int64_t size[1] = {nearest_neighbor_scratch_cuda(p)}, one[1] = {1};
+    Tensor scratch = empty_strided_on(x, size, one, 1, aoti_torch_dtype_uint8());
+    p.scratch = scratch.mutable_data_ptr();
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = nearest_neighbor_cuda(p, current_stream(x));
+    STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
+  }
+  return {distance, index};
+}
+
+template <bool kCpu>
+Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& winners,
+                                 const Tensor& distance, double y_scale, double y_offset) {
+  const Tensor grad = dense(grad_in), x = dense(x_in);
+  NeighborBackwardParams p{};
+  p.x_dtype = dtype_of(kOp, "x", x);
+  p.y_dtype = dtype_of(kOp, "winners", winners, true);
+  p.n = x.size(0);
+  p.dim = sample_dim(x);
+  p.k = distance.dim() == 1 ? 1 : static_cast<int>(distance.size(1));
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.sizes().equals(distance.sizes()) &&
+                      distance.is_contiguous() && winners.is_contiguous() &&
+                      winners.numel() == p.n * p.k * p.dim,
+                  kOp, "_backward: not the tensors that ", kOp, " kept");
+  p.grad = grad.const_data_ptr();
+  p.distance = distance.const_data_ptr();
+  p.x = x.const_data_ptr();
+  p.winners = winners.const_data_ptr();
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  Tensor grad_x = empty_as(x);
+  p.grad_x = grad_x.mutable_data_ptr();
+  if (x.numel() == 0) return grad_x;
+  if constexpr (kCpu) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / p.dim);
+    torch::stable::parallel_for(0, p.n, grain, [&](int64_t begin, int64_t end) {
+      nearest_neighbor_backward_cpu(p, begin, end, nullptr);
+    });
+  } else {
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = nearest_neighbor_backward_cuda(p, 0, p.n, current_stream(x));
+    STD_TORCH_CHECK(error == 0, kOp, "_backward: CUDA error ", error, ", ", cuda_error_text(error));
+  }
+  return grad_x;
+}
+
+// The search, and the entropy term of what it finds.
+template <bool kCpu>
+std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Tensor& y_in,
+                                                   const OptionalTensor& skip, double eps,
+                                                   double y_scale, double y_offset) {
+  STD_TORCH_CHECK(eps > 0 && eps < kInfinity, "nn_log_distance: eps must be finite and > 0, got ",
+                  eps);
+  const Tensor x = dense(x_in), y = dense(y_in);
+  auto [distance, index] = nearest_neighbor<kCpu>(x, y, skip, 1, y_scale, y_offset);
+  LogDistanceParams p{};
+  p.x_dtype = dtype_of(kOp, "x", x);
+  p.y_dtype = dtype_of(kOp, "y", y, true);
+  p.n = x.size(0);
+  p.m = y.size(0);
+  p.dim = sample_dim(x);
+  p.x = x.const_data_ptr();
+  p.y = y.const_data_ptr();
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  p.distance = distance.const_data_ptr();
+  p.index = static_cast<const int64_t*>(index.const_data_ptr());
+  p.eps = eps;
+  const bool wide = p.x_dtype == Dtype::kFloat64;
+  Tensor grad = empty_as(x);
+  Tensor value = empty_strided_on(x, nullptr, nullptr, 0,
+                                  wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  p.grad = grad.mutable_data_ptr();
+  p.value = value.mutable_data_ptr();
+  if constexpr (kCpu) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, p.dim));
+    torch::stable::parallel_for(0, p.n, grain, [&](int64_t begin, int64_t end) {
+      log_distance_gradient_cpu(p, begin, end);
+    });
+    log_distance_value_cpu(p);
+  } else {
+    std::optional<DeviceGuard> guard;
+    if (x.is_cuda()) guard.emplace(x.get_device_index());
+    const int error = log_distance_cuda(p, current_stream(x));
+    STD_TORCH_CHECK(error == 0, "nn_log_distance: CUDA error ", error, ", ",
+                    cuda_error_text(error));
+  }
+  return {value, grad, distance};
+}
+
+}  // namespace
+
+#ifndef FASTEBM_SIMT
+std::tuple<Tensor, Tensor, Tensor> nn_log_distance_cpu(const Tensor& x, const Tensor& y,
+                                                       const OptionalTensor& skip, double eps,
+                                                       double y_scale, double y_offset) {
+  return nn_log_distance<true>(x, y, skip, eps, y_scale, y_offset);
+}
+#endif
+
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
+  m.def(
+      "nearest_neighbor(Tensor x, Tensor y, Tensor? skip, int k, float y_scale, float y_offset) "
+      "-> (Tensor distance, Tensor index)");
+  m.def(
+      "nearest_neighbor_backward(Tensor grad, Tensor x, Tensor winners, Tensor distance, "
+      "float y_scale, float y_offset) -> Tensor");
+  m.def(
+      "nn_log_distance(Tensor x, Tensor y, Tensor? skip, float eps, float y_scale, "
+      "float y_offset) -> (Tensor value, Tensor grad, Tensor distance)");
+}
+
+#define FASTEBM_IMPL(is_cpu)                                          \
+  m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<is_cpu>))); \
+  m.impl("nn_log_distance", TORCH_BOX((&nn_log_distance<is_cpu>)));   \
+  m.impl("nearest_neighbor_backward", TORCH_BOX((&nearest_neighbor_backward<is_cpu>)))
+
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
+#ifdef FASTEBM_SIMT
+  FASTEBM_IMPL(false);
+#else
+  FASTEBM_IMPL(true);
+#endif
+}
+
+#ifdef FASTEBM_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) { FASTEBM_IMPL(false); }
+#endif
+
+}  // namespace fastebm

@@ -1,0 +1,12 @@
+// What other operators take of those on nearest neighbours, on a CPU.
+#pragma once
+#include "launch/ops.h"
+
+namespace fastebm {
+
+// The operator nn_log_distance: value, its gradient in x, distances.
+std::tuple<Tensor, Tensor, Tensor> nn_log_distance_cpu(const Tensor& x, const Tensor& y,
+                                                       const OptionalTensor& skip, double eps,
+                                                       double y_scale, double y_offset);
+
+}  // namespace fastebm

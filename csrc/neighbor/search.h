@@ -1,0 +1,45 @@
+// What both ways to search on a CPU share, whatever the instruction set. Included by
+// neighbor/cpu.cpp.
+#pragma once
+#include <algorithm>
+
+#include "neighbor/neighbor.h"
+
+namespace fastebm {
+
+constexpr double kUnit = 0x1p-24;  // float32 rounding
+
+// The k smallest of what is added, sorted; infinity to begin with.
+template <class C>
+struct SmallestK {
+  C values[kMaxNeighbors];
+  int k;
+  explicit SmallestK(int k) : k(k) { std::fill_n(values, k, static_cast<C>(HUGE_VAL)); }
+  const C& largest() const { return values[k - 1]; }
+  void add(C v) { insert(values, k, v); }
+  static void insert(C* values, int k, C v) {
+    if (!(v < values[k - 1])) return;
+    int i = k - 1;
+    for (; i > 0 && v < values[i - 1]; --i) values[i] = values[i - 1];
+    values[i] = v;
+  }
+};
+
+// Hands out parts of the scratch, or only counts them where it begins at null.
+class Carver {
+ public:
+  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
+  template <class T>
+  T* take(int64_t n) {
+    char* at = begin_ + bytes_;
+    bytes_ += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(at);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* begin_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace fastebm

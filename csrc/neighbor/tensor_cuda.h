@@ -1,0 +1,271 @@
+// Scores of larger samples: products on tensor cores.
+#pragma once
+#include <type_traits>
+
+#include "neighbor/split_cuda.h"
+#include "random/philox.h"
+
+namespace fastebm {
+namespace {
+
+constexpr int kTensorThreads = 128, kStages = 2;
+
+// A step's kTileDepth elements of a sample, in a row of 128 bytes: eight chunks of eight bfloat16,
+// chunk 4 h + i the high (h = 0) or low parts (h = 1) of elements 8 i .. 8 i + 7. Chunk c of row r
+// lies in place c ^ (r % 8), so that
+//  - ldmatrix, which reads one chunk of eight rows in a go, finds them in all eight places: 32
+//  banks;
+//  - eight lanes that copy a row's chunks fill it whole;
+//  - 16 lanes that store halves of four chunks, of rows r and r + 4, fill both halves of the banks,
+//    as the places of high parts in these rows differ by 4.
+using TileRow = uint32_t[kTileDepth];
+
+// What a CUDA block holds in shared memory: 64 KB, or 48, and its references' squares.
+template <int kRows>
+struct Tiles {
+  TileRow x[kStages][kRows], y[kStages][kTileColumns];
+  float y_squares[kTileColumns];
+};
+
+// Four elements of a reference, as they are.
+template <class Y>
+struct alignas(4 * sizeof(Y)) FourElements {
+  Y v[4];
+};
+
+// Elements of a sample in this CUDA block's slice.
+__device__ __forceinline__ int slice_length(const NeighborParams& p, const ScoreBlock& b) {
+  const int64_t left = p.dim - blockIdx.z * b.slice;
+  return static_cast<int>(left < b.slice ? left : b.slice);
+}
+
+// Of a thread: the four elements at one place in each step, of eight references kApart rows apart,
+// that it brings from memory into tiles. They wait in registers for a step, in which the tile
+// before is multiplied. load() and store() are called for all rows in turn, step after step.
+template <class Y, bool kWhole>
+struct ReferenceQuads {
+  static constexpr int kQuads = kTileColumns * kTileDepth / 4 / kTensorThreads, kApart = 16;
+  const Y* from;        // what is loaded next
+  const float* center;  // of the next step
+  int64_t apart, back;  // from row to row, and from the last one to the first of the next step
+  int left, last;       // elements there are, from the next step's on; rows, from the first one on
+  int row, place;       // of the first row in a tile: its number, and the place of high parts
+  float scale, offset;
+  FourElements<Y> raw[kQuads];
+  float4 middle;
+  float squares[kQuads];
+
+  __device__ __forceinline__ ReferenceQuads(const NeighborParams& p, const ScoreBlock& b)
+      : apart(kApart * p.dim),
+        back(kTileDepth - (kQuads - 1) * apart),
+        scale(p.y_scale),
+        offset(p.y_offset),
+        squares{} {
+    const int quad = threadIdx.x % 8, group = threadIdx.x / 8;
+    row = (group & 8) | (group & 1) << 2 | (group >> 1 & 3);  // lanes 8 to 15: 4 rows further
+    place = row * kTileDepth + (quad / 2 ^ (row & 7)) * 4 + quad % 2 * 2;
+    const int first = blockIdx.y * kTileColumns + row;
+    const int64_t element = blockIdx.z * b.slice + 4 * quad;
+    from = static_cast<const Y*>(p.y) + (b.first_reference + first) * p.dim + element;
+    center = b.center + element;
+    left = slice_length(p, b) - 4 * quad;
+    last = b.references - 1 - first;
+  }
+  // Row i's elements of the next step; zeros after the slice and where there is no row.
+  __device__ __forceinline__ void load(int i) {
+    raw[i] = FourElements<Y>{};
+    if constexpr (kWhole) {
+      if (left > 0 && i * kApart <= last) raw[i] = *reinterpret_cast<const FourElements<Y>*>(from);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (e < left && i * kApart <= last) raw[i].v[e] = from[e];
+    }
+    from += i + 1 < kQuads ? apart : back;
+  }
+  // What is to be taken off the elements of the next step; off zeros after the slice, what these
+  // stand for.
+  __device__ __forceinline__ void load_center() {
+    middle = make_float4(0, 0, 0, 0);
+    if (left > 0) middle = *reinterpret_cast<const float4*>(center);
+    if constexpr (std::is_same_v<Y, uint8_t>) {
+      float* m = &middle.x;
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (e >= left) m[e] = offset;
+    }
+    center += kTileDepth;
+    left -= kTileDepth;
+  }
+  __device__ __forceinline__ float centered(Y v, float m) const {
+    return static_cast<float>(reference_value(v, scale, offset) - m);
+  }
+  // Row i, split, into a tile.
+  __device__ __forceinline__ void store(int i, TileRow* tile) {
+    const float4 v = make_float4(centered(raw[i].v[0], middle.x), centered(raw[i].v[1], middle.y),
+                                 centered(raw[i].v[2], middle.z), centered(raw[i].v[3], middle.w));
+    squares[i] = fma_rn(v.x, v.x, squares[i]);
+    squares[i] = fma_rn(v.y, v.y, squares[i]);
+    squares[i] = fma_rn(v.z, v.z, squares[i]);
+    squares[i] = fma_rn(v.w, v.w, squares[i]);
+    uint2 high, low;
+    split(v.x, v.y, high.x, low.x);
+    split(v.z, v.w, high.y, low.y);
+    uint32_t* to = tile[i * kApart];
+    *reinterpret_cast<uint2*>(to + place) = high;
+    *reinterpret_cast<uint2*>(to + (place ^ kTileDepth / 2)) = low;
+  }
+};
+
+// Of a thread: a chunk in each step of the queries' parts, of rows kApart apart, that it copies
+// into tiles. Rows that are not there are the last one.
+template <int kRows>
+struct QueryChunks {
+  static constexpr int kApart = kTensorThreads / 8;
+  const uint32_t* from;
+  int64_t apart;
+  int last, place;
+
+  __device__ __forceinline__ QueryChunks(const NeighborParams& p, const ScoreBlock& b) {
+    const int chunk = threadIdx.x % 8, row = threadIdx.x / 8, first = blockIdx.x * kRows + row;
+    const int64_t width = tile_steps(p.dim) * kTileDepth;
+    last = b.queries - 1 - first;
+    place = row * kTileDepth + (chunk ^ (row & 7)) * 4;
+    from = b.x_parts + (first + (last < 0 ? last : 0)) * width + blockIdx.z * b.slice + 4 * chunk;
+    apart = kApart * width;
+  }
+  // The next step's.
+  __device__ __forceinline__ void copy(TileRow* tile) {
+    const uint32_t* at = from;
+#pragma unroll
+    for (int i = 0; i < kRows; i += kApart) {
+      copy_async(tile[i] + place, at, true);
+      if (i + kApart <= last) at += apart;
+    }
+    from += kTileDepth;
+  }
+};
+
+// scores[z][i][j] = |y'_j|^2 - 2 x'_i.y'_j over slice z of the elements, y_squares[z][j] = |y'_j|^2
+// over it. A CUDA block takes kRows queries and kTileColumns references, a warp half of each.
+// x' is split into bfloat16 h + l, and y' too: x'.y' ~ h.h + h.l + l.h, 6 operations of the tensor
+// cores an element of a pair. Memory moves 4 B an element of a reference for each kRows queries;
+// these come split (split_kernel), references are split here, once, between the products of the
+// step before. One barrier a step: after it the tiles of the next are there, and this one's free.
+template <int kRows, class Y, bool kWhole>
+__global__ void __launch_bounds__(kTensorThreads, 2)
+    tensor_score_kernel(NeighborParams p, ScoreBlock b) {
+  constexpr int kTall = kRows / 2 / 16, kWide = kTileColumns / 2 / 8;  // matrices of a warp's sums
+  constexpr int kEach = ReferenceQuads<Y, kWhole>::kQuads / (2 * kTall);
+  auto& tiles = *dynamic_shared<Tiles<kRows>>();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_row = warp / 2 * (kRows / 2), warp_column = warp % 2 * (kTileColumns / 2);
+  const int steps = (slice_length(p, b) + kTileDepth - 1) / kTileDepth;
+  // Where a lane's rows of the matrices lie that load_matrices() takes, for elements 0 to 15.
+  const int x_place = (warp_row + lane % 16) * kTileDepth + (lane / 16 ^ (lane & 7)) * 4;
+  const int y_place =
+      (warp_column + lane % 8 + lane / 16 * 8) * kTileDepth + (lane / 8 % 2 ^ (lane & 7)) * 4;
+
+  float sums[kTall][kWide][4] = {};
+  ReferenceQuads<Y, kWhole> quads(p, b);
+  QueryChunks<kRows> chunks(p, b);
+  chunks.copy(tiles.x[0]);
+#pragma unroll
+  for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
+  quads.load_center();
+#pragma unroll
+  for (int i = 0; i < quads.kQuads; ++i) quads.store(i, tiles.y[0]);
+#pragma unroll
+  for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
+  quads.load_center();
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+  for (int step = 0; step < steps; ++step) {
+    const int stage = step % kStages, next = kStages - 1 - stage;
+    if (step + 1 < steps) chunks.copy(tiles.x[next]);
+    commit_copies();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t y_high[kWide][2], y_low[kWide][2];
+#pragma unroll
+      for (int c = 0; c < kWide; c += 2)
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          auto& of_part = part ? y_low : y_high;
+          uint32_t pair[4];
+          load_matrices<false>(pair, tiles.y[stage][8 * c] + (y_place ^ (16 * part + 8 * half)));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) of_part[c + i / 2][i % 2] = pair[i];
+        }
+#pragma unroll
+      for (int r = 0; r < kTall; ++r) {
+        uint32_t x_high[4], x_low[4];
+        load_matrices<false>(x_high, tiles.x[stage][16 * r] + (x_place ^ 8 * half));
+        load_matrices<false>(x_low, tiles.x[stage][16 * r] + (x_place ^ (16 + 8 * half)));
+        mma_bfloat16(sums[r], x_high, y_low);
+        mma_bfloat16(sums[r], x_low, y_high);
+        mma_bfloat16(sums[r], x_high, y_high);
+#pragma unroll
+        for (int i = (half * kTall + r) * kEach; i < (half * kTall + r + 1) * kEach; ++i) {
+          quads.store(i, tiles.y[next]);
+          quads.load(i);
+        }
+      }
+    }
+    quads.load_center();
+    wait_copies<0>();
+    __syncthreads();
+  }
+
+  // The eight lanes of a row add their parts of |y'|^2; then each lane takes the two columns that
+  // it has sums of.
+#pragma unroll
+  for (int i = 0; i < quads.kQuads; ++i) {
+    float square = quads.squares[i];
+    square += __shfl_xor_sync(0xFFFFFFFFu, square, 1);
+    square += __shfl_xor_sync(0xFFFFFFFFu, square, 2);
+    square += __shfl_xor_sync(0xFFFFFFFFu, square, 4);
+    const int column = quads.row + i * quads.kApart, j = blockIdx.y * kTileColumns + column;
+    if (threadIdx.x % 8 > 0) continue;
+    tiles.y_squares[column] = square;
+    if (blockIdx.x == 0 && j < b.pitch) b.y_squares[blockIdx.z * b.pitch + j] = square;
+  }
+  __syncthreads();
+  const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
+#pragma unroll
+  for (int c = 0; c < kWide; ++c) {
+    const int column = warp_column + 8 * c + 2 * t, j = blockIdx.y * kTileColumns + column;
+    const float square0 = tiles.y_squares[column], square1 = tiles.y_squares[column + 1];
+#pragma unroll
+    for (int r = 0; r < 2 * kTall; ++r) {
+      const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
+      const float* sum = &sums[r / 2][c][2 * (r % 2)];
+      if (i < b.queries && j < b.pitch)  // after the last column: something
+        *reinterpret_cast<float2*>(b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j) =
+            make_float2(fma_rn(-2.0f, sum[0], square0), fma_rn(-2.0f, sum[1], square1));
+    }
+  }
+}
+
+template <int kRows, class Y, bool kWhole>
+int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(b.queries, kRows)),
+                  static_cast<unsigned>(ceil_div(b.references, kTileColumns)),
+                  static_cast<unsigned>(b.slices));
+  return launch(tensor_score_kernel<kRows, Y, kWhole>, grid, dim3(kTensorThreads),
+                sizeof(Tiles<kRows>), stream, p, b);
+}
+
+// Rows of four elements that may be read at once get the larger tile.
+template <class Y>
+int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  if (p.dim % 4 || reinterpret_cast<uintptr_t>(p.y) % sizeof(FourElements<Y>))
+    return launch_tensor_score<64, Y, false>(p, b, stream);
+  if constexpr (sizeof(Y) <= 4)
+    if (b.queries > 64) return launch_tensor_score<128, Y, true>(p, b, stream);
+  return launch_tensor_score<64, Y, true>(p, b, stream);
+}
+
+}  // namespace
+}  // namespace fastebm

@@ -1,0 +1,32 @@
+// Distinct slots on a CUDA device.
+#include "launch/device.h"
+#include "random/choice.h"
+
+namespace fastebm {
+namespace {
+
+constexpr int kChoiceThreads = 128;
+
+// A thread takes one value; the block's key is made once, four words a thread. 8 B written a value,
+// 16 B moved for one of `own`.
+__global__ void __launch_bounds__(kChoiceThreads) choose_kernel(ChoiceParams p) {
+  FASTEBM_SHARED(ChoiceKey, key);
+  const int words = static_cast<int>(threadIdx.x);
+  if (4 * words < choice_rounds(p)) choice_words(p, words, &key);
+  __syncthreads();
+  const int64_t i = blockIdx.x * static_cast<int64_t>(kChoiceThreads) + threadIdx.x;
+  if (i < p.n)
+    choose<1>(p, key, i);
+  else if (i < p.n + p.n_slots)
+    find<1>(p, key, i - p.n);
+}
+
+}  // namespace
+
+int choose_slots_cuda(const ChoiceParams& p, void* stream) {
+  const int64_t blocks = (p.n + p.n_slots + kChoiceThreads - 1) / kChoiceThreads;
+  return launch(choose_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kChoiceThreads), 0, stream,
+                p);
+}
+
+}  // namespace fastebm

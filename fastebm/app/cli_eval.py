@@ -1,0 +1,162 @@
+"""`fastebm sample`, `ood`, `evaluate` and `likelihood`: commands about a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from fastebm.app import log_likelihood as density
+from fastebm.app import ood as ood_detection
+from fastebm.app import quality, report, training
+from fastebm.app.config import ConfigError
+from fastebm.app.generation import generate
+from fastebm.app.terminal import check_seed, console, one_line_errors, usable_device
+
+
+def sample(
+    checkpoint: Path,
+    n: Annotated[int, typer.Option(help="Chains.")] = 64,
+    steps: Annotated[
+        int, typer.Option(help="Langevin steps from uniform noise; after rounds, the refinement.")
+    ] = 200,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds of an augmentation and some Langevin steps before.")
+    ] = 0,
+    steps_per_round: Annotated[int, typer.Option(help="Langevin steps of a round.")] = 20,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Preset of fastebm.Augmentation for the rounds, or none [default: of training]."
+        ),
+    ] = None,
+    seed: int = 0,
+    out: Annotated[Path | None, typer.Option(help="Array `x` as .npz.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Grid of pictures, or scatter plot.")] = None,
+    device: str = "cpu",
+) -> None:
+    """Draw samples from a CHECKPOINT with the sampler it was trained with."""
+    with one_line_errors():
+        for name, value, least in (
+            ("n", n, 1),
+            ("steps", steps, 0 if rounds else 1),
+            ("rounds", rounds, 0),
+            ("steps-per-round", steps_per_round, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        if out is None and png is None:
+            raise ConfigError("nothing to write: give --out x.npz, --png grid.png, or both")
+        check_seed(seed)
+        if out is not None and out.suffix != ".npz":
+            raise ConfigError(f"--out must end in .npz, got {out}")
+        trainer = training.restore(checkpoint, device=usable_device(device))
+        x = generate(trainer, n, steps, rounds, steps_per_round, augment, seed).cpu()
+        if not x.isfinite().all():
+            raise ConfigError(f"{int((~x.isfinite()).sum())} values of the samples are not finite")
+        title = f"{rounds} x {steps_per_round} + {steps} steps" if rounds else f"{steps} steps"
+        try:
+            if out is not None:
+                np.savez_compressed(out, x=x.numpy())
+            if png is not None:
+                report.samples_figure(trainer.dataset, x, title).savefig(png)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot write: {error}") from None
+        console.print(f"{n} samples: {', '.join(str(p) for p in (out, png) if p)}")
+
+
+def ood(
+    checkpoint: Annotated[Path, typer.Option(help="Of a trained model.")],
+    out: Annotated[
+        list[str],
+        typer.Option(
+            help="Sets to tell apart, files or noise, constant, shuffled, pairs (made from --in);"
+            " may be given again."
+        ),
+    ],
+    inside: Annotated[
+        str | None, typer.Option("--in", help="In-distribution set [default: the test data].")
+    ] = None,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="For ood.json and ood.png [default: CHECKPOINT's].")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(help="Resamples for the intervals.")] = 200,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Out-of-distribution detection by the energy: AUROC and FPR95, whole test sets."""
+    with one_line_errors():
+        if bootstrap < 2:
+            raise ConfigError(f"bootstrap must be at least 2, got {bootstrap}")
+        check_seed(seed)
+        trainer = training.restore(checkpoint, device=usable_device(device))
+        directory = directory or checkpoint.parent
+        ood_detection.run(trainer, inside, out, directory, bootstrap, seed, console)
+        console.print(f"{directory / 'ood.json'}, {directory / 'ood.png'}", soft_wrap=True)
+
+
+def evaluate(
+    checkpoint: Path,
+    n: Annotated[int, typer.Option(help="Samples of each kind, at most 5000.")] = 1000,
+    features: Annotated[
+        str, typer.Option(help="Where distances are taken: pixels or classifier.")
+    ] = "pixels",
+    long_steps: Annotated[int, typer.Option(help="Langevin steps of the long run.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file [default: quality.json by CHECKPOINT].")
+    ] = None,
+    seed: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Quality of short-run, long-run and buffer samples, with real data against real data."""
+    with one_line_errors():
+        if not 10 <= n <= 5000:
+            raise ConfigError(f"n must be between 10 and 5000, got {n}")
+        if long_steps < 1:
+            raise ConfigError(f"long-steps must be at least 1, got {long_steps}")
+        check_seed(seed)
+        trainer = training.restore(checkpoint, device=usable_device(device))
+        path = out or checkpoint.parent / "quality.json"
+        quality.run(trainer, n, long_steps, features, seed, path, console)
+        console.print(str(path), soft_wrap=True)
+
+
+def likelihood(
+    checkpoint: Annotated[Path, typer.Option(help="Of a trained model.")],
+    data: Annotated[
+        str | None, typer.Option(help="Set to evaluate [default: the test data of the run].")
+    ] = None,
+    betas: Annotated[
+        str, typer.Option(help="Of annealed importance sampling: sm2008, or a number of steps.")
+    ] = "sm2008",
+    n_chains: Annotated[int, typer.Option(help="Of annealed importance sampling.")] = 100,
+    confidence: float = 0.95,
+    n_importance: Annotated[
+        int, typer.Option(help="Samples for each datum, of a Helmholtz machine.")
+    ] = 100,
+    base: Annotated[
+        str, typer.Option(help="Where energies are annealed from: fitted (Gaussian) or uniform.")
+    ] = "fitted",
+    reverse: Annotated[
+        int, typer.Option(help="Also anneal back, so many samples of long chains.")
+    ] = 0,
+    exact: Annotated[bool, typer.Option(help="Enumerate small machines.")] = True,
+    samples: Annotated[int | None, typer.Option(help="Of each set [default: all].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file [default: likelihood.json by CHECKPOINT].")
+    ] = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Log-likelihood of held-out data: log Z exactly where it can be, else with an interval."""
+    with one_line_errors():
+        check_seed(seed)
+        settings = density.Settings(
+            *(density.parse_betas(betas), n_chains, confidence, n_importance, base, exact, seed)
+        )
+        trainer = training.restore(checkpoint, device=usable_device(device))
+        path = out or checkpoint.parent / "likelihood.json"
+        density.run(trainer, data, samples, reverse, settings, path, console)
+        console.print(str(path), soft_wrap=True)

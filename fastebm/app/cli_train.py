@@ -1,0 +1,218 @@
+"""`fastebm train`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastebm.app import fit, report, training
+from fastebm.app.config import MACHINES, ConfigError, TrainConfig
+from fastebm.app.presets import PRESETS
+from fastebm.app.terminal import console, errors, one_line_errors, usable_device
+from fastebm.app.training import Trainer
+
+DEFAULT = TrainConfig()
+
+
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="digits, gaussian, ring, 25gaussians, rings, moons, or a .npz, .npy, .pt file."
+        ),
+    ] = None,
+    data_option: Annotated[
+        str | None, typer.Option("--data", help="Another way to name DATA.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}; options override them."),
+    ] = None,
+    loss: Annotated[
+        str, typer.Option(help="cd, pcd, icd or mle; wake-sleep for helmholtz.")
+    ] = DEFAULT.loss,
+    seed: int = DEFAULT.seed,
+    steps: Annotated[int | None, typer.Option(help="Iterations [default: 2000].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of --steps.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Training samples [default: all].")] = None,
+    dim: Annotated[int | None, typer.Option(help="Dimension of gaussian [default: 2].")] = None,
+    batch_size: int = DEFAULT.batch_size,
+    lr: Annotated[float, typer.Option(help="Of Adam.")] = DEFAULT.lr,
+    lr_schedule: Annotated[str, typer.Option(help="constant or cosine.")] = DEFAULT.lr_schedule,
+    max_grad_norm: Annotated[float, typer.Option(help="0: no bound.")] = DEFAULT.max_grad_norm,
+    k_steps: Annotated[
+        int, typer.Option(help="Langevin or Gibbs steps of a chain.")
+    ] = DEFAULT.k_steps,
+    step_size: Annotated[float | None, typer.Option(help="[default: from the data]")] = None,
+    noise_std: Annotated[
+        float | None, typer.Option(help="[default: sqrt(2 step); pictures: 0.005 of the box]")
+    ] = None,
+    kl_weight: float = DEFAULT.kl_weight,
+    entropy_weight: float = DEFAULT.entropy_weight,
+    n_entropy_refs: Annotated[
+        int | None, typer.Option(help="Stored chains the entropy term looks at. [default: all]")
+    ] = DEFAULT.n_entropy_refs,
+    energy_reg_weight: Annotated[
+        float, typer.Option(help="L2 penalty on energies.")
+    ] = DEFAULT.energy_reg_weight,
+    buffer_size: Annotated[
+        int, typer.Option(help="Stored chains; 0: icd starts at the data.")
+    ] = DEFAULT.buffer_size,
+    reinit_prob: Annotated[float, typer.Option(help="Share of restarts.")] = DEFAULT.reinit_prob,
+    noise_first: Annotated[
+        bool, typer.Option(help="Noise, then the gradient.")
+    ] = DEFAULT.noise_first,
+    energy: Annotated[
+        str,
+        typer.Option(
+            "--energy", "--model", help="mlp, conv, resnet, rbm, gaussian-rbm or helmholtz."
+        ),
+    ] = DEFAULT.energy,
+    scales: Annotated[
+        int, typer.Option(help="Networks, each at half the resolution of the one before.")
+    ] = DEFAULT.scales,
+    hidden: Annotated[
+        int, typer.Option(help="Width of a hidden layer; hidden units.")
+    ] = DEFAULT.hidden,
+    augmentation: Annotated[
+        str | None, typer.Option(help="Preset of fastebm.Augmentation for stored chains, or none.")
+    ] = DEFAULT.augmentation,
+    adam_beta2: float = DEFAULT.adam_beta2,
+    ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.")] = DEFAULT.ema,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = DEFAULT.precision,
+    on_divergence: Annotated[
+        str, typer.Option(help="Go back and lower the step or the lr, or stop.")
+    ] = DEFAULT.on_divergence,
+    max_rollbacks: Annotated[int, typer.Option(help="Then give up.")] = DEFAULT.max_rollbacks,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory [default: runs/DATA-LOSS-SEED].")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Checkpoint to go on from, with its settings.")
+    ] = None,
+    device: str = "cpu",
+    log_every: int = 10,
+    checkpoint_every: int = 500,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing while it trains.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="The logged numbers, one JSON object a line.")
+    ] = False,
+    tensorboard: Annotated[
+        bool | None, typer.Option(help="Event files [default: if installed].")
+    ] = None,
+) -> None:
+    """Train an energy on DATA. Ctrl-C saves a checkpoint."""
+    with one_line_errors():
+        if log_every < 1 or checkpoint_every < 1:
+            raise ConfigError("log_every and checkpoint_every must be at least 1")
+        if resume is not None:
+            _only_resumable(context)
+            trainer = training.restore(resume, steps, usable_device(device))
+            if trainer.iteration >= trainer.config.steps:
+                raise ConfigError(
+                    f"{resume} is at step {trainer.iteration}, the last one: give more --steps"
+                )
+            out = out or resume.parent
+        else:
+            trainer = Trainer(_config(context), device=usable_device(device))
+        c = trainer.config
+        out = out or _free(Path("runs") / f"{Path(c.data).stem}-{c.loss}-{c.seed}")
+        fit.prepare(out, resume=resume is not None)
+        if tensorboard is None:
+            tensorboard = fit.tensorboard_installed()
+        if not json:
+            console.print(_headline(trainer), highlight=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            outcome = fit.fit(
+                trainer,
+                out,
+                tensorboard=tensorboard,
+                log_every=log_every,
+                checkpoint_every=checkpoint_every,
+                console=console,
+                monitor="json" if json else "quiet" if quiet else "lines",
+            )
+        if outcome.status == "diverged":
+            errors.print(outcome.message, style="red", markup=False)
+            raise typer.Exit(1)
+        if not json:
+            console.print(outcome.message, highlight=False, markup=False, soft_wrap=True)
+        if outcome.status == "interrupted":
+            raise typer.Exit(130)
+        report.write(trainer, out, None if json or quiet else console)
+
+
+def _config(context: typer.Context) -> TrainConfig:
+    """The settings: those of the preset, and over them what the command line says."""
+    params = context.params
+    data = params["data"] if params["data_option"] is None else params["data_option"]
+    if data is None:
+        raise ConfigError("name the DATA to train on, or a checkpoint to --resume")
+    if None not in (params["data"], params["data_option"]):
+        raise ConfigError("give DATA or --data, not both")
+    if params["steps"] is not None and params["epochs"] is not None:
+        raise ConfigError("give --steps or --epochs, not both")
+    preset = params["preset"]
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    settings = dict(PRESETS[preset]) if preset else {}
+    settings |= {
+        f.name: params[f.name] for f in fields(TrainConfig) if _on_command_line(context, f.name)
+    }
+    settings["data"] = data
+    if settings.get("augmentation") == "none":
+        settings["augmentation"] = None
+    return TrainConfig(**settings)
+
+
+def _on_command_line(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _show_warning(message, *_) -> None:
+    errors.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def _only_resumable(context: typer.Context) -> None:
+    """A resumed run keeps its settings: say so rather than ignore an option."""
+    free = {"resume", "steps", "out", "device", "log_every", "checkpoint_every", "tensorboard"}
+    free |= {"quiet", "json"}
+    for name in context.params:
+        if name not in free and _on_command_line(context, name):
+            raise ConfigError(
+                f"{name} comes from the checkpoint; with --resume give only"
+                f" {', '.join(sorted(free - {'resume'}))}"
+            )
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that holds no run."""
+    candidate, n = path, 1
+    while (candidate / fit.CHECKPOINT).exists():
+        n += 1
+        candidate = path.with_name(f"{path.name}-{n}")
+    return candidate
+
+
+def _headline(trainer: Trainer) -> str:
+    c, n = trainer.config, len(trainer.x)
+    shape = "x".join(map(str, trainer.dataset.event_shape))
+    text = (
+        f"{c.data}: {n} samples of {shape}; {c.energy}, {c.loss}, {c.steps} steps of"
+        f" {c.batch_size} ({c.steps / trainer.batches_per_epoch:.1f} epochs)"
+    )
+    if c.loss != "wake-sleep":
+        text += f", k = {c.k_steps}"
+    if c.energy in MACHINES:
+        return text
+    return (
+        f"{text}, step size {c.step_size:g}, noise {c.noise_std:.3g},"
+        f" effective temperature {trainer.sampler.effective_temperature:.3g}"
+    )

@@ -1,0 +1,190 @@
+"""What decides a training run, checked before anything is computed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import platform
+import subprocess
+from dataclasses import dataclass, replace
+
+import torch
+
+from fastebm.app.data import Dataset
+from fastebm.samplers.langevin import data_scale
+
+LOSSES = ("cd", "pcd", "icd", "mle", "wake-sleep")
+SCHEDULES = ("constant", "cosine")
+NETWORKS = ("mlp", "conv", "resnet")  # sampled by Langevin dynamics
+MACHINES = ("rbm", "gaussian-rbm", "helmholtz")  # with conditional laws to draw from
+ENERGIES = NETWORKS + MACHINES
+_LOSSES_OF = dict.fromkeys(NETWORKS, ("cd", "pcd", "icd", "mle"))
+_LOSSES_OF |= dict.fromkeys(("rbm", "gaussian-rbm"), ("cd", "pcd", "mle"))
+_LOSSES_OF["helmholtz"] = ("wake-sleep",)
+# What only networks and their chains have, and what it is for a machine.
+_OF_NETWORKS = {"step_size": None, "noise_std": None, "noise_first": False, "augmentation": None}
+_OF_NETWORKS |= {"precision": "float32", "scales": 1}
+PRECISIONS = ("float32", "bfloat16")
+ON_DIVERGENCE = ("stop", "step", "lr")
+
+
+class ConfigError(ValueError):
+    """A run that cannot start or go on as asked; the message is one line."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. None: chosen from the data by `resolve`.
+
+    Attributes:
+        data, samples, dim: see `fastebm.app.data.load`.
+        loss: "cd" (chains start at the data), "pcd" (from the buffer), "icd" (from the buffer, or
+            from the data when buffer_size = 0) or "mle" (from noise: take many k_steps). An RBM
+            takes all but "icd", "helmholtz" takes "wake-sleep" and nothing else does.
+        steps, epochs: iterations; epochs, when given, decides instead.
+        lr_schedule: "constant", or "cosine" down to zero over `steps`.
+        max_grad_norm: bound on the norm of the parameters' gradient; 0: none.
+        step_size, noise_std: of Langevin. noise_std None with vector data: sqrt(2 step_size), the
+            temperature 1.
+        noise_first: noise, then the gradient there, as the authors of ICD do.
+        energy: "mlp", "conv" or "resnet", of `fastebm.energies` but for the first; "rbm" or
+            "gaussian-rbm", whose chains are Gibbs steps; or "helmholtz". "rbm" and "helmholtz" see
+            the data as bits, drawn anew at each visit.
+        scales: how many networks, each at half the resolution of the one before, energies summed;
+            "conv" and "resnet" only.
+        hidden: width of the two hidden layers of "mlp" and "helmholtz", of the one of an RBM, or of
+            the first layer of the others.
+        augmentation: preset of `fastebm.Augmentation`, applied to chains drawn from the buffer.
+        ema: decay of the average of the weights that samples and evaluation use; 0: the weights.
+        precision: "bfloat16": the energy's layers under autocast; chains stay float32.
+        on_divergence: what the guard lowers when it goes back to a snapshot: "step" size or "lr";
+            "stop": end the run. A machine has no step size, and "step" is "lr" for it.
+        max_rollbacks: of the guard; then the run ends.
+    """
+
+    data: str = "digits"
+    samples: int | None = None
+    dim: int | None = None
+    loss: str = "icd"
+    steps: int = 2000
+    epochs: int | None = None
+    batch_size: int = 128
+    lr: float = 1e-3
+    lr_schedule: str = "cosine"
+    max_grad_norm: float = 5.0
+    k_steps: int = 20
+    step_size: float | None = None
+    noise_std: float | None = None
+    kl_weight: float = 1.0
+    entropy_weight: float = 0.3
+    n_entropy_refs: int | None = None
+    energy_reg_weight: float = 0.0
+    buffer_size: int = 2000
+    reinit_prob: float = 0.05
+    noise_first: bool = False
+    energy: str = "mlp"
+    scales: int = 1
+    hidden: int = 64
+    augmentation: str | None = None
+    adam_beta2: float = 0.999
+    ema: float = 0.0
+    precision: str = "float32"
+    on_divergence: str = "step"
+    max_rollbacks: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        def expect(ok: bool, name: str, wanted: str):
+            if not ok:
+                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
+        for name, known in {
+            "loss": LOSSES,
+            "lr_schedule": SCHEDULES,
+            "energy": ENERGIES,
+            "precision": PRECISIONS,
+            "on_divergence": ON_DIVERGENCE,
+        }.items():
+            expect(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        known = _LOSSES_OF[self.energy]
+        expect(self.loss in known, "loss", f"{' or '.join(known)} with energy={self.energy!r}")
+        for name, value in _OF_NETWORKS.items() if self.energy in MACHINES else ():
+            expect(getattr(self, name) == value, name, f"left alone with energy={self.energy!r}")
+        for name in ("steps", "batch_size", "k_steps", "hidden", "scales"):
+            expect(getattr(self, name) >= 1, name, "at least 1")
+        expect(self.scales == 1 or self.energy != "mlp", "scales", "1 with energy mlp")
+        expect(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
+        expect(0 < self.lr < math.inf, "lr", "a positive number")
+        for name in ("ema", "adam_beta2"):
+            expect(0 <= getattr(self, name) < 1, name, "in [0, 1)")
+        expect(self.max_rollbacks >= 0, "max_rollbacks", "at least 0")
+        expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
+        expect(self.n_entropy_refs is None or self.n_entropy_refs >= 2, "n_entropy_refs", ">= 2")
+        for name in ("energy_reg_weight", "max_grad_norm", "noise_std"):
+            value = getattr(self, name)
+            expect(value is None or 0 <= value < math.inf, name, "a number >= 0")
+        step = self.step_size
+        expect(step is None or 0 < step < math.inf, "step_size", "a positive number")
+        for name in ("kl_weight", "entropy_weight"):
+            expect(math.isfinite(getattr(self, name)), name, "a finite number")
+        if self.loss == "pcd" or (self.loss == "icd" and self.buffer_size != 0):
+            enough = self.buffer_size >= self.batch_size
+            expect(enough, "buffer_size", f">= batch_size={self.batch_size}")
+        expect(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
+
+    @property
+    def uses_buffer(self) -> bool:
+        return self.loss in ("pcd", "icd") and self.buffer_size > 0
+
+    def resolve(self, dataset: Dataset) -> TrainConfig:
+        """Fill in what depends on the data: number of steps, step size and noise.
+
+        Vectors: temperature 1 at a fifth of the variance of the tightest scale (half of it is the
+        most any energy can follow). Pictures: a large step and little noise, 0.25 and 0.005 of a
+        unit box. Machines: neither.
+        """
+        if self.batch_size > len(dataset.train):
+            raise ConfigError(
+                f"batch_size={self.batch_size}, but there are {len(dataset.train)} samples"
+            )
+        steps = self.steps
+        if self.epochs is not None:
+            steps = self.epochs * (len(dataset.train) // self.batch_size)
+        if self.energy in MACHINES:
+            action = "lr" if self.on_divergence == "step" else self.on_divergence
+            return replace(self, steps=steps, epochs=None, on_divergence=action)
+        width = dataset.clamp[1] - dataset.clamp[0]
+        step, noise = self.step_size, self.noise_std
+        if step is None and dataset.is_image:
+            step = 0.25 * width**2
+        elif step is None:
+            try:
+                step = float(f"{data_scale(dataset.train) / 5:.2g}")
+            except ValueError as error:
+                raise ConfigError(f"give a step size: none can be guessed, as {error}") from None
+        if noise is None:
+            noise = 0.005 * width if dataset.is_image else math.sqrt(2 * step)
+        return replace(self, steps=steps, epochs=None, step_size=step, noise_std=noise)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What a result depends on besides its configuration."""
+    try:
+        own = importlib.metadata.version("fastebm")
+    except importlib.metadata.PackageNotFoundError:
+        own = "unknown"
+    try:
+        call = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        commit = call.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "none"
+    return {
+        "fastebm": own,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "git": commit,
+    }

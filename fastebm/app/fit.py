@@ -1,0 +1,233 @@
+"""The training loop of the command line: progress, metrics files, checkpoints, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastebm.app.config import ConfigError
+from fastebm.app.data import MissingExtra, first_line, need
+from fastebm.app.guard import DivergedError, DivergenceGuard
+from fastebm.app.monitor import Monitor
+from fastebm.app.training import Trainer
+from fastebm.losses.nonfinite import NonFiniteError
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: status "done", "interrupted" or "diverged", and a line about it."""
+
+    status: str
+    message: str
+
+
+def progress_bar(console=None, disable: bool = False):
+    """Bar with done/total, iterations a second, time used and time left, and a free text."""
+    progress = need("rich.progress")
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task):
+            speed = task.finished_speed or task.speed
+            return f"{speed:6.1f} it/s" if speed else "     - it/s"
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=disable,
+    )
+
+
+class MetricsLog:
+    """One JSON object a line in `metrics.jsonl`, and the same numbers for TensorBoard.
+
+    Each term of the loss has its own name; the total is not logged, because its value moves with
+    the offset of the energy and cannot be compared between losses. Non-finite numbers become null.
+
+    Args:
+        out: directory of the run.
+        iteration: records of later steps, left by a run killed after its checkpoint, are dropped.
+        tensorboard: write event files to out/tensorboard.
+    """
+
+    def __init__(self, out: Path, iteration: int, tensorboard: bool = False):
+        self._path, self._file, self._writer = out / METRICS, None, None
+        self.cut(iteration)
+        if tensorboard:
+            writer = need("torch.utils.tensorboard").SummaryWriter
+            self._writer = writer(out / "tensorboard", purge_step=iteration + 1)
+
+    def cut(self, iteration: int) -> None:
+        """Drop the records of later steps, after a roll-back too."""
+        if self._file is not None:
+            self._file.close()
+        path = self._path
+        kept = [r for r in read_metrics(path) if r["step"] <= iteration] if path.exists() else []
+        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: dict[str, float], note: str | None = None) -> None:
+        """One record; `note`, text about what happened since the last one, goes to the file."""
+        clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        text = {} if note is None else {"note": note}
+        self._file.write(json.dumps({"step": step, **clean, **text}) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics file; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+@contextmanager
+def ctrl_c():
+    """Yields an event that the first Ctrl-C sets; the second raises KeyboardInterrupt.
+
+    A step cut in the middle would leave model, optimiser and buffer at different iterations, so
+    the loop looks at the event between steps.
+    """
+    seen = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def handler(signum, frame):
+        seen.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old = signal.signal(signal.SIGINT, handler)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def prepare(out: Path, resume: bool = False) -> None:
+    """Make the directory of a run and check that it can be written and holds no other run."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}") from None
+    if not resume and (out / CHECKPOINT).exists():
+        raise ConfigError(f"{out} already holds a run: choose another --out, or --resume it")
+
+
+def fit(
+    trainer: Trainer,
+    out: Path,
+    *,
+    tensorboard: bool = True,
+    log_every: int = 10,
+    checkpoint_every: int = 500,
+    console=None,
+    monitor: str = "lines",
+) -> Outcome:
+    """Train to the end of the configuration, into a directory made by `prepare`.
+
+    The divergence guard looks at the run whenever it is logged. A run that it gives up stops and
+    keeps its last good checkpoint. `monitor`: see `fastebm.app.monitor.Monitor`; the progress bar
+    is there with "lines" only.
+    """
+    c = trainer.config
+    if not trainer.sampler.step_size_checked:
+        with suppress(ValueError):  # points that coincide have no scale to compare with
+            trainer.sampler.check_step_size(trainer.x)
+    settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
+    settings["effective_temperature"] = trainer.sampler.effective_temperature
+    settings["versions"] = trainer.state_dict()["versions"]
+    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    log = MetricsLog(out, trainer.iteration, tensorboard)
+    guard = DivergenceGuard(trainer, c.on_divergence, max_rollbacks=c.max_rollbacks)
+    notes: list[str] = []
+    try:
+        with progress_bar(console, disable=monitor != "lines") as bar, ctrl_c() as stop:
+            watch = Monitor(trainer, bar.console, monitor)
+            task = bar.add_task(c.loss, total=c.steps, completed=trainer.iteration, note="")
+            while trainer.iteration < c.steps and not stop.is_set():
+                reason = None
+                try:
+                    trainer.step()
+                except NonFiniteError as error:
+                    reason = first_line(error)
+                bar.advance(task)
+                if reason is None and _due(trainer, log_every):
+                    values = trainer.probe()
+                    log.write(trainer.iteration, values, "; ".join(notes) or None)
+                    name = "energy_gap" if "energy_gap" in values else "bound"
+                    bar.update(task, note=f"{name.removeprefix('energy_')} {values[name]:+.3f}")
+                    watch.show(values)
+                    reason = guard.check(values)
+                    notes = notes if reason else []
+                if reason is not None:
+                    try:
+                        notes.append(guard.roll_back(reason))
+                    except DivergedError as error:
+                        return _lost(out, str(error))
+                    log.cut(trainer.iteration)
+                    bar.update(task, completed=trainer.iteration)
+                    say(bar.console, notes[-1])
+                elif trainer.iteration % checkpoint_every == 0:
+                    trainer.save(out / CHECKPOINT)
+            trainer.save(out / CHECKPOINT)
+    finally:
+        log.close()
+    if trainer.iteration < c.steps:
+        return Outcome(
+            "interrupted",
+            f"stopped at step {trainer.iteration} of {c.steps}; go on with:"
+            f" fastebm train --resume {out / CHECKPOINT}",
+        )
+    return Outcome("done", f"{c.steps} steps; checkpoint: {out / CHECKPOINT}")
+
+
+def say(console, text: str) -> None:
+    """One line, a warning, as it is."""
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _due(trainer: Trainer, every: int) -> bool:
+    return trainer.iteration % every == 0 or trainer.iteration == trainer.config.steps
+
+
+def _lost(out: Path, reason: str) -> Outcome:
+    kept = out / CHECKPOINT
+    where = f"last good checkpoint: {kept}" if kept.exists() else "no checkpoint was due before"
+    return Outcome("diverged", f"{reason}; {where}")
+
+
+def tensorboard_installed() -> bool:
+    try:
+        need("torch.utils.tensorboard")
+    except (MissingExtra, ImportError):
+        return False
+    return True

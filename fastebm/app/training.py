@@ -1,0 +1,322 @@
+"""Training of an energy model: one step at a time, and exact checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastebm.app.config import MACHINES, ConfigError, TrainConfig, versions
+from fastebm.app.data import Dataset, first_line, load, load_tensors
+from fastebm.app.evaluation import total_energy
+from fastebm.app.networks import build_energy, weight_average
+from fastebm.app.run_samplers import build_sampler
+from fastebm.losses.contrastive import (
+    ContrastiveDivergence,
+    ImprovedContrastiveDivergence,
+    PersistentContrastiveDivergence,
+)
+from fastebm.losses.maximum_likelihood import MaximumLikelihood
+from fastebm.losses.wake_sleep import WakeSleep
+from fastebm.replay.augmentation import Augmentation
+from fastebm.replay.buffer import ReplayBuffer
+
+
+class Trainer:
+    """One run: model, sampler, loss, optimiser, and the state to stop and go on exactly.
+
+    Args:
+        config: the run; resolved against the data here.
+        dataset: None: loaded from the configuration.
+        model: your energy, (B, *event) -> (B,), (B, 1) or (B, S); None: that of the configuration.
+        device: where model, data and chains live.
+        on_nonfinite: see the losses.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset | None = None,
+        model: nn.Module | None = None,
+        device: str | torch.device = "cpu",
+        on_nonfinite: str = "raise",
+    ):
+        self.dataset = dataset or load(config.data, config.samples, config.dim, config.seed)
+        self.config = config = config.resolve(self.dataset)
+        self.device = torch.device(device)
+        self.x = self.dataset.train.to(self.device)
+        self.takes_bits = config.energy in ("rbm", "helmholtz")
+        start = self.as_seen(self.x, config.seed)
+        if model is None:
+            box = self.dataset.clamp if self.dataset.is_image else None
+            model = build_energy(config, self.dataset.event_shape, box)
+            if config.energy in MACHINES:
+                model.fit_visible(start.cpu())
+        self.model = model.to(self.device)
+        self.ema = weight_average(self.model, config.ema) if config.ema else None
+        self.sampler = build_sampler(config, self.model, self.dataset.clamp)
+        self.eval_sampler = build_sampler(config, self.eval_model, self.dataset.clamp)
+        self.buffer = None
+        if config.uses_buffer:
+            self.buffer = ReplayBuffer(
+                config.buffer_size,
+                self.dataset.event_shape,
+                reinit_prob=config.reinit_prob,
+                init="uniform",
+                value_range=self.box,
+                dtype=torch.uint8 if self._as_bytes else torch.float32,
+                device=self.device,
+                seed=config.seed,
+                augmentation=self.augmentation(config.augmentation),
+            )
+        self.loss = self._loss(on_nonfinite)
+        betas, fused = (0.0, config.adam_beta2), self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, betas=betas, fused=fused
+        )
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.iteration = 0
+        self.step_factor = self.lr_factor = 1.0  # lowered by the divergence guard
+        self.n_rollbacks = 0
+        self.metrics: dict[str, Tensor | float] = {}
+        self._order = (-1, torch.empty(0))  # epoch and its permutation
+        self._fingerprint = self.dataset.fingerprint()
+        self._data_clamp_share = float(self.dataset.clamp_share())
+
+    def augmentation(self, name: str | None) -> Augmentation | None:
+        """A preset for the box of the data, or None for None.
+
+        Raises:
+            ConfigError: no such preset, or one that makes no sense for the samples' shape.
+        """
+        if name is None:
+            return None
+        try:
+            found = Augmentation.preset(name, self.dataset.clamp)
+            found.check_shape(self.dataset.event_shape)
+        except ValueError as error:
+            raise ConfigError(f"augmentation={name!r}: {error}") from None
+        return found
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The energy to sample from and to evaluate: the average of the weights, if one is kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Where chains are noise: in the box of the data, bits in [0, 1]."""
+        return (0.0, 1.0) if self.takes_bits else self.dataset.clamp
+
+    @property
+    def _as_bytes(self) -> bool:
+        """Whether chains are stored as uint8, which dithers them: not the states of units."""
+        return self.dataset.is_image and self.config.energy not in MACHINES
+
+    def set_factors(self, step: float, lr: float) -> None:
+        """Multiply the configured step size, at the same effective temperature, and learning
+        rate."""
+        self.step_factor, self.lr_factor = step, lr
+        if self.config.energy in MACHINES:
+            return
+        for sampler in (self.sampler, self.eval_sampler):
+            sampler.step_size = self.config.step_size * step
+            sampler.noise_std = self.config.noise_std * math.sqrt(step)
+
+    def _loss(self, on_nonfinite: str) -> nn.Module:
+        c, model = self.config, self.sampler.model
+        if c.loss == "wake-sleep":
+            return WakeSleep(model)
+        common = {
+            "k_steps": c.k_steps,
+            "energy_reg_weight": c.energy_reg_weight,
+            "on_nonfinite": on_nonfinite,
+        }
+        if c.loss == "cd":
+            return ContrastiveDivergence(model, self.sampler, **common)
+        if c.loss == "pcd":
+            return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
+        if c.loss == "mle":
+            return MaximumLikelihood(model, self.sampler, value_range=self.box, **common)
+        return ImprovedContrastiveDivergence(
+            model,
+            self.sampler,
+            self.buffer,
+            kl_weight=c.kl_weight,
+            entropy_weight=c.entropy_weight,
+            n_entropy_refs=c.n_entropy_refs,
+            **common,
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.x) // self.config.batch_size
+
+    def _batch(self) -> Tensor:
+        """The batch of this iteration; a function of (seed, iteration), so nothing to restore."""
+        epoch, index = divmod(self.iteration, self.batches_per_epoch)
+        if self._order[0] != epoch:
+            g = torch.Generator().manual_seed(self.config.seed + 0x9E3779B9 * (epoch + 1))
+            self._order = (epoch, torch.randperm(len(self.x), generator=g).to(self.device))
+        size = self.config.batch_size
+        x = self.x[self._order[1][index * size : (index + 1) * size]]
+        if self.takes_bits:
+            return self.dataset.bits(x, self._batch_seed)
+        if self.dataset.bin_width:  # uniform within its bin, off its ends, anew at each visit
+            g = torch.Generator(self.device).manual_seed(self._batch_seed)
+            noise = torch.rand(x.shape, generator=g, device=self.device) - 0.5
+            x = x + 0.998 * self.dataset.bin_width * noise
+        return x
+
+    @property
+    def _batch_seed(self) -> int:
+        return (self.config.seed * 0x9E3779B1 + self.iteration) % 2**63
+
+    @property
+    def lr(self) -> float:
+        c = self.config
+        peak = c.lr * self.lr_factor
+        if c.lr_schedule == "constant":
+            return peak
+        return peak * 0.5 * (1 + math.cos(math.pi * min(self.iteration / c.steps, 1.0)))
+
+    def step(self) -> dict[str, Tensor | float]:
+        """One iteration; returns the terms of the loss, each by its own name."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        out = self.loss(self._batch(), generator=self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        bound = self.config.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), bound)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.iteration += 1
+        self.metrics = {**out.metrics, "param_grad_norm": norm}
+        return self.metrics
+
+    def probe(self) -> dict[str, float]:
+        """The terms of the last step as numbers, mean |E| on data, the data's own share at the
+        clamp, and the settings that the guard may have changed. Waits for the device."""
+        e = total_energy(self.model, self.x[:512])
+        values = {name: float(value) for name, value in self.metrics.items()}
+        return {
+            **values,
+            "energy_abs": e.abs().mean().item(),
+            "data_clamp_share": self._data_clamp_share,
+            "effective_temperature": float(self.sampler.effective_temperature),
+            **({} if self.config.energy in MACHINES else {"step_size": self.sampler.step_size}),
+            "lr": self.lr,
+            "n_rollbacks": self.n_rollbacks,
+            **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
+        }
+
+    def as_seen(self, x: Tensor, seed: int = 1) -> Tensor:
+        """Samples as the model sees them: bits drawn of them, where it is a model of bits."""
+        return self.dataset.bits(x, seed) if self.takes_bits else x
+
+    def noise(self, n: int, seed: int) -> Tensor:
+        """Uniform points of the box, (n, *event)."""
+        g = torch.Generator().manual_seed(seed)
+        lo, hi = self.box
+        return (lo + (hi - lo) * torch.rand((n, *self.dataset.event_shape), generator=g)).to(
+            self.device
+        )
+
+    def sample(self, n: int, n_steps: int, seed: int) -> Tensor:
+        """Chains of the training sampler from `noise`, (n, *event)."""
+        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed)
+
+    def state_dict(self) -> dict:
+        """All that the next steps depend on."""
+        return {
+            "config": asdict(self.config),
+            "versions": versions(),
+            "data": self._fingerprint,
+            "iteration": self.iteration,
+            "guard": [self.step_factor, self.lr_factor, self.n_rollbacks],
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "buffer": None if self.buffer is None else self.buffer.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),  # for layers that draw, such as dropout
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["data"] != self._fingerprint:
+            raise ConfigError(
+                f"the samples of {self.config.data!r} are not those of the checkpoint"
+            )
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.buffer is not None:
+            self.buffer.load_state_dict(state["buffer"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.iteration = state["iteration"]
+        step, lr, self.n_rollbacks = state["guard"]
+        self.set_factors(step, lr)
+
+    def save(self, path: Path) -> None:
+        """Write the state so that the file is either the old one or the whole new one."""
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            torch.save(self.state_dict(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The state saved by `Trainer.save`; ConfigError when it is not one."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        state = load_tensors(path)
+        missing = {"config", "model", "optimizer", "iteration"} - set(state)
+    except Exception as error:  # torch.load raises whatever its unpickler met
+        raise ConfigError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
+    if missing:
+        raise ConfigError(f"{path}: not a fastebm checkpoint, {', '.join(sorted(missing))} missing")
+    return state
+
+
+def restore(
+    path: Path,
+    steps: int | None = None,
+    device: str | torch.device = "cpu",
+    dataset: Dataset | None = None,
+    model: nn.Module | None = None,
+) -> Trainer:
+    """A trainer that goes on where the checkpoint stopped, bit for bit on the CPU.
+
+    Args:
+        path: a checkpoint.
+        steps: new total number of iterations; None: that of the checkpoint.
+        device: where to go on.
+        dataset, model: needed again when the run was given its own.
+    """
+    state = read_checkpoint(path)
+    known = {f.name for f in fields(TrainConfig)}
+    config = TrainConfig(**{k: v for k, v in state["config"].items() if k in known})
+    if steps is not None:
+        config = replace(config, steps=steps)
+    trainer = Trainer(config, dataset, model, device)
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: does not fit the model ({str(error).splitlines()[0]})"
+        ) from None
+    return trainer

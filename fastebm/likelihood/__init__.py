@@ -1,0 +1,1 @@
+"""Likelihoods: exact, and by annealed importance sampling."""

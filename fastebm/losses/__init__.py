@@ -1,0 +1,1 @@
+"""What is minimised: contrastive divergence and its kin, maximum likelihood, wake-sleep."""

@@ -1,0 +1,122 @@
+"""Maximum likelihood as a loss: by enumeration, and by long chains from noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastebm.energies.protocol import check_batch, energy, sum_scales
+from fastebm.likelihood.exact import enumerable_layer, log_partition
+from fastebm.losses.contrastive import ContrastiveDivergence, LossOutput
+from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.ops import langevin_step_
+from fastebm.rng import INIT, ChainRNG
+from fastebm.samplers.langevin import finite_rows
+
+INITS = ("uniform", "normal")
+
+
+class ExactMaximumLikelihood(nn.Module):
+    """``mean E(x) + log Z``, minus the mean log-likelihood, with its exact gradient ``mean dE(x) -
+    E_p[dE]`` by enumeration of all states.
+
+    For machines whose smaller binary layer has at most 25 units, and energies of as few binary
+    inputs: the yardstick of the other rules.
+
+    The model is not a submodule, so its parameters are not listed twice.
+
+    Args:
+        model, n_units: as in ``log_partition``.
+
+    Metrics: ``log_likelihood``, its mean over the batch; ``log_z``; ``energy_pos`` and its
+    ``_std``; ``n_nonfinite``, which is 0.
+
+    Raises:
+        ValueError: the machine is too large to be enumerated.
+    """
+
+    def __init__(self, model: Callable[..., Tensor], n_units: int | None = None) -> None:
+        super().__init__()
+        enumerable_layer(model, n_units)
+        self.__dict__["model"] = model  # past nn.Module, which would register it
+        self.n_units = n_units
+
+    def forward(
+        self,
+        x: Tensor,
+        seed: int | ChainRNG | None = None,
+        generator: Generator | None = None,
+    ) -> LossOutput:
+        """The loss of one batch; nothing is drawn, so ``seed`` and ``generator`` do not matter, and
+        ``x_neg`` is empty.
+
+        Args:
+            x: data (B, *event), floating point.
+
+        Raises:
+            NonFiniteError: energies of the data are not finite.
+            ValueError: x is not what the machine takes; and what ``log_partition`` raises.
+        """
+        check_batch(x)
+        if hasattr(self.model, "check_data"):
+            self.model.check_data(x)
+        e = sum_scales(energy(self.model, x)).double()
+        n_bad = int((~finite_rows(e)).sum())
+        if n_bad:
+            raise NonFiniteError(f"{n_bad} of {len(x)} energies of the data are not finite")
+        log_z = log_partition(self.model, self.n_units)
+        loss = e.mean() + log_z
+        metrics = {
+            "log_likelihood": -loss.detach(),
+            "log_z": log_z.detach(),
+            "energy_pos": e.detach().mean(),
+            "energy_pos_std": e.detach().std(correction=0),
+            "n_nonfinite": 0.0,
+        }
+        return LossOutput(loss, x[:0].detach(), metrics)
+
+
+class MaximumLikelihood(ContrastiveDivergence):
+    """Maximum likelihood by long chains: CD whose chains start at noise, not at the data.
+
+    After enough steps they sample the model, and the loss has the gradient of minus the
+    log-likelihood; until then its bias depends on how far noise is from the model, whereas that of
+    CD is smallest where the model has learnt the data.
+
+    The other arguments and the metrics are those of ``ContrastiveDivergence``.
+
+    Args:
+        k_steps: long enough for the chains to forget where they started.
+        init: ``"uniform"`` in ``value_range`` or ``"normal"``.
+        value_range: (lo, hi).
+
+    Source: Younes, Parametric inference for imperfectly observed Gibbsian fields, 1989; Nijkamp et
+    al., On the anatomy of MCMC-based maximum likelihood learning of energy-based models, 2020.
+    """
+
+    def __init__(
+        self,
+        model,
+        sampler,
+        k_steps: int = 1000,
+        init: str = "uniform",
+        value_range: tuple[float, float] = (0.0, 1.0),
+        energy_reg_weight: float = 0.0,
+        on_nonfinite: str = "raise",
+    ) -> None:
+        super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
+        if init not in INITS:
+            raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
+        if not value_range[0] < value_range[1]:
+            raise ValueError(f"value_range must be (lo, hi) with lo < hi, got {value_range!r}")
+        self.init, self.value_range = init, value_range
+
+    def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, None]:
+        noise = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        langevin_step_(noise, None, 0.0, 1.0, rng.state(x.device), tag=INIT)
+        if self.init == "uniform":
+            lo, hi = self.value_range
+            noise = lo + (hi - lo) * torch.special.ndtr(noise)
+        return noise, None

@@ -1,0 +1,1 @@
+"""The replay buffer, and the augmentation of what it hands out."""

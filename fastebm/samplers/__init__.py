@@ -1,0 +1,1 @@
+"""Samplers: Langevin dynamics and block Gibbs sampling."""

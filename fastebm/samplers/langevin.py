@@ -1,0 +1,401 @@
+"""Langevin dynamics: its conventions, schedules and diagnostics."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Generator, Tensor
+
+from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
+from fastebm.chains.mlp_chain import PRECISIONS, run_mlp_chain
+from fastebm.chains.plain_mlp import Network, plain_mlp
+from fastebm.energies.protocol import leaf_gradient, sampling_mode
+from fastebm.ops import Clamp, langevin_step_
+from fastebm.replay.augmentation import Augmentation
+from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
+from fastebm.samplers.scale import data_scale
+from fastebm.samplers.settings import box, integer, number, setting, value_at
+
+__all__ = ["LangevinDynamics", "StepSizeWarning", "data_scale"]
+
+Schedule = Callable[[int], float]
+BACKENDS = ("auto", "eager", "fused")
+
+
+class StepSizeWarning(UserWarning):
+    """The step is too large for the data: no energy makes the chain reproduce them."""
+
+
+class LangevinDynamics:
+    """Unadjusted Langevin dynamics on an energy, ``p(x)`` proportional to ``exp(-E(x))``.
+
+    ``x <- clamp(x - step_size * clip(grad E(x)) + sigma * n)``, with n standard normal and
+    ``sigma = noise_std`` if given, else ``noise_scale * sqrt(2 * step_size * temperature)``.
+    So ``noise_scale`` is a multiplier of the noise of exact Langevin dynamics at ``temperature``,
+    and ``noise_std`` is absolute and wins. With small steps the chain samples
+    ``exp(-E / effective_temperature)``, where ``effective_temperature = sigma^2 / (2 step_size)``.
+
+    Args:
+        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
+            in eval mode with its parameters frozen while chains run, and restored after.
+        step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
+            of the step's index, an int from 0 in every call of ``sample``, to a number.
+        noise_scale, temperature: a number >= 0, or a schedule.
+        noise_std: a number >= 0, a tensor of B numbers, or a schedule; None: from the above.
+        clamp: (lo, hi), the box every step ends in; either may be None.
+        grad_clip: bound on |grad|, element by element.
+        noise_first: ``x <- x + sigma * n``, then the gradient there, then the rest of the step.
+        grad_norm_clip: bound on each chain's gradient norm, applied before ``grad_clip``.
+        backend: "eager": the model's gradient by autograd, then the fused step; "fused": all steps
+            of a chain in one kernel, for small perceptrons (see ``fastebm.chains.plain_mlp``);
+            "auto": the latter where it is possible, unless ``compile`` or ``graph=True`` ask for
+            something else. They differ by the rounding of gradients.
+        compile: take the gradient of ``sample`` through ``torch.compile`` (of the gradient alone:
+            ``last_step`` stays eager). The same result up to rounding. Tensors of the model may
+            change from one step of a chain to the next if they change in place, and nothing else.
+        graph: run ``sample`` as CUDA graphs of up to 32 steps: small energies cost less than their
+            launches. ``"auto"``: from the second call with the same shapes and options on, where it
+            works; else one ``GraphWarning`` says why. True: a RuntimeError does. A CPU has none.
+            All that the model holds is looked at in every call: tensors may change in place, other
+            numbers, tensors or modules get another graph (``fastebm.chains.snapshot`` says what is
+            seen).
+        precision: of the products in ``backend="fused"``: "fp32", or on a CUDA device "bf16", with
+            sums, chains and noise in float32.
+
+    Raises:
+        TypeError, ValueError: an argument is not of its kind or out of its range.
+
+    Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996.
+    """
+
+    _outside_graphs = ("_runner", "step_size_checked")  # no graph of a step bakes these in
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        step_size: float | Tensor | Schedule,
+        noise_scale: float | Schedule = 1.0,
+        noise_std: float | Tensor | Schedule | None = None,
+        temperature: float | Schedule = 1.0,
+        clamp: Clamp | None = None,
+        grad_clip: float | None = None,
+        noise_first: bool = False,
+        grad_norm_clip: float | None = None,
+        backend: str = "auto",
+        compile: bool = False,
+        graph: bool | str = "auto",
+        precision: str = "fp32",
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {type(model).__name__}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if precision == "bf16" and backend != "fused":
+            raise ValueError(f"precision='bf16' needs backend='fused', got {backend!r}")
+        self.model, self.backend, self.precision = model, backend, precision
+        self.step_size = setting("step_size", step_size, above_zero=True, per_chain=True)
+        self.noise_scale = setting("noise_scale", noise_scale)
+        self.temperature = setting("temperature", temperature)
+        if noise_std is not None:
+            noise_std = setting("noise_std", noise_std, per_chain=True)
+        self.noise_std = noise_std
+        for name, bound in (("grad_clip", grad_clip), ("grad_norm_clip", grad_norm_clip)):
+            if bound is not None:
+                number(name, bound, above_zero=True)
+        self.options = StepOptions(box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
+        if backend == "fused" and (compile or graph is True):
+            raise ValueError("backend='fused' has nothing to compile or to capture")
+        self._runner = ChainRunner(compile, graph)
+        self.step_size_checked = False  # the losses look at their first batch unless it was
+
+    def coefficients(self, k: int) -> Coefficients:
+        """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,)."""
+        step = value_at(k, "step_size", self.step_size, above_zero=True)
+        if self.noise_std is not None:
+            return step, value_at(k, "noise_std", self.noise_std)
+        scale = value_at(k, "noise_scale", self.noise_scale)
+        sigma = (2 * step * value_at(k, "temperature", self.temperature)) ** 0.5
+        return step, scale * sigma
+
+    def plan(self, steps: range) -> list[Coefficients]:
+        """The coefficients of some steps, all checked."""
+        if any(map(callable, (self.step_size, self.noise_std, self.noise_scale, self.temperature))):
+            return [self.coefficients(k) for k in steps]
+        return [self.coefficients(0)] * len(steps)
+
+    @property
+    def effective_temperature(self) -> float | Tensor:
+        """``sigma^2 / (2 step_size)``: at small steps, chains sample ``exp(-E / it)``. That of the
+        first step where there is a schedule; a tensor (B,) where chains differ."""
+        step, sigma = self.coefficients(0)
+        return sigma**2 / (2 * step)
+
+    def check_step_size(self, data: Tensor) -> None:
+        """Warn when the noise of one step is wider than the tightest scale of the data.
+
+        A step adds variance sigma^2, so a chain has a mode of variance v only if sigma^2 <= v; at
+        temperature 1, step_size <= v / 2. Beyond, training steepens the energy without bound. With
+        ``noise_first`` the gradient acts after the noise and there is no such limit.
+
+        Args:
+            data: (N, *event), N >= 32. For v see ``data_scale``.
+        """
+        self.step_size_checked = True
+        if self.options.noise_first:
+            return
+        step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))
+        v = data_scale(data)
+        if sigma**2 > v:
+            warnings.warn(
+                f"step_size={step:.3g} adds noise of variance {sigma**2:.3g} a step, more than the"
+                f" tightest scale of the data, {v:.3g}: no energy makes these chains reproduce the"
+                f" data; at this effective temperature use step_size <= {step * v / sigma**2:.2g}",
+                StepSizeWarning,
+                stacklevel=2,
+            )
+
+    def sample(
+        self,
+        x: Tensor | None = None,
+        n_steps: int = 100,
+        *,
+        n_samples: int | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        burn_in: int = 0,
+        thin: int = 1,
+        return_trajectory: bool = False,
+        return_diagnostics: bool = False,
+        seed: int | ChainRNG | DeviceRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+        augmentation: Augmentation | None = None,
+        augment_every: int = 20,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
+        """Run ``burn_in + n_steps`` steps.
+
+        Args:
+            x: starting points (B, *event), not modified; None: standard normal, clamped, from the
+                same stream, of shape (n_samples, *dim) and on the device of the model.
+            n_steps: steps after ``burn_in``.
+            n_samples, dim: shape of the start when ``x`` is None.
+            burn_in: steps before the trajectory and the diagnostics begin.
+            thin: keep every so-many-th of the ``n_steps`` steps, ``n_kept = n_steps // thin``.
+            return_trajectory: return what was kept, not only the last state.
+            return_diagnostics: return also a dict, below.
+            seed: an int: the same noise in every call; a ``ChainRNG``: goes on where it is, and is
+                advanced; None: a key from ``generator``, or from torch's default generator.
+            generator: see ``seed``; not both.
+            model_kwargs: further arguments of the model.
+            sample_ids: int64 (B,), whose noise each chain gets; default: its row.
+            augmentation: the chains make this transition before step 0, ``augment_every``,
+                2 ``augment_every``, ... (counted with burn_in): rounds that mix chains over modes,
+                as trained with. Refine by a second call without it. The noise is the same with it
+                and without, and so are the steps that are kept.
+            augment_every: steps of a round, >= 1.
+
+        Returns:
+            The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
+            ``return_diagnostics`` a pair of it and a dict: ``mean`` and ``var`` over the chains
+            (n_kept, *event), ``energy`` and ``grad_norm`` (n_kept, B) at the point that the kept
+            step started from (they cost nothing there), ``clamp_share``, the share of elements of
+            the last state on a face of the box, ``n_nonfinite``, the number of chains that are not
+            finite in the end, and ``effective_temperature``.
+
+        Raises:
+            ValueError, TypeError: an argument is not what it should be, or the model is not one
+                for ``backend="fused"``; nothing has run then.
+        """
+        for name, value, least in (
+            ("n_steps", n_steps, 0),
+            ("burn_in", burn_in, 0),
+            ("thin", thin, 1),
+            ("augment_every", augment_every, 1),
+        ):
+            integer(name, value, least)
+        total = burn_in + n_steps
+        plan = self.plan(range(total))
+        rng = as_rng(seed, generator)
+        if x is None:
+            x = self._start(n_samples, dim, rng, sample_ids)
+        elif n_samples is not None or dim is not None:
+            raise ValueError("give x, or n_samples and dim, not both")
+        else:
+            x = _chains(x)
+        if augmentation is not None:
+            augmentation.check_shape(tuple(x.shape[1:]))
+        network = self.network(x, model_kwargs or {})
+        kept: list[Tensor] = []
+        log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "grad_norm": []}
+
+        def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
+            if k < burn_in or (k - burn_in + 1) % thin:
+                return
+            if return_trajectory:
+                kept.append(x.clone())
+            if return_diagnostics:
+                log["mean"].append(x.mean(0))
+                log["var"].append(x.var(0, correction=0))
+                log["energy"].append(e)
+                log["grad_norm"].append(_rows(grad).norm(dim=1))
+
+        state = rng.state(x.device)
+
+        def augment(k: int, x: Tensor) -> None:
+            if k % augment_every == 0:
+                x.copy_(augmentation.transform(x, state, k, sample_ids))
+
+        with _gradient_mode(self.model) if network is None else _no_inference():
+            x = x.clone(memory_format=torch.contiguous_format)
+            on_step = keep if return_trajectory or return_diagnostics else None
+            before_step = None if augmentation is None else augment
+            if network is None:
+                chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
+                self._runner.run(self.model, chain, on_step, before_step)
+            else:
+                run_mlp_chain(
+                    *(network, x, plan, state, self.options, sample_ids),
+                    *(on_step, range(burn_in + thin - 1, total if on_step else 0, thin)),
+                    *(before_step, range(0, total if before_step else 0, augment_every)),
+                    precision=self.precision,
+                )
+        rng.advance(total)
+        out = x
+        if return_trajectory:
+            out = torch.stack(kept, 1) if kept else x.new_empty((len(x), 0, *x.shape[1:]))
+        if not return_diagnostics:
+            return out
+        empty = {"mean": x.shape[1:], "var": x.shape[1:], "energy": (len(x),)}
+        diagnostics: dict[str, Tensor | float] = {
+            name: torch.stack(v) if v else x.new_empty((0, *empty.get(name, (len(x),))))
+            for name, v in log.items()
+        }
+        diagnostics["clamp_share"] = self.clamp_share(x)
+        diagnostics["n_nonfinite"] = (~finite_rows(x)).sum()
+        diagnostics["effective_temperature"] = self.effective_temperature
+        return out, diagnostics
+
+    def last_step(
+        self,
+        x: Tensor,
+        k: int = 0,
+        *,
+        create_graph: bool = True,
+        seed: int | ChainRNG | DeviceRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Step ``k`` of a chain, its result differentiable in the parameters of the model.
+
+        With one ``ChainRNG`` for both, ``sample(x, K - 1)`` and then ``last_step(., K - 1)`` has
+        the values of ``sample(x, K)``, up to rounding where torch has other formulas for gradients
+        with a graph. The result depends on the parameters through this step's gradient; its
+        starting point is a constant.
+
+        Args:
+            x: (B, *event), where the step starts; not modified.
+            k: index of the step, for schedules.
+            create_graph: False: no graph is kept.
+            seed, generator, model_kwargs, sample_ids: as in ``sample``.
+
+        Returns:
+            x after the step, and grad E(x), both (B, *event) and with a graph.
+        """
+        integer("k", k, 0)
+        coefficients = self.coefficients(k)
+        rng = as_rng(seed, generator)
+        x = _chains(x)
+        freeze = not create_graph
+
+        def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
+            return leaf_gradient(self.model, leaf, model_kwargs, create_graph)
+
+        with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model, freeze):
+            out = run_last_step(
+                *(gradient, x, coefficients, rng.state(x.device), self.options),
+                *(model_kwargs or {}, sample_ids),
+            )
+        rng.advance(1)
+        return out
+
+    def clamp_share(self, x: Tensor) -> Tensor:
+        """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
+        lo, hi = self.options.clamp or (None, None)
+        if lo is None and hi is None:
+            return torch.zeros((), device=x.device)
+        on_face = x <= lo if hi is None else x >= hi
+        if lo is not None and hi is not None:
+            on_face |= x <= lo
+        return on_face.mean(dtype=torch.float32)
+
+    def network(self, x: Tensor, model_kwargs: dict) -> Network | None:
+        """The model as the fused chain takes it; None where chains are run eagerly.
+
+        Raises:
+            ValueError: what ``backend`` and ``precision`` ask for cannot be had.
+        """
+        if self.backend == "eager" or self._runner.is_asked_for:
+            return None
+        if self.precision == "bf16" and x.device.type != "cuda":
+            raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
+        found = plain_mlp(self.model, x, model_kwargs)
+        if not isinstance(found, str):
+            return found
+        if self.backend == "fused":
+            raise ValueError(f"backend='fused' takes small perceptrons only: {found}")
+        return None
+
+    def _start(
+        self, n: int | None, dim: int | tuple[int, ...] | None, rng: ChainRNG, ids: Tensor | None
+    ) -> Tensor:
+        if n is None or dim is None:
+            raise ValueError("give x, or n_samples and dim")
+        integer("n_samples", n, 0)
+        event = (dim,) if isinstance(dim, int) else tuple(dim)
+        for d in event:
+            integer("dim", d, 1)
+        like = next((p for p in _parameters(self.model) if p.is_floating_point()), torch.empty(0))
+        x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
+        state = rng.state(x.device)
+        with torch.no_grad():
+            return langevin_step_(
+                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.options.clamp, tag=INIT
+            )
+
+
+@contextmanager
+def _gradient_mode(model: Callable[..., Tensor]) -> Iterator[None]:
+    """Gradients in x can be taken, whatever mode the caller and the model are in."""
+    with torch.inference_mode(False), torch.enable_grad(), sampling_mode(model):
+        yield
+
+
+def _no_inference() -> AbstractContextManager:
+    """Outside inference mode; nothing is entered where that changes nothing, as it takes time."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """bool (B,): which samples have finite elements only."""
+    return _rows(x).isfinite().all(1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.unsqueeze(-1).flatten(1)
+
+
+def _parameters(model: Callable[..., Tensor]):
+    return model.parameters() if isinstance(model, torch.nn.Module) else ()
+
+
+def _chains(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor (B, *event), got {kind}")
+    return x.detach()

@@ -1,0 +1,128 @@
+"""Nearest neighbours on a CUDA device where its tiles, slices and blocks end.
+
+Their sizes are in csrc/neighbor/blocks_cuda.h. The CPU's result, which other ways of scoring lead
+to, is the reference: the same bits.
+"""
+
+import importlib
+
+import pytest
+import torch
+from conftest import DEVICES, HAS_SIMT
+
+from fastebm.ops.neighbor import nearest_neighbor
+
+CPU = torch.ops.fastebm.nearest_neighbor.default
+
+
+@pytest.fixture(autouse=True)
+def reset_schedule():
+    yield
+    if HAS_SIMT:
+        importlib.import_module("fastebm._simt").set_schedule_seed(0)
+
+
+def check_same(device, x, y, k=1, skip=None):
+    """Distance and index of the device are those of the CPU, bit for bit."""
+    distance, index = CPU(x, y, skip, k, 1.0, 0.0)
+    on = [None if v is None else v.to(device) for v in (x, y, skip)]
+    mine = nearest_neighbor(*on[:2], skip=on[2], k=k)
+    assert torch.equal(mine[1].cpu(), index)
+    assert torch.equal(mine[0].cpu(), distance)
+    return index
+
+
+pytestmark = pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
+
+
+# Tiles have 64 or 128 queries, 128 references and 32 elements; float32 rows of a multiple of four
+# elements are copied asynchronously, others loaded.
+@pytest.mark.parametrize(
+    "n, m, d",
+    [(1, 127, 20), (63, 128, 32), (64, 129, 36), (65, 130, 31), (129, 257, 33), (128, 5, 64)],
+)
+def test_edges_of_tiles(device, n, m, d):
+    x, y = torch.rand(n, d), torch.rand(m, d)
+    check_same(device, x, y, min(m, 3), torch.arange(n) % m)
+
+
+@pytest.mark.parametrize("n, m, d", [(127, 33, 2), (129, 129, 5), (33, 257, 11), (65, 31, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_edges_of_chunks(device, n, m, d, dtype):
+    x, y = torch.rand(n, d, dtype=dtype), torch.rand(m, d, dtype=dtype)
+    check_same(device, x, y, 2, torch.arange(n) % m)
+
+
+def test_chunks_of_128(device):
+    """Enough pairs that a score stands for many references, with equals in other chunks."""
+    x, y = torch.randn(130, 1), torch.randn(140_000, 1)
+    y[1::3] = y[::3][: len(y[1::3])]
+    check_same(device, x, y, 4, torch.arange(130))
+
+
+# At least 192 elements a slice where there are few tiles; the last slice is shorter.
+@pytest.mark.parametrize("d", [512, 1001, 1300, 4104])
+def test_slices(device, d):
+    x, y = torch.randn(5, d), torch.randn(140, d)
+    y[3] = y[130] = x[2] + 1e-4
+    check_same(device, x, y, 2)
+
+
+def test_unaligned_rows(device):
+    """Rows that could be copied by their length, but not by where they begin."""
+    values = torch.randn(1 + 7 * 40 + 90 * 40, device="cpu")
+    x, y = values[1 : 1 + 7 * 40].view(7, 40), values[1 + 7 * 40 :].view(90, 40)
+    moved = values.to(device)
+    mine = nearest_neighbor(moved[1 : 1 + 7 * 40].view(7, 40), moved[1 + 7 * 40 :].view(90, 40))
+    assert torch.equal(mine[1].cpu(), CPU(x, y, None, 1, 1.0, 0.0)[1])
+
+
+@pytest.mark.parametrize("k", [1, 16])
+def test_blocks_of_references(device, k):
+    """More than 16384 scores a query; equals, neighbours and skipped ones in both blocks."""
+    y = torch.randn(16384 + 200, 18)
+    y[16390:16400] = y[10]
+    x = torch.stack([y[16390] + 0.01, y[16500], y[5]])
+    index = check_same(device, x, y, k, torch.tensor([16391, 16500, 5]))
+    assert index.view(3, k)[0, 0] == 10
+
+
+@pytest.mark.parametrize("m", [7700, 8064, 8190])
+def test_shared_memory_about_48_kb(device, m):
+    """Bounds of columns and their numbers, and what is beside them."""
+    x, y = torch.randn(2, 17), torch.randn(m, 17)
+    check_same(device, x, y, 2)
+
+
+def test_blocks_of_chunks(device):
+    y = torch.rand(16384 * 32 + 999, 1, dtype=torch.float64)
+    y[-5:] = y[:5]
+    x = torch.stack([y[2] + 1e-9, y[-100], y[-1]])
+    index = check_same(device, x, y, 2, torch.tensor([2, -1, 4]))
+    assert index[0, 0] == len(y) - 3 and index[2, 0] == len(y) - 1
+
+
+def test_blocks_of_queries(device):
+    """More queries than a block takes: 2048 where scores are products, 2^16 / k else."""
+    x, y = torch.randn(2051, 17), torch.randn(9, 17)
+    check_same(device, x, y, 2, torch.arange(2051) % 9)
+    x, y = torch.randn(2**12 + 3, 1), torch.randn(16, 1)
+    check_same(device, x, y, 16)
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_any_order_of_threads(device, seed):
+    if device == "cuda":
+        pytest.skip("the emulated device has seeds")
+    importlib.import_module("fastebm._simt").set_schedule_seed(seed)
+    x = torch.randint(-1, 2, (20, 40)).float()
+    check_same(device, x, torch.randint(-1, 2, (300, 40)).float(), 5, torch.arange(20))
+    check_same(device, x[:, :33], torch.randint(-1, 2, (150, 33)).float(), 3)
+    check_same(device, x[:, :3], torch.randint(-9, 10, (700, 3)).float(), 5, torch.arange(20))
+
+
+def test_many_candidates(device):
+    """Scores that tell nothing apart: every reference gets its exact square."""
+    base = 1000 * torch.randn(1, 24)
+    y = base + 1e-3 * torch.randn(2500, 24)
+    check_same(device, base + torch.zeros(3, 24), y, 7)

@@ -1,0 +1,191 @@
+// The scores of the CUDA kernels against float64: each within its proven bound, none lost. A search
+// would hide a wrong score that is NaN behind exact squares of every reference. Prints "ok NAME"
+// lines; test_neighbor_scores.py compiles it for the emulated device, bench/gpu.sh for a GPU, whose
+// tensor cores round in their own way.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <new>
+#include <random>
+#include <vector>
+
+#include "neighbor/direct_cuda.h"
+#include "neighbor/tensor_cuda.h"
+
+namespace fastebm {
+namespace {
+
+// Memory of the device.
+template <class T>
+struct OnDevice {
+  T* data = nullptr;
+  size_t size;
+  explicit OnDevice(const std::vector<T>& values) : size(values.size()) {
+    const size_t bytes = size * sizeof(T);
+#ifdef __CUDACC__
+    if (cudaMalloc(&data, bytes) != cudaSuccess) std::abort();
+    if (cudaMemcpy(data, values.data(), bytes, cudaMemcpyHostToDevice) != cudaSuccess) std::abort();
+#else
+    data = static_cast<T*>(operator new(bytes, std::align_val_t(64)));
+    std::memcpy(data, values.data(), bytes);
+#endif
+  }
+  OnDevice(const OnDevice&) = delete;
+  // Waits for the kernels before; empty where one of them failed.
+  std::vector<T> copy() const {
+    std::vector<T> values(size);
+#ifdef __CUDACC__
+    if (cudaMemcpy(values.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost) != cudaSuccess)
+      values.clear();
+#else
+    std::memcpy(values.data(), data, size * sizeof(T));
+#endif
+    return values;
+  }
+  ~OnDevice() {
+#ifdef __CUDACC__
+    cudaFree(data);
+#else
+    operator delete(data, std::align_val_t(64));
+#endif
+  }
+};
+
+template <class X, class Y>
+struct Samples {
+  std::vector<X> x;
+  std::vector<Y> y;
+  float scale, offset;
+};
+
+// What of its bound the worst score uses; above 1, or NaN, is wrong.
+template <class X, class Y>
+double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t dim) {
+  NeighborParams p{};
+  p.x_dtype = x_dtype;
+  p.y_dtype = y_dtype;
+  p.dim = dim;
+  p.n = static_cast<int64_t>(s.x.size()) / dim;
+  p.m = static_cast<int64_t>(s.y.size()) / dim;
+  p.k = 1;
+  const OnDevice<X> x_memory(s.x);
+  const OnDevice<Y> y_memory(s.y);
+  p.x = x_memory.data;
+  p.y = y_memory.data;
+  p.y_scale = s.scale;
+  p.y_offset = s.offset;
+  const int64_t bytes = plan_blocks(p, nullptr).bytes;
+  const OnDevice<float> scratch(std::vector<float>(bytes / 4, NAN));
+  const ScoreBlock b = plan_blocks(p, scratch.data).block;
+  const bool direct = dim <= kDirectDim;
+  if (!direct && launch_split<X>(p, b, nullptr)) return NAN;
+  if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score<Y>(p, b, nullptr))
+    return NAN;
+  const std::vector<float> found = scratch.copy();
+  if (found.empty()) return NAN;
+  const auto host = [&](const float* p) { return found.data() + (p - scratch.data); };
+  double worst = 0;
+  for (int64_t i = 0; i < p.n; ++i)
+    for (int64_t c = 0; c < b.columns; ++c) {
+      double score = 0, x_square = 0, y_square = 0, square = INFINITY;
+      for (int64_t j = c * b.chunk; j < (c + 1) * b.chunk && j < p.m; ++j) {
+        double sum = 0;
+        x_square = y_square = 0;
+        for (int64_t e = 0; e < dim; ++e) {
+          const double center = direct ? 0 : host(b.center)[e], x = s.x[i * dim + e] - center;
+          const double y = reference_value(s.y[j * dim + e], s.scale, s.offset) - center;
+          sum += (x - y) * (x - y);
+          x_square += x * x;
+          y_square += y * y;
+        }
+        square = std::min(square, sum);
+      }
+      for (int z = 0; z < b.slices; ++z) score += host(b.scores)[(z * p.n + i) * b.pitch + c];
+      const double truth = direct ? square : square - x_square;
+      const double bound = b.error.relative * score + b.error.query * x_square +
+                           b.error.reference * y_square + b.error.absolute;
+      if (!(std::abs(score - truth) <= worst * bound)) worst = std::abs(score - truth) / bound;
+      if (std::isnan(worst)) return worst;
+    }
+  return worst;
+}
+
+int failures = 0;
+
+void check(double share, const char* what, int64_t n, int64_t m, int64_t dim) {
+  std::printf("%s %s (%d, %d, %d): %.3f of the bound\n", share <= 1 ? "ok" : "FAILED", what,
+              static_cast<int>(n), static_cast<int>(m), static_cast<int>(dim), share);
+  failures += !(share <= 1);
+}
+
+// Four kinds of samples: apart, near each other far from the origin, flat, of mixed scales.
+template <class X>
+void test_kinds(Dtype dtype, int64_t n, int64_t m, int64_t dim) {
+  std::mt19937 random(1);
+  std::normal_distribution<double> normal;
+  std::vector<double> base(dim);
+  for (double& v : base) v = 50 * normal(random);
+  const auto fill = [&](int64_t rows, const std::function<double(int64_t, int64_t)>& value) {
+    std::vector<X> samples;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t e = 0; e < dim; ++e) samples.push_back(static_cast<X>(value(i, e)));
+    return samples;
+  };
+  const auto test = [&](const char* what, const std::function<double(int64_t, int64_t)>& value) {
+    const Samples<X, X> s{fill(n, value), fill(m, value), 1, 0};
+    check(worst_share(s, dtype, dtype, dim), what, n, m, dim);
+  };
+  test("apart", [&](int64_t, int64_t) { return normal(random); });
+  test("near", [&](int64_t, int64_t e) { return base[e] + 1e-3 * normal(random); });
+  test("flat", [&](int64_t i, int64_t) { return 0.1 * static_cast<double>(i % 17) + 0.003; });
+  test("mixed scales", [&](int64_t i, int64_t) {
+    return std::exp(static_cast<double>(i % 31) - 15) * normal(random);
+  });
+}
+
+void test_bytes(int64_t n, int64_t m, int64_t dim) {
+  std::mt19937 random(2);
+  Samples<float, uint8_t> s{{}, {}, 1.0f / 256, 0.5f / 256};
+  for (int64_t i = 0; i < n * dim; ++i) s.x.push_back(static_cast<float>(random() % 1000) / 1000);
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random()));
+  check(worst_share(s, Dtype::kFloat32, Dtype::kUint8, dim), "uint8", n, m, dim);
+}
+
+// The scratch of any search is what neighbor/blocks_cuda.h says.
+void test_scratch() {
+  int64_t most = 0;
+  for (int64_t dim : {1, 2, 16, 17, 100, 784, 3072, 49152, 65536})
+    for (int64_t n : {1, 64, 65, 128, 1000, 2049, 300000})
+      for (int64_t m : {16, 129, 1000, 100000, 10000000})
+        for (int k : {1, 16}) {
+          NeighborParams p{};
+          p.n = n, p.m = m, p.dim = dim, p.k = k;
+          most = std::max(most, plan_blocks(p, nullptr).bytes);
+        }
+  const bool fits = 60000000 < most && most <= 70000000;
+  std::printf("%s scratch: %.1f MB\n", fits ? "ok" : "FAILED", static_cast<double>(most) / 1e6);
+  failures += !fits;
+}
+
+}  // namespace
+}  // namespace fastebm
+
+int main(int, char** arguments) {  // of the emulated device: the seed of the threads' order
+#ifndef __CUDACC__
+  simt::schedule_seed = std::strtoull(arguments[1], nullptr, 10);
+#endif
+  using fastebm::Dtype;
+  for (int64_t dim : {1, 3, 16}) {
+    fastebm::test_kinds<float>(Dtype::kFloat32, 130, 300, dim);
+    fastebm::test_kinds<double>(Dtype::kFloat64, 34, 300, dim);
+  }
+  fastebm::test_kinds<float>(Dtype::kFloat32, 130, 140, 200);  // copied, the large tile
+  fastebm::test_kinds<float>(Dtype::kFloat32, 5, 130, 1100);   // the small one, sliced
+  fastebm::test_kinds<float>(Dtype::kFloat32, 70, 70, 171);    // loaded
+  fastebm::test_kinds<double>(Dtype::kFloat64, 20, 40, 530);
+  fastebm::test_bytes(40, 200, 27);
+  fastebm::test_bytes(3, 300, 14);
+  fastebm::test_scratch();
+  return fastebm::failures != 0;
+}
