@@ -69,6 +69,8 @@ def headline(results: suite.Results) -> Figure:
     styles = {0: ("fastebm", OURS_COLOUR, "o"), 1: ("fastebm, compile=True", COLOURS[0], "D")}
     for way, (label, colour, shape) in styles.items():
         found = [(p[way], i) for i, kind in enumerate(points.values()) for p in kind if p[way]]
+        if not found:
+            continue
         axis.scatter(*zip(*found, strict=True), s=52 - 16 * way, color=colour, marker=shape,
                      alpha=0.65, linewidths=0, label=label, zorder=3)  # fmt: skip
     axis.axvline(1.0, color="black", lw=1.2, zorder=2)
