@@ -4,7 +4,7 @@
 
 #define launch(...) (simt::note_launch(#__VA_ARGS__), launch(__VA_ARGS__))
 // clang-format off
-#include "random/choice_cuda.cu"
+#include "random/choice/cuda.cu"
 #include "launch/device_cuda.cu"
 #include "gibbs/cuda.cu"
 #include "langevin/cuda.cu"

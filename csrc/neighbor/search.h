@@ -1,5 +1,4 @@
-// What both ways to search on a CPU share, whatever the instruction set. Included by
-// neighbor/cpu.cpp.
+// What both ways to search on a CPU share, whatever the instruction set.
 #pragma once
 #include <algorithm>
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
-from fastebm.chains.mlp_chain import PRECISIONS, run_mlp_chain
-from fastebm.chains.plain_mlp import Network, plain_mlp
+from fastebm.chains.mlp_chain import run_mlp_chain
+from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
-from fastebm.ops import Clamp, langevin_step_
+from fastebm.ops.langevin import Clamp, langevin_step_
+from fastebm.ops.mlp.chain import PRECISIONS
+from fastebm.ops.mlp.network import Network
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.scale import data_scale
@@ -176,7 +179,7 @@ class LangevinDynamics:
         sample_ids: Tensor | None = None,
         augmentation: Augmentation | None = None,
         augment_every: int = 20,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
+    ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
         Args:
