@@ -247,10 +247,9 @@ class ContrastiveDivergence(nn.Module):
 class PersistentContrastiveDivergence(ContrastiveDivergence):
     """CD with chains that start at samples of ``buffer`` and go back into it.
 
-    The other arguments and the metrics are those of ``ContrastiveDivergence``.
-
     Args:
         buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
+        others, metrics: as in ``ContrastiveDivergence``.
 
     Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
     gradient, 2008; Du and Mordatch, Implicit generation and modeling with energy-based models,
@@ -295,8 +294,6 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
     alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
 
-    The other arguments and metrics are those of ``ContrastiveDivergence``.
-
     Args:
         buffer: where chains start and end; None: they start at the data.
         kl_weight, entropy_weight: any real numbers.
@@ -305,8 +302,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             None: all. They are taken before the new chains come in, less the slot that a chain
             started from. Without a buffer the references are the other chains. With fewer than two
             references the entropy term is zero.
-
-    Further metrics: ``kl_energy``, ``entropy``, both without their weights.
+        others, metrics: as ``ContrastiveDivergence``, and ``kl_energy``, ``entropy``, unweighted.
 
     Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
     models, 2021.
