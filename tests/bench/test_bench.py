@@ -12,7 +12,6 @@ import compare
 import machine
 import predictions
 import pytest
-import readme
 import speed
 import suite
 import timing
@@ -277,30 +276,6 @@ def test_speed_page_takes_every_figure_from_the_rows():
     assert "| H100 | >= 92 % | 50% |" in gpu and "Nothing is measured" not in gpu
     assert "There was no time for: another case." in gpu
     assert "| 10 x 100 | 1 | 2 | 8 | - | 4.0x | 50% |" in gpu and "langevin_cuda.png" in gpu
-
-
-def test_headlines_are_against_the_best_rival(monkeypatch):
-    case = "Gaussian, 9 x 2, 1 thread"
-    ways = {"best_way": "fastebm, compile", "best_way_faster": 6.0}
-    rows = [
-        row("fastebm", 0.001, case, fastebm_faster=1.0),
-        row("eager gradient + step", 0.0001, case, fastebm_faster=0.1),
-        row("fastebm, compile", 0.0005, case, fastebm_faster=0.5),
-        row("step alone", 0.0002, case, fastebm_faster=0.2, yardstick=True),
-        row("torch", 0.009, case, fastebm_faster=9.0, **ways),
-        row("best", 0.003, case, fastebm_faster=3.0, **ways),
-    ]
-    assert suite.best_rival(rows)["variant"] == "best"
-    plain = [row("fastebm", 1.0, fastebm_faster=1.0), row("torch", 0.5, fastebm_faster=0.5)]
-    cpu = {"chain": entry(*rows), "replay": entry(*plain)}
-    (axis,) = charts.headline(cpu).axes
-    points = {c.get_label(): c.get_offsets().tolist() for c in axis.collections}
-    assert points == {"fastebm": [[3.0, 0], [0.5, 1]], "fastebm, compile=True": [[6.0, 0]]}
-    kinds = [label.get_text() for label in axis.get_yticklabels()]
-    assert kinds == ["Step of a chain, Gaussian energy", "Replay with augmentation"]
-    monkeypatch.setattr(readme, "HEADLINES", (("chain", "Gaussian, 9 x 2", "a Gaussian"),))
-    assert "| a Gaussian | 1 | 1 | 3, best | 3.0x |\n" in readme.text(cpu)
-    assert "| the same, `compile=True` | 1 | 0.5 | 3, best | 6.0x |\n" in readme.text(cpu)
 
 
 def test_rivals_are_timed_in_turns_and_compared_within_rounds():
