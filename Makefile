@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 ARCHS = 80 90 100
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test dev check fmt kernels asan fake-cuda bench readme gpu wheel wheel-test gpu-wheel oldest clean
+.PHONY: demo test dev check fmt kernels asan fake-cuda bench readme docs gpu wheel wheel-test gpu-wheel oldest clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -92,9 +92,15 @@ bench: torch
 	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)" ".[bench]"
 	$(BIN)/python -m bench
 
-# Charts and the README's speed section from bench/results, nothing measured.
+# docs/speed.md, its charts and the README's headlines from bench/results, nothing measured.
 readme:
 	$(BIN)/python -m bench readme
+
+# The site, into site/. Links and references that lead nowhere are errors. fastebm is read, not
+# imported, so it need not be built.
+docs: $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1,<2"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # PHASE=tests or PHASE=benches for one alone.
 gpu:

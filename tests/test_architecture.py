@@ -48,8 +48,9 @@ BENCH = {
     "predictions": ["suite"],
     "sass_path": [],
     "sass": ["suite", "machine", "sass_path"],
-    "readme": ["suite", "predictions", "sass"],
-    "__main__": ["suite", "compare", "charts", "predictions", "readme"],
+    "speed": ["suite", "predictions", "sass"],
+    "readme": ["suite", "speed"],
+    "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],
 }
 EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
 SHELL = {"cli", "cli_train", "cli_eval", "terminal"}  # cli says what to install

@@ -220,8 +220,9 @@ class ContrastiveDivergence(nn.Module):
 class PersistentContrastiveDivergence(ContrastiveDivergence):
     """CD with chains that start at samples of ``buffer`` and go back into it.
 
-    Args, metrics: as ``ContrastiveDivergence``, and
+    Args:
         buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
+        others, metrics: as in ``ContrastiveDivergence``.
 
     Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
     gradient, 2008; Du and Mordatch, Implicit generation and modeling with energy-based models,

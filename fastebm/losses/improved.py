@@ -38,15 +38,15 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
     alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
 
-    Args, metrics: as ``ContrastiveDivergence``, and
+    Args:
         buffer: where chains start and end; None: they start at the data.
         kl_weight, entropy_weight: any real numbers.
-        entropy_eps: > 0, the distance below which two samples count as equal.
+        entropy_eps: the distance below which two samples count as equal, > 0.
         n_entropy_refs: how many samples of the buffer are references, chosen anew in each call;
             None: all. They are taken before the new chains come in, less the slot that a chain
             started from. Without a buffer the references are the other chains. With fewer than two
             references the entropy term is zero.
-    Further metrics: ``kl_energy``, ``entropy``, both without their weights.
+        others, metrics: as ``ContrastiveDivergence``, and ``kl_energy``, ``entropy``, unweighted.
 
     Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
     models, 2021.

@@ -24,7 +24,7 @@ class GibbsSampler:
     Args:
         model: an RBM, a GaussianRBM, or what has their ``gibbs_step``, ``sample_visible``,
             ``check_data`` and sizes. In eval mode while chains run.
-        temperature: > 0; a number, or a schedule: a function of the step's index, an int from 0 in
+        temperature: a number > 0, or a schedule: a function of the step's index, an int from 0 in
             every call of ``sample``, to a number. Starting hot and cooling down to 1 lets chains
             cross between modes first (simulated tempering by a fixed schedule).
 
@@ -96,7 +96,7 @@ class GibbsSampler:
 
         Raises:
             ValueError, TypeError: an argument is not what it should be; nothing has run then. On a
-            device the values of ``x`` are not looked at, as that would wait for it.
+                device the values of ``x`` are not looked at, as that would wait for it.
         """
         for name, value, least in (
             ("n_steps", n_steps, 0),

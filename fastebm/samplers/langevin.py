@@ -35,10 +35,10 @@ class LangevinDynamics:
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
             in eval mode with its parameters frozen while chains run, and restored after.
-        step_size: > 0; a number, a tensor of B numbers (one per chain), or a schedule: a function
+        step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
             of the step's index, an int from 0 in every call of ``sample``, to a number.
-        noise_scale, temperature: >= 0, a number or a schedule.
-        noise_std: >= 0, a number, a tensor of B numbers, or a schedule; None: from the above.
+        noise_scale, temperature: a number >= 0, or a schedule.
+        noise_std: a number >= 0, a tensor of B numbers, or a schedule; None: from the above.
         clamp: (lo, hi), the box every step ends in; either may be None.
         grad_clip: bound on |grad|, element by element.
         noise_first: ``x <- x + sigma * n``, then the gradient there, then the rest of the step.
