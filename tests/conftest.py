@@ -16,6 +16,10 @@ from fastebm.ops import bernoulli, choice
 from fastebm.ops import neighbor as neighbor_ops
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# One thread, here and in processes that tests start: small tensors wait longer for a second one than
+# they take, the more so with a worker of pytest on each core. A test of threads sets its own.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # Every instruction set of this CPU, the plainest first.
 SIMD_LEVELS = ["scalar", "avx2", "avx512"]
@@ -68,6 +72,19 @@ def cuda(request, monkeypatch):
     emulated = FAKE_CUDA and request.node.get_closest_marker("gpu")
     with fake_cuda(monkeypatch) if emulated else contextlib.nullcontext():
         yield
+
+
+def pytest_report_teststatus(report):
+    """Tests without the GPU that they need: one number at the end, not a line for each."""
+    if report.skipped and "no CUDA device" in str(report.longrepr):
+        return "not run, need a GPU", "", "NO GPU"
+
+
+@pytest.fixture
+def set_threads():
+    """Chooses the number of torch's threads, for one test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
