@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastebm import Augmentation, nearest_neighbor, ops
-from fastebm.chains.mlp_chain import mlp_chain_
-from fastebm.chains.plain_mlp import Network
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.ops.choice import choose_slots
+from fastebm.ops.mlp.chain import mlp_chain_
+from fastebm.ops.mlp.network import Network
 from fastebm.ops.neighbor import nn_log_distance
 from fastebm.rng import ChainRNG
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from fake_cuda import fake_cuda
 
-from fastebm import _C, ops
-from fastebm.chains import mlp_chain
-from fastebm.ops import bernoulli, choice
-from fastebm.ops import neighbor as neighbor_ops
+from fastebm import _C
+from fastebm.ops import bernoulli, choice, langevin, library, neighbor, replay
+from fastebm.ops.mlp import chain
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # One thread, here and in processes that tests start: small tensors wait longer for a second one than
@@ -40,9 +39,8 @@ DEVICES = [
 
 if HAS_SIMT:
     importlib.import_module("fastebm._simt")
-    for wrappers in (ops, bernoulli, choice, neighbor_ops):
+    for wrappers in (langevin, replay, bernoulli, choice, neighbor, chain):
         wrappers.register_operators("fastebm_simt")
-    mlp_chain.register_operator("fastebm_simt")
 
 
 def pytest_configure(config):
@@ -61,7 +59,7 @@ def pytest_report_header(config):
 def device(request, monkeypatch):
     """The torch device of the tensors; with "simt", ops calls the emulated CUDA kernels."""
     if request.param == "simt":
-        monkeypatch.setattr(ops, "_op", torch.ops.fastebm_simt)
+        monkeypatch.setattr(library, "op", torch.ops.fastebm_simt)
         return "cpu"
     return request.param
 

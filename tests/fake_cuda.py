@@ -15,8 +15,9 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastebm import _C, ops
+from fastebm import _C
 from fastebm.chains import chain
+from fastebm.ops import library
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ANY_DEVICE = ("copy_", "_to_copy")
@@ -197,7 +198,7 @@ def fake_cuda(patch):
     patch.setattr(torch.cuda, "synchronize", lambda *_: None)
     patch.setattr(torch.library, "opcheck", call_op)
     patch.setattr(torch, "compile", lambda call, **_: call)
-    patch.setattr(ops, "_op", torch.ops.fastebm_simt)
+    patch.setattr(library, "op", torch.ops.fastebm_simt)
     patch.setattr(_C, "cuda_archs", "90")
     patch.setattr(chain.GRAPHS, "device_types", ())
     with Devices():

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from fastebm import ops
-from fastebm.chains.plain_mlp import Network
 from fastebm.ops import reference
+from fastebm.ops.mlp.network import Network
 
 UNIT = 2.0**-24  # of rounding
 # Batch, dimension and widths: on and off the sizes of vectors, tiles and groups of rows.

@@ -33,7 +33,7 @@ def test_build_info_says_what_there_is(monkeypatch):
     facts = fastebm.build_info()
     assert facts["cpu"].split(",")[0] in ("avx512", "avx2", "scalar")
     assert facts["gpu"].startswith(("usable: ", "not usable: "))
-    monkeypatch.setattr(info._C, "cuda_archs", "")
+    monkeypatch.setattr(info.extension, "cuda_archs", "")
     assert "without a CUDA compiler" in info.gpu_status()
 
 

@@ -19,7 +19,7 @@ from fastebm.energies.protocol import (
     sum_scales,
     uncached_casts,
 )
-from fastebm.ops import Clamp, langevin_step, langevin_step_
+from fastebm.ops.langevin import Clamp, langevin_step, langevin_step_
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]

@@ -1,4 +1,4 @@
-"""Chains on the energy of a small perceptron: all steps in one operator."""
+"""Chains on the energy of a small perceptron: many steps in one call of the operator."""
 
 from __future__ import annotations
 
@@ -7,69 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastebm import ops
 from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
-from fastebm.chains.plain_mlp import ACTIVATIONS, Network
-from fastebm.ops import Clamp
-from fastebm.rng import NOISE
-
-PRECISIONS = ("fp32", "bf16")
-
-
-def mlp_chain_(
-    x: Tensor,
-    network: Network,
-    n_steps: int,
-    step_size: float | Tensor,
-    noise_std: float | Tensor,
-    rng: Tensor,
-    *,
-    t: int = 0,
-    sample_ids: Tensor | None = None,
-    grad_clip: float | None = None,
-    grad_norm_clip: float | None = None,
-    clamp: Clamp | None = None,
-    tag: int = NOISE,
-    noise_first: bool = False,
-    precision: str = "fp32",
-    energy: Tensor | None = None,
-    grad: Tensor | None = None,
-) -> Tensor:
-    """``n_steps`` Langevin steps in place, ``x <- langevin_step_(x, grad E(x), ...)``, on the
-    energy of a small perceptron: forward and backward pass, noise and step inside one kernel.
-
-    The noise is that of ``langevin_step_`` with ``t``, ``t + 1``, ..., bit for bit; the results
-    differ from it by the rounding of the gradients. A sample's result does not depend on those
-    beside it, nor on the number of threads.
-
-    Args:
-        x: (B, D) float32, contiguous; overwritten.
-        network: the energy, float32 on the device of ``x``; ``plain_mlp`` makes one of a module.
-        n_steps: >= 0.
-        step_size, noise_std: >= 0, a number or a float32 tensor (n_steps or 1, B or 1). A value in
-            a tensor that is negative or not finite makes its samples NaN.
-        rng, t, sample_ids, grad_clip, grad_norm_clip, clamp, tag: as in ``langevin_step_``.
-        noise_first: a step is ``x <- x + noise_std * n``, then the gradient there, then the rest.
-        precision: "fp32", or on a CUDA device "bf16": products of bfloat16, sums of float32.
-        energy: (B,) float32, or None: gets E at the point whose gradient the last step used.
-        grad: (B, D) float32, or None: gets that gradient, unclipped.
-
-    Returns:
-        ``x``.
-
-    Raises:
-        RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
-    """
-    step, steps = number_or_table(step_size)
-    sigma, sigmas = number_or_table(noise_std)
-    lo, hi = clamp or (None, None)
-    ops._op.mlp_chain_.default(
-        *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
-        *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
-        *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
-        *(PRECISIONS.index(precision) == 1, energy, grad),
-    )
-    return x
+from fastebm.ops.mlp.chain import mlp_chain_
+from fastebm.ops.mlp.network import Network
 
 
 def run_mlp_chain(
@@ -121,11 +61,6 @@ def run_mlp_chain(
             before_step(end, x)
 
 
-def number_or_table(value: float | Tensor) -> tuple[float, Tensor | None]:
-    """A coefficient as operators take it."""
-    return (0.0, value) if isinstance(value, Tensor) else (value, None)
-
-
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:
     """Step sizes and noises of all steps, each a number or a tensor (K or 1, B or 1)."""
     if len(set(map(id, coefficients))) == 1:
@@ -146,18 +81,3 @@ def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
 def _part(table: float | Tensor, start: int, end: int) -> float | Tensor:
     whole = not isinstance(table, Tensor) or len(table) == 1
     return table if whole else table[start:end]
-
-
-def register_operator(namespace: str) -> None:
-    """The fake of one built library; tests use it for the emulated device too."""
-    ops.record_no_gradient(namespace, "mlp_chain_")
-
-    @torch.library.register_fake(f"{namespace}::mlp_chain_")
-    def _(x, weights, *rest):
-        torch._check(x.dim() == 2, lambda: f"x must be (B, D), got {tuple(x.shape)}")
-        torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
-        for weight in weights:
-            torch._check(weight.device == x.device, lambda: "weights and x are on other devices")
-
-
-register_operator("fastebm")

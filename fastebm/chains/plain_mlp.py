@@ -5,38 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from operator import itemgetter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fastebm import _C
+from fastebm.ops.library import has_kernels
+from fastebm.ops.mlp.network import MAX_DIM_CUDA, MAX_HIDDEN, MAX_WIDTH, Network
 
-MAX_HIDDEN, MAX_WIDTH, MAX_DIM_CUDA = 4, 256, 256  # as in csrc/mlp/chain/chain.h
-ACTIVATIONS = ("silu", "tanh", "relu", "softplus", "gelu", "gelu_tanh")  # in the kernels' order
 _PLAIN = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.ReLU: "relu"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _hooks, _global_hooks = itemgetter(*_HOOKS), itemgetter(*(f"_global{name}" for name in _HOOKS))
-
-
-class Network(NamedTuple):
-    """``h <- act(weights[l] h + biases[l])`` for each layer but the last, which gives the energy.
-
-    Weights are (outputs, inputs), biases (outputs,) or None, a module's own; ``beta`` and
-    ``threshold`` are those of softplus.
-    """
-
-    weights: list[Tensor]
-    biases: list[Tensor | None]
-    activation: str
-    beta: float = 1.0
-    threshold: float = 20.0
-
-    @property
-    def parameters(self) -> list[Tensor | None]:
-        """Weight and bias of each layer in turn."""
-        return [p for layer in zip(self.weights, self.biases, strict=True) for p in layer]
 
 
 def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Network | str:
@@ -119,7 +98,7 @@ def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
     for speed: it is asked at every call of a sampler."""
     if x.dtype != torch.float32:
         return f"x is {x.dtype}, not float32"
-    if x.device.type != "cpu" and not (x.device.type == "cuda" and _C.cuda_archs):
+    if not has_kernels(x.device):
         return f"x is on {x.device}, for which no kernel was built"
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"

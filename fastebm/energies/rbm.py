@@ -11,8 +11,8 @@ from torch.nn.functional import linear, softplus
 
 from fastebm.energies.compose import Energy
 from fastebm.energies.layers import check_size
-from fastebm.ops import langevin_step_
 from fastebm.ops.bernoulli import bernoulli_sigmoid_
+from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng
 
 _START = 0.01  # standard deviation of the weights that training starts from (Hinton 2010, 8)

@@ -12,8 +12,8 @@ from torch.nn.functional import linear, softplus
 
 from fastebm.energies.protocol import input_gradient, sampling_mode
 from fastebm.likelihood.bases import BernoulliBase, GaussianBase, UniformBase
-from fastebm.ops import langevin_step_
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
+from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import ACCEPT, HIDDEN, INIT, VISIBLE, ChainRNG
 
 TARGET_ACCEPTANCE = 0.574  # the best for Langevin proposals in many dimensions

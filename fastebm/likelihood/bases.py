@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastebm.ops import langevin_step_
+from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 
 

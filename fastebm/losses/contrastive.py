@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from fastebm.chains.plain_mlp import Network
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.losses.loss_terms import phases, spread, step_metrics
 from fastebm.losses.mlp_loss import LastStepTerms, terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
+from fastebm.ops.mlp.network import Network
 from fastebm.replay.buffer import References, ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.gibbs import NO_DERIVATIVE, GibbsSampler

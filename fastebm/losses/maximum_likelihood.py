@@ -11,7 +11,7 @@ from fastebm.energies.protocol import check_batch, energy, sum_scales
 from fastebm.likelihood.exact import enumerable_layer, log_partition
 from fastebm.losses.contrastive import ContrastiveDivergence, LossOutput
 from fastebm.losses.nonfinite import NonFiniteError
-from fastebm.ops import langevin_step_
+from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers.langevin import finite_rows
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastebm import ops
-from fastebm.chains.mlp_chain import number_or_table, tables
-from fastebm.chains.plain_mlp import ACTIVATIONS, Network
-from fastebm.ops.mlp_gradient import with_gradient
-from fastebm.rng import NOISE, ChainRNG, DeviceRNG
+from fastebm.chains.mlp_chain import tables
+from fastebm.ops.mlp.gradient import with_gradient
+from fastebm.ops.mlp.loss import mlp_contrastive_divergence
+from fastebm.ops.mlp.network import Network
+from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.langevin import LangevinDynamics
 
 
@@ -56,16 +56,12 @@ def terms_by_formulas(
         these and x_neg are finite, and the chains before the last step.
     """
     step_sizes, noise_stds = tables(sampler.plan(steps), x)
-    step, step_table = number_or_table(step_sizes)
-    sigma, sigma_table = number_or_table(noise_stds)
-    options, terms = sampler.options, last_step_terms or LastStepTerms(0.0, 0.0, 1.0)
-    before, x_neg, e_pos, e_neg, sums, values, finite = ops._op.mlp_contrastive_divergence.default(
-        *(x, start, network.weights, network.biases),
-        *(ACTIVATIONS.index(network.activation), network.beta, network.threshold),
-        *(len(steps) - 1, step, sigma, step_table, sigma_table, rng.state(x.device)),
-        *(options.grad_clip, options.grad_norm_clip, *(options.clamp or (None, None)), NOISE),
-        *(options.noise_first, energy_reg_weight, last_step_terms and terms.kl_weight),
-        *(terms.entropy_weight, terms.entropy_eps, terms.references, terms.own, *terms.y_scale),
+    terms = last_step_terms._asdict() if last_step_terms else {}
+    before, x_neg, e_pos, e_neg, sums, values, finite = mlp_contrastive_divergence(
+        *(x, start, network, len(steps) - 1, step_sizes, noise_stds, rng.state(x.device)),
+        **sampler.options._asdict(),
+        energy_reg_weight=energy_reg_weight,
+        **terms,
     )
     rng.advance(len(steps) - 1)
     loss, pos, neg, std_pos, std_neg, gap, squares, norm, share, entropy = values
@@ -84,16 +80,3 @@ def terms_by_formulas(
         metrics |= {"kl_energy": neg, "entropy": entropy}
     loss = with_gradient(loss, network, sums)
     return loss, x_neg, metrics, (e_pos, e_neg), finite, before
-
-
-@torch.library.register_fake("fastebm::mlp_contrastive_divergence")
-def _(x, start, weights, *rest):
-    torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, *event)")
-    torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
-    e_pos, e_neg = (x.new_empty(x.shape[0]) for _ in range(2))
-    sums = x.new_empty(sum(w.numel() + len(w) for w in weights))
-    metrics = [x.new_empty(()) for _ in range(10)]
-    return torch.empty_like(x), torch.empty_like(x), e_pos, e_neg, sums, metrics, True
-
-
-ops.record_no_gradient("fastebm", "mlp_contrastive_divergence")

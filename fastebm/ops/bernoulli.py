@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastebm import ops
+from fastebm.ops import library
 from fastebm.rng import HIDDEN
 
 
@@ -44,7 +44,7 @@ def bernoulli_sigmoid(
     if dtype not in (None, logits.dtype, torch.uint8):
         raise RuntimeError(f"dtype must be that of logits, {logits.dtype}, or uint8, got {dtype}")
     as_bytes = dtype == torch.uint8
-    return ops._op.bernoulli_sigmoid.default(logits, rng, t, sample_ids, beta, as_bytes, tag)
+    return library.op.bernoulli_sigmoid.default(logits, rng, t, sample_ids, beta, as_bytes, tag)
 
 
 def bernoulli_sigmoid_(
@@ -57,13 +57,13 @@ def bernoulli_sigmoid_(
     tag: int = HIDDEN,
 ) -> Tensor:
     """``bernoulli_sigmoid`` in place: ``logits``, of any strides, become the draws."""
-    ops._op.bernoulli_sigmoid_.default(logits, rng, t, sample_ids, beta, tag)
+    library.op.bernoulli_sigmoid_.default(logits, rng, t, sample_ids, beta, tag)
     return logits
 
 
 def register_operators(namespace: str) -> None:
-    """The fakes for one built library, as ``fastebm.ops.register_operators``."""
-    ops.record_no_gradient(namespace, "bernoulli_sigmoid", "bernoulli_sigmoid_")
+    """The fakes of one built library, as ``fastebm.ops.langevin.register_operators``."""
+    library.record_no_gradient(namespace, "bernoulli_sigmoid", "bernoulli_sigmoid_")
 
     @torch.library.register_fake(f"{namespace}::bernoulli_sigmoid")
     def _(logits, rng, t, sample_ids, beta, as_bytes, tag):

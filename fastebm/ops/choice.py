@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastebm import ops
+from fastebm.ops import library
 
 
 def choose_slots(
@@ -32,12 +32,12 @@ def choose_slots(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    return ops._op.choose_slots.default(rng, size, n, slots)
+    return library.op.choose_slots.default(rng, size, n, slots)
 
 
 def register_operators(namespace: str) -> None:
-    """The fake for one built library, as ``fastebm.ops.register_operators``."""
-    ops.record_no_gradient(namespace, "choose_slots")
+    """The fake of one built library, as ``fastebm.ops.langevin.register_operators``."""
+    library.record_no_gradient(namespace, "choose_slots")
 
     @torch.library.register_fake(f"{namespace}::choose_slots")
     def _(rng, size, n, slots):

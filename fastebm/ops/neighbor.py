@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastebm import ops
+from fastebm.ops import library
 
 
 def nearest_neighbor(
@@ -49,7 +49,7 @@ def nearest_neighbor(
             a CPU, skip is out of range or leaves fewer than k.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    search = ops._op.nearest_neighbor.default
+    search = library.op.nearest_neighbor.default
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
         search = _NearestNeighbor.apply
     distance, index = search(wide, y, skip, k, *y_scale)
@@ -81,7 +81,7 @@ def nn_log_distance(
     Raises:
         RuntimeError: as ``nearest_neighbor``, or eps is out of range.
     """
-    return ops._op.nn_log_distance.default(x, y, skip, eps, *y_scale)
+    return library.op.nn_log_distance.default(x, y, skip, eps, *y_scale)
 
 
 def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
@@ -107,7 +107,7 @@ class _NearestNeighbor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, skip, k, scale, offset):
-        distance, index = ops._op.nearest_neighbor.default(x, y, skip, k, scale, offset)
+        distance, index = library.op.nearest_neighbor.default(x, y, skip, k, scale, offset)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(index)
         ctx.y_scale = (scale, offset)
@@ -123,7 +123,8 @@ class _NearestNeighbor(torch.autograd.Function):
         if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
             return (*_neighbor_gradients(ctx, grad), None, None, None, None)
         x, winners, distance, _ = ctx.saved_tensors
-        grad_x = ops._op.nearest_neighbor_backward.default(grad, x, winners, distance, *ctx.y_scale)
+        backward = library.op.nearest_neighbor_backward.default
+        grad_x = backward(grad, x, winners, distance, *ctx.y_scale)
         return grad_x, None, None, None, None, None
 
 
@@ -152,9 +153,9 @@ def _neighbor_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def register_operators(namespace: str) -> None:
-    """The fakes for one built library, as ``fastebm.ops.register_operators``."""
+    """The fakes of one built library, as ``fastebm.ops.langevin.register_operators``."""
     searches = ("nearest_neighbor", "nearest_neighbor_backward", "nn_log_distance")
-    ops.record_no_gradient(namespace, *searches)
+    library.record_no_gradient(namespace, *searches)
 
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
     def _(x, y, skip, k, y_scale, y_offset):

@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 from torch import Generator, Tensor
 
-from fastebm.ops import replay_gather
+from fastebm.ops.replay import replay_gather
 from fastebm.rng import ChainRNG, as_rng
 
 Factor = float | tuple[float, float]

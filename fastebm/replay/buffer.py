@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from fastebm.ops import replay_gather
 from fastebm.ops.choice import choose_slots
+from fastebm.ops.replay import replay_gather
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import ChainRNG, as_rng
 

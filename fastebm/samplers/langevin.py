@@ -10,10 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
-from fastebm.chains.mlp_chain import PRECISIONS, run_mlp_chain
-from fastebm.chains.plain_mlp import Network, plain_mlp
+from fastebm.chains.mlp_chain import run_mlp_chain
+from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
-from fastebm.ops import Clamp, langevin_step_
+from fastebm.ops.langevin import Clamp, langevin_step_
+from fastebm.ops.mlp.chain import PRECISIONS
+from fastebm.ops.mlp.network import Network
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.scale import data_scale

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 
 from torch import Tensor
 
-from fastebm.ops import Clamp
+from fastebm.ops.langevin import Clamp
 
 
 def setting(name: str, value, *, above_zero: bool = False, per_chain: bool = False):

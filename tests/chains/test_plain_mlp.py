@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 from fastebm import Augmentation, LangevinDynamics
-from fastebm.chains.plain_mlp import Network, plain_mlp
+from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.energies import ConvEnergy, MLPEnergy
+from fastebm.ops.mlp.network import Network
 from fastebm.samplers import langevin as samplers
 
 X = torch.zeros(5, 3)

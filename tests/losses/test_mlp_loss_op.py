@@ -8,11 +8,11 @@ from conftest import SIMD_LEVELS
 from mlp_networks import double, network
 from test_mlp_loss import LOSSES, SAMPLERS, compute, energy, sequential
 
-from fastebm import ops
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.losses import contrastive as losses
 from fastebm.losses.contrastive import ImprovedContrastiveDivergence
 from fastebm.losses.mlp_loss import LastStepTerms, terms_by_formulas
+from fastebm.ops import library
 from fastebm.rng import ChainRNG
 from fastebm.samplers.langevin import LangevinDynamics
 
@@ -147,7 +147,7 @@ def arguments(net=None, x=None, **changed):
 
 
 def test_opcheck():
-    op = ops._op.mlp_contrastive_divergence.default
+    op = library.op.mlp_contrastive_divergence.default
     torch.library.opcheck(op, arguments())
     torch.library.opcheck(op, arguments(kl_weight=None, references=None, n_steps=0))
 
@@ -155,7 +155,7 @@ def test_opcheck():
 def test_errors():
     def fails(match, **changed):
         with pytest.raises(RuntimeError, match=match):
-            ops._op.mlp_contrastive_divergence.default(*arguments(**changed))
+            library.op.mlp_contrastive_divergence.default(*arguments(**changed))
 
     fails("x must be float32, got Double", x=torch.randn(6, 3).double())
     fails(r"x must have shape \(B, \*event\), and hold something", x=torch.randn(0, 3))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import HAS_GPU, SIMD_LEVELS
 
-from fastebm import ChainRNG, ops
-from fastebm.ops import bernoulli, reference
+from fastebm import ChainRNG
+from fastebm.ops import bernoulli, library, reference
 from fastebm.rng import HIDDEN, VISIBLE
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -117,9 +117,9 @@ def test_same_bits_on_every_path(device, dtype, shape, set_simd):
     rng = ChainRNG(5, 2**32 - 1, 2**32 - 3)
     for sample_ids in (None, ids):
         set_simd("scalar")
-        _op, ops._op = ops._op, torch.ops.fastebm
+        op, library.op = library.op, torch.ops.fastebm
         plain = draw(logits, rng, sample_ids=sample_ids)
-        ops._op = _op
+        library.op = op
         for level in SIMD_LEVELS:
             set_simd(level)
             on = None if sample_ids is None else ids.to(device)

@@ -7,7 +7,7 @@ import torch
 from conftest import HAS_GPU, SIMD_LEVELS
 
 from fastebm import ChainRNG, ops
-from fastebm.ops import reference
+from fastebm.ops import library, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 INF = math.inf
@@ -101,10 +101,10 @@ def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample,
     x, g = sample(shape, dtype)
     step = torch.linspace(0.1, 0.5, shape[0]) if per_sample else 0.3
     set_simd("scalar")
-    scalar, _op = x.clone(), ops._op
-    ops._op = torch.ops.fastebm
+    scalar, op = x.clone(), library.op
+    library.op = torch.ops.fastebm
     ops.langevin_step_(scalar, g, step, 0.2, rng(), **options)
-    ops._op = _op
+    library.op = op
     for level in SIMD_LEVELS:
         set_simd(level)
         on = step.to(device) if per_sample else step
@@ -124,7 +124,7 @@ def test_masks_are_the_same_on_every_path(device, shape, set_simd):
     args = (0.3, 0.2, None, None, rng(device), 0, None, 0.8, -0.5, 0.5, 0x80)
     for level in SIMD_LEVELS:
         set_simd(level)
-        other, bits = ops._op.langevin_step(x.to(device), g.to(device), *args)
+        other, bits = library.op.langevin_step(x.to(device), g.to(device), *args)
         assert torch.equal(other.cpu(), out) and torch.equal(bits.cpu(), mask), level
 
 
@@ -355,7 +355,7 @@ def op_arguments(x, g, **options):
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (0, 4), (2, 3, 4)])
 def test_opcheck(device, shape, requires_grad):
-    if device == "cpu" and ops._op is not torch.ops.fastebm:
+    if device == "cpu" and library.op is not torch.ops.fastebm:
         pytest.skip("the emulated device is for values")
     x, g = sample(shape, device=device, requires_grad=requires_grad)
     options = {"clamp": (-1.0, 1.0), "grad_clip": 0.5}

@@ -9,9 +9,9 @@ from mlp_networks import SHAPES, UNIT, double, network, noise, rounding_errors
 
 from fastebm import ops
 from fastebm.chains import mlp_chain
-from fastebm.chains.mlp_chain import mlp_chain_
-from fastebm.chains.plain_mlp import ACTIVATIONS, Network
-from fastebm.ops import reference
+from fastebm.ops import library, reference
+from fastebm.ops.mlp.chain import mlp_chain_
+from fastebm.ops.mlp.network import ACTIVATIONS, Network
 from fastebm.rng import ChainRNG
 
 OPTIONS = {
@@ -35,7 +35,7 @@ def exact(net, x):
 
 
 def levels(device):
-    return SIMD_LEVELS if device == "cpu" and ops._op is torch.ops.fastebm else SIMD_LEVELS[-1:]
+    return SIMD_LEVELS if device == "cpu" and library.op is torch.ops.fastebm else SIMD_LEVELS[-1:]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -43,7 +43,7 @@ def test_activations_and_slopes_to_their_last_digits(device, activation, set_sim
     # One unit of weight 1: the energy is the activation, the gradient its slope.
     z = torch.cat([torch.linspace(-30, 30, 12001), torch.logspace(-8, 4, 4001)])
     z = torch.cat([z, -z])[:, None].to(device)
-    if ops._op is not torch.ops.fastebm:  # emulated, a hundred times slower
+    if library.op is not torch.ops.fastebm:  # emulated, a hundred times slower
         z = z[::16].contiguous()
     net = network(1, (1,), activation, bias=False)
     net = net._replace(weights=[torch.ones(1, 1, device=device)] * 2)
@@ -204,7 +204,7 @@ def test_chains_have_the_law_of_their_energy(device):
     )
     net = net._replace(weights=[w.to(device) for w in net.weights])
     n, step, steps = 20_000, 0.05, 200
-    if ops._op is not torch.ops.fastebm:  # emulated, a hundred times slower
+    if library.op is not torch.ops.fastebm:  # emulated, a hundred times slower
         n, steps = 2_000, 40
     start = torch.rand(n, 2).logit().to(device)  # already of that law
     x = mlp_chain_(start.clone(), net, steps, step, math.sqrt(2 * step), rng(device)).cpu().double()
@@ -230,7 +230,7 @@ def test_opcheck(device):
     args = (x, net.weights, net.biases, 0, 1.0, 20.0, 2, 0.0, 0.1, step, None, rng(device), 0)
     args += (None, 1.0, None, -1.0, 1.0, 0x80, False, False)
     for outputs in ((None, None), (x.new_empty(6), torch.empty_like(x))):
-        torch.library.opcheck(ops._op.mlp_chain_.default, (*args, *outputs))
+        torch.library.opcheck(library.op.mlp_chain_.default, (*args, *outputs))
 
 
 def test_errors(device):

@@ -9,9 +9,9 @@ from mlp_networks import double, network, rounding_errors
 from test_mlp_chain import exact, rng
 
 from fastebm import ops
-from fastebm.chains.mlp_chain import mlp_chain_
-from fastebm.chains.plain_mlp import Network
-from fastebm.ops import reference
+from fastebm.ops import library, reference
+from fastebm.ops.mlp.chain import mlp_chain_
+from fastebm.ops.mlp.network import Network
 
 SMOOTH = ["silu", "tanh", "softplus", "gelu", "gelu_tanh"]
 # Weights in shared memory and in slabs; samples by 2, 4 and 8 a warp, by 16 and 32 a CUDA block;
@@ -31,7 +31,7 @@ UNIT = 2.0**-8  # of bfloat16
 def device(request, monkeypatch):
     """As in conftest, without the CPU."""
     if request.param == "simt":
-        monkeypatch.setattr(ops, "_op", torch.ops.fastebm_simt)
+        monkeypatch.setattr(library, "op", torch.ops.fastebm_simt)
         return "cpu"
     return request.param
 
@@ -163,7 +163,7 @@ def test_bfloat16_step_is_langevin_step_at_its_gradient(device, options, dim):
 @pytest.mark.parametrize("widths", [(40, 9), (256, 256, 200)])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_same_for_every_schedule(device, precision, widths, seed, set_schedule):
-    if ops._op is torch.ops.fastebm:
+    if library.op is torch.ops.fastebm:
         pytest.skip("a GPU has its own")
     net, x = network(7, widths), torch.randn(40, 7)
     how = dict(precision=precision, grad_norm_clip=0.5)

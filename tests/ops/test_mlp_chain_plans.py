@@ -5,7 +5,7 @@ import torch
 from mlp_networks import network, rounding_errors
 from test_mlp_chain_cuda import device, exact, run, set_schedule  # noqa: F401
 
-from fastebm.chains.plain_mlp import Network
+from fastebm.ops.mlp.network import Network
 
 # Batch, dimension, widths. A tile of 1, 2, 4 or 8 samples by batch and width, which all warps of a
 # CUDA block share, and in large batches a tile for each warp; weights in shared memory and in

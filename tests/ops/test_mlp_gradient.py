@@ -8,10 +8,10 @@ from conftest import SIMD_LEVELS
 from mlp_networks import SHAPES, UNIT, derivatives, double, network, rounding_errors
 from torch import nn
 
-from fastebm import ops
-from fastebm.chains.plain_mlp import ACTIVATIONS, plain_mlp
-from fastebm.ops import reference
-from fastebm.ops.mlp_gradient import mlp_gradient, with_gradient
+from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.ops import library, reference
+from fastebm.ops.mlp.gradient import mlp_gradient, with_gradient
+from fastebm.ops.mlp.network import ACTIVATIONS
 
 TERMS = [  # n_data in shares of the batch
     {"n_data": 0, "factor": 0.7},
@@ -174,7 +174,7 @@ def test_opcheck():
     net, x = network(3, (4, 5)), torch.randn(6, 3)
     args = (x, net.weights, net.biases, 0, 1.0, 20.0, 2, 0.3, 0.1)
     for rest in ((None, None, None), (x.clone(), torch.zeros(size(net)), torch.empty(4, 3))):
-        torch.library.opcheck(ops._op.mlp_gradient.default, (*args, *rest))
+        torch.library.opcheck(library.op.mlp_gradient.default, (*args, *rest))
 
 
 def test_with_gradient_hands_each_parameter_its_own():

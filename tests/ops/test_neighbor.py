@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import HAS_GPU, SIMD_LEVELS
 
-from fastebm import ops
+from fastebm.ops import library
 from fastebm.ops.neighbor import nearest_neighbor
 
 INF, NAN = math.inf, math.nan
@@ -81,7 +81,7 @@ def test_against_exhaustive_search(device, shape, k, dtype, set_simd):
     skip = torch.randint(-1, m, (n,)) if k < m else None
     for level in SIMD_LEVELS if device == "cpu" else SIMD_LEVELS[:1]:
         set_simd(level)
-        for s in (skip,) if ops._op is not torch.ops.fastebm else (None, skip):
+        for s in (skip,) if library.op is not torch.ops.fastebm else (None, skip):
             check(x, y, k, s, device)
 
 
@@ -200,7 +200,7 @@ def test_gradcheck(device, k, event):
     def distance(x, y):
         return nearest_neighbor(x, y, k=k)[0]
 
-    fast = ops._op is not torch.ops.fastebm  # the emulated device takes its time
+    fast = library.op is not torch.ops.fastebm  # the emulated device takes its time
     assert torch.autograd.gradcheck(distance, (x, y), fast_mode=fast)
     assert torch.autograd.gradgradcheck(distance, (x, y), fast_mode=fast)
     assert torch.autograd.gradcheck(lambda x: distance(x, y.detach()), (x,), fast_mode=fast)
@@ -307,14 +307,14 @@ def test_opcheck(device, k, y_dtype):
     y = (torch.rand(5, 3, device=device) * 200).to(y_dtype)
     skip = torch.arange(4, device=device)
     for s in (None, skip):
-        torch.library.opcheck(ops._op.nearest_neighbor.default, (x, y, s, k, 0.01, 0.0))
-    distance, index = ops._op.nearest_neighbor(x, y, None, k, 0.01, 0.0)
+        torch.library.opcheck(library.op.nearest_neighbor.default, (x, y, s, k, 0.01, 0.0))
+    distance, index = library.op.nearest_neighbor(x, y, None, k, 0.01, 0.0)
     winners = y[index.flatten()]
     torch.library.opcheck(
-        ops._op.nearest_neighbor_backward.default,
+        library.op.nearest_neighbor_backward.default,
         (torch.ones_like(distance), x, winners, distance, 0.01, 0.0),
     )
-    torch.library.opcheck(ops._op.nn_log_distance.default, (x, y, skip, 0.1, 0.01, 0.0))
+    torch.library.opcheck(library.op.nn_log_distance.default, (x, y, skip, 0.1, 0.01, 0.0))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

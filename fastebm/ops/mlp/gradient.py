@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastebm import ops
-from fastebm.chains.plain_mlp import ACTIVATIONS, Network
+from fastebm.ops import library
+from fastebm.ops.mlp.network import ACTIVATIONS, Network
 
 
 def mlp_gradient(
@@ -41,7 +41,7 @@ def mlp_gradient(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit.
     """
-    return ops._op.mlp_gradient.default(
+    return library.op.mlp_gradient.default(
         *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
         *(network.beta, network.threshold, n_data, factor, square_factor, v, sums, grad),
     )
@@ -84,4 +84,4 @@ def _(x, *rest):
     return x.new_empty(x.shape[:1])
 
 
-ops.record_no_gradient("fastebm", "mlp_gradient")
+library.record_no_gradient("fastebm", "mlp_gradient")

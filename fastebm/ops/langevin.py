@@ -1,0 +1,190 @@
+"""The Langevin step: its operators' wrappers, fakes and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastebm.ops import library
+from fastebm.rng import NOISE
+
+Clamp = tuple[float | None, float | None]
+
+
+def langevin_step_(
+    x: Tensor,
+    grad: Tensor | None,
+    step_size: float | Tensor,
+    noise_std: float | Tensor,
+    rng: Tensor,
+    *,
+    t: int = 0,
+    sample_ids: Tensor | None = None,
+    grad_clip: float | None = None,
+    grad_norm_clip: float | None = None,
+    clamp: Clamp | None = None,
+    tag: int = NOISE,
+) -> Tensor:
+    """One Langevin step in place: ``x <- clamp(x - step_size * clip(grad) + noise_std * n)``.
+
+    ``n`` is standard normal, the same for every device, data type and batch split: a function of
+    the key and step in ``rng``, ``t``, the sample's id, the element's index in its sample, ``tag``.
+    No gradient is recorded; ``langevin_step`` is the differentiable twin.
+
+    Args:
+        x: (B, ...) float32, float64, bfloat16 or float16, any strides; overwritten. Arithmetic is
+            float64 for float64 and float32 for the rest, rounded once on the way out.
+        grad: energy gradient at ``x``, same shape, dtype, device; None for a step of noise only.
+        step_size: >= 0, a number or a tensor with 1 or B values. A value in a tensor that is
+            negative or not finite makes its sample NaN (nothing is read back from the device).
+        noise_std: standard deviation of the noise, the same rules. Not a multiplier.
+        rng: int64 (4,), ``ChainRNG.state(x.device)``.
+        t: steps taken since ``rng`` was made.
+        sample_ids: int64 (B,), who the samples are; default: sample_offset of ``rng`` + row.
+        grad_clip: bound on |grad|, element by element.
+        grad_norm_clip: bound on each sample's gradient norm, applied before ``grad_clip``.
+        clamp: (lo, hi), either may be None.
+        tag: which stream of the key, 1..255.
+
+    Returns:
+        ``x``. NaN in ``x`` or ``grad`` stays NaN.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices differ, or a value is out of range.
+    """
+    step, steps = _coefficient("step_size", step_size, x)
+    sigma, sigmas = _coefficient("noise_std", noise_std, x)
+    lo, hi = clamp or (None, None)
+    library.op.langevin_step_.default(
+        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
+        *(grad_clip, grad_norm_clip, lo, hi, tag),
+    )
+    return x
+
+
+def langevin_step(
+    x: Tensor,
+    grad: Tensor,
+    step_size: float | Tensor,
+    noise_std: float | Tensor,
+    rng: Tensor,
+    *,
+    t: int = 0,
+    sample_ids: Tensor | None = None,
+    grad_clip: float | None = None,
+    grad_norm_clip: float | None = None,
+    clamp: Clamp | None = None,
+    tag: int = NOISE,
+) -> Tensor:
+    """The step of ``langevin_step_`` into a new tensor, differentiable any number of times in
+    ``x`` and ``grad``.
+
+    With m = 1 where the result was not clamped and c = 1 where the gradient was not clipped
+    (bounds included, as in ``torch.clamp``): d/dx = m, d/dgrad = -step_size * m * c. A quarter of a
+    byte per element is kept for the backward pass. Not differentiable in step_size and noise_std.
+
+    Arguments, returns and errors as in ``langevin_step_``; ``grad`` is required.
+    """
+    if grad_norm_clip is not None:
+        grad = _clip_norm(grad, grad_norm_clip)
+    step, steps = _coefficient("step_size", step_size, x)
+    sigma, sigmas = _coefficient("noise_std", noise_std, x)
+    lo, hi = clamp or (None, None)
+    return library.op.langevin_step.default(
+        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
+    )[0]
+
+
+def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+    """``value`` as operators on ``x`` (B, ...) take it: a number, and a contiguous (B,) tensor of
+    the compute type or None."""
+    if not isinstance(value, Tensor):
+        return value, None
+    if value.requires_grad:
+        raise RuntimeError(f"{name} must not require a gradient: the step does not provide one")
+    if value.numel() not in (1, x.shape[0]):
+        raise RuntimeError(
+            f"{name} must hold 1 or B = {x.shape[0]} values, got shape {tuple(value.shape)}"
+        )
+    return 0.0, value.to(_compute_dtype(x)).reshape(-1).expand(x.shape[0]).contiguous()
+
+
+def _clip_norm(grad: Tensor, bound: float) -> Tensor:
+    """Each sample's gradient scaled to a norm of at most ``bound``, by torch, so differentiable."""
+    if not bound > 0:
+        raise RuntimeError(f"langevin_step: grad_norm_clip must be > 0, got {bound}")
+    rows = grad.unsqueeze(-1).flatten(1)
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+    scale = torch.where(norm > bound, bound / norm, 1.0).to(_compute_dtype(grad))
+    return (rows * scale).to(grad.dtype).reshape(grad.shape)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _blocks_per_row(x: Tensor) -> int:
+    return (math.prod(x.shape[1:]) + 3) // 4
+
+
+def _check_step(x: Tensor, grad: Tensor | None) -> None:
+    torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, ...)")
+    if grad is not None:
+        torch._check(grad.shape == x.shape, lambda: "grad must have the shape of x")
+        torch._check(grad.dtype == x.dtype, lambda: "grad must have the dtype of x")
+        torch._check(grad.device == x.device, lambda: "grad and x are on different devices")
+
+
+def register_operators(namespace: str) -> None:
+    """Fakes and gradients of one built library; tests use it for the emulated device too."""
+    ops = getattr(torch.ops, namespace)
+    library.record_no_gradient(namespace, "langevin_step_")
+
+    @torch.library.register_fake(f"{namespace}::langevin_step_")
+    def _(x, grad, *rest):
+        _check_step(x, grad)
+
+    @torch.library.register_fake(f"{namespace}::langevin_step")
+    def _(x, grad, *rest):
+        _check_step(x, grad)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return out, x.new_empty((x.shape[0], _blocks_per_row(x)), dtype=torch.uint8)
+
+    @torch.library.register_fake(f"{namespace}::langevin_step_backward")
+    def _(grad_out, mask, step_size, step_sizes):
+        like = torch.empty_like(grad_out, memory_format=torch.contiguous_format)
+        return like, torch.empty_like(like)
+
+    def keep_masks(ctx, inputs, output):
+        ctx.step_size = inputs[2]
+        ctx.save_for_backward(output[1], inputs[4])
+
+    def step_backward(ctx, grad_out, _):
+        mask, steps = ctx.saved_tensors
+        grads = ops.langevin_step_backward.default(grad_out, mask, ctx.step_size, steps)
+        return (*grads, *(None,) * 11)
+
+    def keep_masks_again(ctx, inputs, output):
+        _, mask, ctx.step_size, steps = inputs
+        ctx.save_for_backward(mask, steps)
+
+    def step_backward_backward(ctx, grad_x, grad_grad):
+        # The backward is linear, (m, -s m c) times grad_out, so its transpose is its own rows.
+        mask, steps = ctx.saved_tensors
+        to_x, _ = ops.langevin_step_backward.default(grad_x, mask, ctx.step_size, steps)
+        _, to_grad = ops.langevin_step_backward.default(grad_grad, mask, ctx.step_size, steps)
+        return to_x + to_grad, None, None, None
+
+    torch.library.register_autograd(
+        f"{namespace}::langevin_step", step_backward, setup_context=keep_masks
+    )
+    torch.library.register_autograd(
+        f"{namespace}::langevin_step_backward",
+        step_backward_backward,
+        setup_context=keep_masks_again,
+    )
+
+
+register_operators("fastebm")

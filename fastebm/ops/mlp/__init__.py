@@ -1,0 +1,1 @@
+"""Operators on the energy of a small perceptron: what exists for speed alone."""

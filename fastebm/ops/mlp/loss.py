@@ -1,0 +1,83 @@
+"""Loss and gradient of contrastive divergence on a small perceptron: the operator's wrapper and
+fake."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastebm.ops import library
+from fastebm.ops.langevin import Clamp
+from fastebm.ops.mlp.chain import number_or_table
+from fastebm.ops.mlp.network import ACTIVATIONS, Network
+from fastebm.rng import NOISE
+
+
+def mlp_contrastive_divergence(
+    x: Tensor,
+    start: Tensor,
+    network: Network,
+    n_before: int,
+    step_size: float | Tensor,
+    noise_std: float | Tensor,
+    rng: Tensor,
+    *,
+    grad_clip: float | None = None,
+    grad_norm_clip: float | None = None,
+    clamp: Clamp | None = None,
+    noise_first: bool = False,
+    energy_reg_weight: float = 0.0,
+    kl_weight: float | None = None,
+    entropy_weight: float = 0.0,
+    entropy_eps: float = 1.0,
+    references: Tensor | None = None,
+    own: Tensor | None = None,
+    y_scale: tuple[float, float] = (1.0, 0.0),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor], bool]:
+    """``n_before`` Langevin steps from ``start`` and the one that the loss sees, then the loss and
+    its gradient in the parameters, by formulas; on a CPU.
+
+    The loss is mean(E(x) - E(x_neg)) + energy_reg_weight * mean(E(x)^2 + E(x_neg)^2), where
+    ``kl_weight`` is a number with the terms of ICD (Du et al. 2021) that reach the parameters
+    through the last step: see ``fastebm.losses``.
+
+    Args:
+        x, start: (B, *event) float32: data, and where the chains start.
+        network: the energy, float32 on a CPU.
+        step_size, noise_std: as in ``mlp_chain_``, for n_before + 1 steps.
+        rng, grad_clip, grad_norm_clip, clamp, noise_first: as in ``mlp_chain_``.
+        references: (m, *event), what the entropy term measures distances to, with ``own`` (B,)
+            int64, which of them each chain may not choose, and ``y_scale`` as in
+            ``nearest_neighbor``; None: the other chains.
+
+    Returns:
+        The chains before the last step, x_neg, the energies (B,) of data and chains, the gradient
+        (P,) as ``mlp_gradient`` sums it, ten 0-d values (loss, mean energy of data and chains,
+        their standard deviations, their gap, mean square energy, gradient norm, share of clamped
+        elements, entropy), and whether energies and x_neg are finite.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
+    """
+    step, steps = number_or_table(step_size)
+    sigma, sigmas = number_or_table(noise_std)
+    return library.op.mlp_contrastive_divergence.default(
+        *(x, start, network.weights, network.biases),
+        *(ACTIVATIONS.index(network.activation), network.beta, network.threshold),
+        *(n_before, step, sigma, steps, sigmas, rng),
+        *(grad_clip, grad_norm_clip, *(clamp or (None, None)), NOISE, noise_first),
+        *(energy_reg_weight, kl_weight, entropy_weight, entropy_eps, references, own, *y_scale),
+    )
+
+
+@torch.library.register_fake("fastebm::mlp_contrastive_divergence")
+def _(x, start, weights, *rest):
+    torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, *event)")
+    torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
+    e_pos, e_neg = (x.new_empty(x.shape[0]) for _ in range(2))
+    sums = x.new_empty(sum(w.numel() + len(w) for w in weights))
+    metrics = [x.new_empty(()) for _ in range(10)]
+    return torch.empty_like(x), torch.empty_like(x), e_pos, e_neg, sums, metrics, True
+
+
+library.record_no_gradient("fastebm", "mlp_contrastive_divergence")
