@@ -1,5 +1,5 @@
 # make demo and make test are the two commands of the README; the rest is for developers. ARGS of
-# make test and make oldest go to pytest, which WORKERS processes run.
+# make test, make oldest and make wheel-test go to pytest, which WORKERS processes run.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -8,7 +8,7 @@ ARCHS = 80 90 100
 WORKERS ?= 2
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test dev check fmt kernels asan fake-cuda bench readme gpu wheel gpu-wheel oldest clean
+.PHONY: demo test dev check fmt kernels asan fake-cuda bench readme gpu wheel wheel-test gpu-wheel oldest clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ test: torch
 # What a build without isolation needs.
 tools: torch
 	$(BIN)/pip install -q --disable-pip-version-check \
-	  "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.24" ninja
+	  "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.24" ninja
 .PHONY: tools
 
 # Editable, rebuilt when imported, with the emulated kernels. CUDA's, which nvcc takes minutes for
@@ -112,9 +112,25 @@ gpu:
 
 # A wheel, and the proof that it uses no C++ symbol of torch but the stable ones.
 wheel: tools
-	$(BIN)/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist .
-	rm -rf build/wheel && mkdir -p build/wheel && cd build/wheel && unzip -q ../../dist/fastebm-*.whl
+	rm -rf build/wheel && mkdir -p build/wheel dist
+	FASTEBM_SIMT=OFF $(BIN)/pip wheel -q --disable-pip-version-check --no-deps \
+	  --no-build-isolation -w build/wheel .
+	cd build/wheel && unzip -q fastebm-*.whl
 	! nm -D --undefined-only -C build/wheel/fastebm/_C*.so | grep -E "at::|c10::"
+	cp build/wheel/fastebm-*.whl dist
+
+# That wheel in a new venv with torch and nothing else: the README's example, away from the source
+# tree, and the tests that need the library alone. For another Python:
+# make wheel-test PYTHON=python3.12 VENV=build/venv-3.12 TORCH=torch==2.11.0
+WHEEL_BIN = build/wheel-venv/bin
+wheel-test: wheel
+	rm -rf build/wheel-venv && $(PYTHON) -m venv build/wheel-venv
+	$(WHEEL_BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
+	$(WHEEL_BIN)/pip install -q --disable-pip-version-check build/wheel/fastebm-*.whl pytest
+	cd build/wheel-venv && bin/python -c "import re; text = open('../../README.md').read(); \
+	  exec(re.search(r'\`\`\`python\n(.*?)\`\`\`', text, re.S)[1])"
+	$(WHEEL_BIN)/pytest -q -p no:cacheprovider $(ARGS) tests/test_build.py tests/test_rng.py \
+	  tests/ops tests/samplers tests/losses/test_losses.py
 
 # The wheel that bench/gpu.sh installs where it fits, so that a rented GPU need not wait for nvcc:
 # kernels for sm_90, Python and torch of GPU_VENV (5 GB with CUDA's libraries, the oldest torch that

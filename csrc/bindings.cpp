@@ -1,4 +1,4 @@
-// The Python modules. Importing one runs the operator registrations of *_ops.cpp; what is bound
+// The Python modules. Importing one runs the operator registrations of */ops.cpp; what is bound
 // here is only what is not a tensor operator: build facts, and handles for tests.
 #include <pybind11/pybind11.h>
 

@@ -3,6 +3,7 @@
 
 #include "langevin/langevin.h"
 #include "launch/element_blocks_cuda.h"
+#include "launch/sums_cuda.h"
 
 namespace fastebm {
 namespace {

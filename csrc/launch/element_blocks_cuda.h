@@ -2,6 +2,7 @@
 // how threads find theirs, and how they move them.
 #pragma once
 #include "launch/device.h"
+#include "launch/ptx_cuda.h"
 #include "launch/scalar.h"
 
 namespace fastebm {

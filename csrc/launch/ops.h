@@ -1,5 +1,5 @@
 // What every operator needs of torch: the stable ABI (torch >= 2.11) and nothing else. Included by
-// the *_ops.cpp files only; everything below them is free of torch.
+// the ops.cpp files and what these share; everything below them is free of torch.
 #pragma once
 #define USE_CUDA  // declares aoti_torch_get_current_cuda_stream in shim.h
 #include <torch/csrc/stable/accelerator.h>

@@ -1,6 +1,6 @@
 // Activations on a CUDA device: the formulas of the CPU, one value at a time.
 #pragma once
-#include "launch/device.h"
+#include "launch/ptx_cuda.h"
 #include "mlp/mlp.h"
 #include "random/philox.h"
 

@@ -4,8 +4,8 @@
 //   Floats exp_minus(Floats y)   exp(-y) for y >= 0; 0 where it is below 1e-38, NaN for NaN
 //   Floats exp_minus_signed(Floats z)   exp(-z); infinity where it is larger than a float
 //   Floats ratio(Floats a, Floats b)   a / b
-// and of the instruction set set, add, sub, mul, div, fma, min, max, abs, pick_less. Results are
-// within a few units in the last place of the value's own size; infinities and NaN are torch's.
+// and of simd/: set, add, sub, mul, div, fma, min, max, abs, pick_less. Results are within a few
+// units in the last place of the value's own size; infinities and NaN are torch's.
 
 struct Activated {
   Floats value, slope, curvature;  // what is not read is not computed: all is inlined

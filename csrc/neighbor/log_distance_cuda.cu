@@ -1,4 +1,5 @@
 // The entropy term's value and gradient on a CUDA device.
+#include "launch/sums_cuda.h"
 #include "neighbor/log_distance.h"
 #include "neighbor/rows_cuda.h"
 

@@ -1,6 +1,7 @@
 // From scores to neighbours.
 #pragma once
 #include "launch/device.h"
+#include "launch/sums_cuda.h"
 #include "neighbor/blocks_cuda.h"
 
 namespace fastebm {

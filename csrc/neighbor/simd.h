@@ -1,4 +1,4 @@
-// What both ways to search share, written in the lanes of simd_*.h. Included inside a namespace of
+// What both ways to search share, written in the lanes of simd/. Included inside a namespace of
 // its own for each instruction set. Scores only choose candidates, so their rounding may differ
 // from one instruction set to another; the results do not.
 

@@ -1,6 +1,7 @@
 // Queries made ready for tensor cores, once for all references.
 #pragma once
 #include "launch/device.h"
+#include "launch/ptx_cuda.h"
 #include "neighbor/blocks_cuda.h"
 
 namespace fastebm {

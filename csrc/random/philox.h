@@ -93,7 +93,7 @@ FASTEBM_HD Words4 philox4x32(Words4 c, uint32_t k0, uint32_t k1) {
   return one[0];
 }
 
-// Coefficients of the Box-Muller transform; the AVX2 twin in langevin/cpu.cpp reads the same ones.
+// Coefficients of the Box-Muller transform; random/philox_simd.h reads the same ones.
 namespace box_muller {
 constexpr float kTwoM32 = 2.3283064365386963e-10f, kTwoM33 = 1.1641532182693481e-10f;
 constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // mantissas are taken in [sqrt(1/2), sqrt(2))

@@ -1,5 +1,5 @@
-// Reading a sample with vectors: the bits of load_block(). Included for each instruction set that
-// random/philox_simd.h is, after it.
+// Reading a sample with vectors: the bits of load_block(). Included after
+// random/philox_simd.h, for each instruction set that has it.
 
 // Writes the elements [begin, end) of sample `id` to the same places of `to`, and maybe others of
 // the blocks that they are in.

@@ -1,5 +1,5 @@
-// Eight lanes: the operations that random/philox_simd.h and langevin/simd.h are written in, with
-// AVX2. Included inside a namespace of its own, where FASTEBM_TARGET names the instruction set.
+// Eight lanes: the operations that what is written for vectors (*simd.h) is written in, with AVX2.
+// Included inside a namespace of its own, where FASTEBM_TARGET names the instruction set.
 
 using Floats = __m256;
 using Ints = __m256i;     // 8 x 32 bits

@@ -1,6 +1,5 @@
-// One lane: the operations of simd/avx2.h that replay/color_simd.h and mlp/activation_simd.h
-// are written in, for CUDA. Included inside a namespace of its own, where FASTEBM_TARGET says which
-// functions they are.
+// One lane, for CUDA: the operations of simd/avx2.h that kernels share formulas in with the CPU.
+// Included inside a namespace of its own, where FASTEBM_TARGET says which functions they are.
 
 using Floats = float;
 

@@ -1,6 +1,5 @@
-// Four lanes, in the vectors of the compiler: for any CPU. What mlp/chain/simd.h, neighbor/simd.h
-// and replay/simd.h use of simd/avx2.h. Included inside a namespace of its own, where
-// FASTEBM_TARGET is empty.
+// Four lanes, in the vectors of the compiler, for any CPU: the operations of simd/avx2.h that mlp,
+// neighbor and replay use. Included inside a namespace of its own, where FASTEBM_TARGET is empty.
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef uint32_t Ints __attribute__((vector_size(16)));  // sums wrap

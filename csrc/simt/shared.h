@@ -1,4 +1,4 @@
-// Shared memory on the emulated device (simt/simt.h). It is 0xFF bytes (NaN) at first in every
+// Shared memory on the emulated device. It is 0xFF bytes (NaN) at first in every
 // block, and a launch knows how much its kernel has: a variable reports itself where it is
 // declared, by a macro, as g++ drops the section attribute of a variable in a template.
 #pragma once

@@ -1,4 +1,4 @@
-// Tensor cores and asynchronous copies of sm_80 on the emulated device (simt/simt.h).
+// Tensor cores and asynchronous copies of sm_80 on the emulated device.
 //
 // A copy is made when its group is waited for, and until then its target is 0xFF bytes (NaN): a
 // missing wait or barrier, or a copy into a tile still in use, is a wrong result. What this cannot
@@ -6,8 +6,11 @@
 // summed exactly and then cut to float32 towards zero, which the hardware does after fewer terms.
 #pragma once
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 
-#include "simt/simt.h"
+#include "simt/collectives.h"
 
 namespace simt {
 

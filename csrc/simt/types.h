@@ -1,4 +1,4 @@
-// CUDA's vector types, for the emulated device (simt/simt.h).
+// CUDA's vector types and built-in variables, for the emulated device.
 #pragma once
 
 // clang-format off
@@ -18,3 +18,7 @@ inline double2 make_double2(double x, double y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 // clang-format on
+
+inline constexpr int warpSize = 32;
+inline dim3 gridDim, blockDim;
+inline uint3 blockIdx, threadIdx;

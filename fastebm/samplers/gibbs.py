@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -68,7 +69,7 @@ class GibbsSampler:
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
+    ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -178,7 +179,7 @@ class LangevinDynamics:
         sample_ids: Tensor | None = None,
         augmentation: Augmentation | None = None,
         augment_every: int = 20,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor | float]]:
+    ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
         Args:

@@ -1,4 +1,4 @@
-"""The emulator of CUDA's thread model (csrc/simt) and the reductions of csrc/launch/device.h."""
+"""The emulator of CUDA's thread model (csrc/simt), and csrc/launch on it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(shutil.which(CXX) is None, reason=f"no C++ compi
 
 
 def compile_selftest(directory: Path, extra: list[str]) -> Path:
-    binary = directory / "simt_selftest"
-    source = ROOT / "tests" / "simt" / "simt_selftest.cpp"
+    binary = directory / "selftest"
+    source = ROOT / "tests" / "simt" / "selftest" / "main.cpp"
     done = subprocess.run(
         [CXX, *FLAGS, *extra, str(source), "-o", str(binary)], capture_output=True, text=True
     )

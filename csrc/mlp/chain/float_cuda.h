@@ -3,6 +3,7 @@
 // of a CUDA block share a tile of samples, each has 32 features of a layer, and one more warp draws
 // the noise meanwhile.
 #pragma once
+#include "launch/sums_cuda.h"
 #include "mlp/activation_cuda.h"
 #include "mlp/chain/products_cuda.h"
 

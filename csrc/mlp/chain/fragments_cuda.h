@@ -1,6 +1,7 @@
 // Samples of a CUDA block in shared memory, products of them with bfloat16 weights on tensor cores,
 // and where a lane has its sums.
 #pragma once
+#include "launch/ptx_cuda.h"
 #include "mlp/chain/plan_cuda.h"
 
 namespace fastebm {

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "launch/device.h"
+#include "launch/ptx_cuda.h"
 #include "mlp/chain/chain.h"
 
 namespace fastebm {

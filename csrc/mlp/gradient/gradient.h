@@ -21,7 +21,7 @@ struct MlpGradientParams {
   const float* v;  // null for none, or (B, D)
   float factor, square_factor;
   float* energy;  // (B,): E
-  float* grad;    // null, or (B, D): dE/dx
+  float* grad;    // null, or (B - n_data, D): dE/dx of the samples after the first n_data
   bool summed;    // whether the gradient in the parameters is wanted
   bool fresh;     // and whether it begins at zero, not at what the run before left in the scratch
   void* scratch;  // mlp_gradient_scratch_cpu() bytes, 64-byte aligned

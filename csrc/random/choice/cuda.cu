@@ -1,6 +1,6 @@
 // Distinct slots on a CUDA device.
 #include "launch/device.h"
-#include "random/choice.h"
+#include "random/choice/choice.h"
 
 namespace fastebm {
 namespace {

@@ -1,7 +1,7 @@
 // Distinct slots on a CPU.
 #include <algorithm>
 
-#include "random/choice.h"
+#include "random/choice/choice.h"
 
 namespace fastebm {
 namespace {

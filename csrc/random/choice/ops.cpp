@@ -1,6 +1,7 @@
 // Schema, checks and registration of the choice of distinct slots.
 #include "launch/ops.h"
-#include "random/choice.h"
+
+#include "random/choice/choice.h"
 
 namespace fastebm {
 namespace {

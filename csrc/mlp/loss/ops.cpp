@@ -1,0 +1,178 @@
+// The losses of contrastive divergence for a small perceptron on a CPU, put together from the
+// kernels of their parts: chains, value, gradient in the parameters and metrics, in one operator,
+// as calls of many cost more than a small batch's arithmetic.
+#include "neighbor/ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <numeric>
+#include <vector>
+
+#include "langevin/check.h"
+#include "mlp/chain/run.h"
+#include "mlp/loss/last_step.h"
+
+namespace fastebm {
+namespace {
+
+const char* const kOp = "mlp_contrastive_divergence";
+
+// 0 .. n - 1: each sample is its own reference.
+Tensor everyone(const Tensor& x) {
+  const int64_t n = x.size(0), one = 1;
+  Tensor ids = empty_strided_on(x, &n, &one, 1, aoti_torch_dtype_int64());
+  auto* begin = static_cast<int64_t*>(ids.mutable_data_ptr());
+  std::iota(begin, begin + n, 0);
+  return ids;
+}
+
+// The step of a chain that comes after its `n_steps` own ones.
+LangevinParams step_after(const MlpChainParams& chain) {
+  LangevinParams p = chain.step;
+  const auto choose = [&](const void** table, const int64_t* stride, double* value) {
+    if (!*table) return;
+    const float* row = static_cast<const float*>(*table) + chain.n_steps * stride[0];
+    *table = stride[1] ? row : nullptr;
+    *value = *row;
+  };
+  choose(&p.step_sizes, chain.step_sizes_stride, &p.step_size);
+  choose(&p.noise_stds, chain.noise_stds_stride, &p.noise_std);
+  p.t += static_cast<uint32_t>(chain.n_steps);
+  return p;
+}
+
+// E(data) - E(chains) and the mean squares, with their gradient in the parameters; and, where it is
+// wanted, dE/dx of the chains.
+MlpGradientParams energies(const Work& work, int64_t n, double energy_reg_weight, bool in_chains) {
+  MlpGradientParams p{};
+  p.summed = true;
+  p.batch = 2 * n;
+  p.n_data = n;
+  p.x = work.both;
+  p.factor = static_cast<float>(1.0 / static_cast<double>(n));
+  p.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
+  p.energy = work.energy;
+  p.grad = in_chains ? work.to_x : nullptr;
+  return p;
+}
+
+// The terms that come through the last step, after its pull(): a gradient in its own gradient.
+MlpGradientParams through_last_step(const Work& work, int64_t n, const float* point) {
+  MlpGradientParams p{};
+  p.summed = true;
+  p.batch = n;
+  p.x = point;
+  p.v = work.to_grad;
+  p.energy = work.energy;
+  return p;
+}
+
+std::vector<Tensor> scalars(const Tensor& like, std::initializer_list<double> numbers) {
+  std::vector<Tensor> tensors;
+  for (const double number : numbers) {
+    tensors.push_back(empty_strided_on(like, nullptr, nullptr, 0, aoti_torch_dtype_float32()));
+    *values(tensors.back()) = static_cast<float>(number);
+  }
+  return tensors;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool>
+mlp_contrastive_divergence(
+    const Tensor& x_in, const Tensor& start, const std::vector<Tensor>& weights,
+    const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
+    int64_t n_steps, double step_size, double noise_std, const OptionalTensor& step_sizes,
+    const OptionalTensor& noise_stds, const Tensor& rng, std::optional<double> grad_clip,
+    std::optional<double> grad_norm_clip, std::optional<double> lo, std::optional<double> hi,
+    int64_t tag, bool noise_first, double energy_reg_weight, std::optional<double> kl_weight,
+    double entropy_weight, double entropy_eps, const OptionalTensor& references,
+    const OptionalTensor& own, double y_scale, double y_offset) {
+  check_float32(kOp, "x", x_in, x_in);
+  check_float32(kOp, "start", start, x_in);
+  STD_TORCH_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
+                  ": x must have shape (B, *event), and hold something");
+  STD_TORCH_CHECK(start.sizes().equals(x_in.sizes()), kOp, ": start must have the shape of x");
+  STD_TORCH_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
+  for (const OptionalTensor& table : {step_sizes, noise_stds})
+    STD_TORCH_CHECK(!table || table->is_contiguous(), kOp,
+                    ": step_sizes and noise_stds must be contiguous");
+  const Tensor x = dense(x_in);
+  const int64_t n = x.size(0), dim = sample_dim(x);
+  MlpChainParams chain{};
+  chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0,
+                               std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
+  std::vector<Tensor> kept;
+  chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  chain.step.step_sizes =
+      coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps + 1, chain.step_sizes_stride);
+  chain.step.noise_stds =
+      coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps + 1, chain.noise_stds_stride);
+  chain.n_steps = n_steps;
+  chain.noise_first = noise_first;
+  Tensor before = empty_as(x);
+  std::copy_n(values(dense(start)), n * dim, values(before));
+  chain.step.x = chain.step.out = values(before);
+  run_mlp_chain_cpu(chain);
+
+  Work work;
+  const int64_t bytes = work.lay_out(n, dim, nullptr);
+  Scratch large;
+  work.lay_out(n, dim, static_cast<char*>(kept_scratch<Work>(bytes, &large).take(bytes)));
+  MlpGradientRuns gradient(chain.mlp, 2 * n);
+  Tensor x_neg = empty_as(x), e_pos = floats(x, n), e_neg = floats(x, n);
+  const LastStep last(kOp, work, &gradient, step_after(chain), noise_first, before, &x_neg);
+  std::copy_n(values(x), n * dim, work.both);
+  std::copy_n(values(x_neg), n * dim, work.both + n * dim);
+  gradient.run(energies(work, n, energy_reg_weight, kl_weight.has_value()));
+  std::copy_n(work.energy, n, values(e_pos));
+  std::copy_n(work.energy + n, n, values(e_neg));
+
+  const Moments pos(values(e_pos), n), neg(values(e_neg), n);
+  const double gap = pos.mean - neg.mean, squares = pos.square + neg.square;
+  double loss = gap, entropy = 0;
+  if (energy_reg_weight != 0) loss += energy_reg_weight * squares;
+  if (kl_weight) {
+    // The KL term is the energy of the same points: its gradient there is known. By the last
+    // step's derivative it is one in that step's own gradient.
+    const bool entropic = entropy_weight != 0 && (references ? references->size(0) : n) > 1;
+    OptionalTensor push;
+    if (entropic) {
+      auto found =
+          nn_log_distance_cpu(x_neg, references ? *references : x_neg,
+                              references ? own : everyone(x), entropy_eps, y_scale, y_offset);
+      entropy = values(std::get<0>(found))[0];
+      push = std::get<1>(found);
+    }
+    last.pull(static_cast<float>(*kl_weight / static_cast<double>(n)),
+              static_cast<float>(entropy_weight), push ? values(*push) : nullptr);
+    gradient.run(through_last_step(work, n, last.point()));
+    loss += *kl_weight * neg.mean - entropy_weight * entropy;
+  }
+  Tensor sums = floats(x, parameter_count(chain.mlp));
+  std::fill_n(values(sums), sums.size(0), 0.0f);
+  gradient.add_to(values(sums));
+  std::vector<Tensor> metrics =
+      scalars(x, {loss, pos.mean, neg.mean, pos.std, neg.std, gap, squares, last.mean_grad_norm(),
+                  last.clamp_share(), entropy});
+  return {before, x_neg, e_pos, e_neg, sums, metrics, std::isfinite(gap + last.sum())};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
+  m.def(
+      "mlp_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, Tensor?[] biases, "
+      "int activation, float beta, float threshold, int n_steps, float step_size, float noise_std, "
+      "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, float? grad_clip, "
+      "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, "
+      "float energy_reg_weight, float? kl_weight, float entropy_weight, float entropy_eps, "
+      "Tensor? references, Tensor? own, float y_scale, float y_offset) "
+      "-> (Tensor before, Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, "
+      "Tensor[] metrics, bool finite)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
+  m.impl("mlp_contrastive_divergence", TORCH_BOX(&mlp_contrastive_divergence));
+}
+
+}  // namespace fastebm
