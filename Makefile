@@ -1,10 +1,11 @@
 # make demo and make test are the two commands of the README; the rest is for developers. ARGS of
-# make test, make oldest and make wheel-test go to pytest.
+# make test, make oldest and make wheel-test go to pytest, which WORKERS processes run.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 ARCHS = 80 90 100
+WORKERS ?= 2
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test dev check fmt kernels asan fake-cuda bench readme docs gpu wheel wheel-test gpu-wheel oldest clean
@@ -23,7 +24,7 @@ demo: torch
 
 test: torch
 	FASTEBM_SIMT=ON $(BIN)/pip install -q --disable-pip-version-check ".[test]"
-	FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q $(ARGS)
+	FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q -n $(WORKERS) $(ARGS)
 
 # What a build without isolation needs.
 tools: torch
@@ -31,7 +32,9 @@ tools: torch
 	  "scikit-build-core>=0.11" "pybind11>=2.13" "cmake>=3.24" ninja
 .PHONY: tools
 
-# Editable, rebuilt when imported, with the emulated kernels.
+# Editable, rebuilt when imported, with the emulated kernels. CUDA's, which nvcc takes minutes for
+# and make kernels compiles too, only where they can run: make dev FASTEBM_CUDA=ON.
+dev: export FASTEBM_CUDA ?= OFF
 dev: tools
 	FASTEBM_SIMT=ON $(BIN)/pip install --disable-pip-version-check --no-build-isolation -e ".[dev]" \
 	  -Ceditable.rebuild=true -Cbuild-dir=build/dev
@@ -46,33 +49,40 @@ fmt:
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Every CUDA source for every architecture; prints registers and spills, warnings are errors.
+# Every CUDA source that has changed, for every architecture; prints registers and spills, warnings
+# are errors.
+OBJECTS = $(patsubst %.cu,build/kernels/%.o,$(sort $(shell find csrc -name '*cuda.cu')))
 kernels:
-	@mkdir -p build/kernels
-	@set -e; for source in $$(find csrc -name '*cuda.cu'); do for arch in $(ARCHS); do \
-	  echo "$$source sm_$$arch"; \
-	  nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Werror all-warnings \
-	    -gencode=arch=compute_$$arch,code=sm_$$arch -Xptxas=-v -Icsrc \
-	    -c $$source -o build/kernels/$$(echo $$source | tr / _).sm_$$arch.o \
-	    2> build/kernels/log || { cat build/kernels/log; exit 1; }; \
-	  sed -n 's/^.*Used \([0-9]*\) registers.*$$/\1/p' build/kernels/log | sort -n | \
-	    awk '{ n++; last = $$1 } END { if (n) print "  " n " kernels, at most " last " registers" }'; \
-	  awk '/spill stores/ && $$5 > 0 { n++ } END { print "  " n + 0 " of them spill" }' \
-	    build/kernels/log; \
-	done; done
+	@$(MAKE) --no-print-directory -j "$$(nproc)" $(OBJECTS)
 
-# The emulated kernels under the address and undefined-behaviour sanitisers. Not in a venv of
-# `make dev`, whose finder is asked before PYTHONPATH: make asan VENV=build/asan-venv.
+build/kernels/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	@nvcc -std=c++17 -O3 --fmad=false --expt-relaxed-constexpr -Werror all-warnings \
+	  $(foreach arch,$(ARCHS),-gencode=arch=compute_$(arch),code=sm_$(arch)) -Xptxas=-v -Icsrc \
+	  -MMD -MP -c $< -o $@ 2> $(@:.o=.log) || { cat $(@:.o=.log); exit 1; }
+	@awk 'BEGIN { print "$<" } \
+	  /Compiling entry function/ { arch = substr($$NF, 2, length($$NF) - 2); n[arch]++ } \
+	  /spill stores/ && $$5 > 0 { spill[arch]++ } \
+	  /Used [0-9]+ registers/ && $$5 > most[arch] { most[arch] = $$5 } \
+	  END { for (a in n) print "  " a ": " n[a] " kernels, at most " most[a] " registers, " \
+	    spill[a] + 0 " of them spill" }' $(@:.o=.log)
+-include $(OBJECTS:.o=.d)
+
+# The emulated kernels under the address and undefined-behaviour sanitisers, with all else as it is
+# in a venv of make test or make dev. Tests of values alone: what a sanitiser sees, one size that
+# ends at each edge shows.
 asan: tools
-	$(BIN)/pip install -q --disable-pip-version-check pytest
-	FASTEBM_SIMT=ON FASTEBM_SANITIZE=ON FASTEBM_CUDA=OFF $(BIN)/pip install -q \
-	  --disable-pip-version-check --no-build-isolation --no-deps --upgrade \
-	  --target build/asan-site -Cbuild-dir=build/asan .
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTEBM_CUDA=OFF \
+	  -DFASTEBM_SIMT=ON -DFASTEBM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > build/asan.log
+	$(BIN)/cmake --build build/asan --target _simt
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  PYTHONPATH=$(CURDIR)/build/asan-site FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan-site \
-	  $(BIN)/pytest -q -p no:cacheprovider -k "(simt or cuda_kernel) and not opcheck and not compile" \
+	  FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan \
+	  $(BIN)/pytest -q -n $(WORKERS) -p no:cacheprovider \
+	  -k "(simt or cuda_kernel) and not opcheck and not compile" \
 	  tests/ops/test_noise.py tests/ops/test_langevin.py tests/ops/test_neighbor.py \
 	  tests/ops/test_neighbor_blocks.py tests/ops/test_replay.py tests/ops/test_choice.py \
 	  tests/ops/test_mlp_chain.py tests/ops/test_mlp_chain_cuda.py tests/ops/test_bernoulli.py \
@@ -82,7 +92,7 @@ asan: tools
 # six minutes. What needs more of torch's CUDA than tensors is left out: graphs, and an index that is
 # checked on a CPU before a kernel could see it.
 fake-cuda:
-	FASTEBM_FAKE_CUDA=1 FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q -m gpu -p no:cacheprovider \
+	FASTEBM_FAKE_CUDA=1 FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q -n $(WORKERS) -m gpu -p no:cacheprovider \
 	  --ignore tests/chains/test_capture.py \
 	  --deselect tests/losses/test_train_step.py::test_replays_are_eager_steps \
 	  --deselect tests/ops/test_replay.py::test_index_out_of_range_on_a_device_is_seen tests

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,24 @@ from fastebm.ops import bernoulli, choice, langevin, library, neighbor, replay
 from fastebm.ops.mlp import chain
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# One thread, here and in processes that tests start: small tensors wait longer for a second one
+# than they take, the more so with a worker of pytest on each core. A test of threads sets its own.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+# The emulated kernels are those beside fastebm, or of the folder FASTEBM_REQUIRE_SIMT; where that
+# is "any", there must be some.
+WANTED_SIMT = os.environ.get("FASTEBM_REQUIRE_SIMT", "")
+if WANTED_SIMT not in ("", "any"):
+    (path,) = Path(WANTED_SIMT).glob("_simt*.so")
+    spec = importlib.util.spec_from_file_location("fastebm._simt", path)
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
+HAS_SIMT = importlib.util.find_spec("fastebm._simt") is not None
 
 # Every instruction set of this CPU, the plainest first.
 SIMD_LEVELS = ["scalar", "avx2", "avx512"]
 SIMD_LEVELS = SIMD_LEVELS[: SIMD_LEVELS.index(_C.detected_simd()) + 1]
-HAS_SIMT = importlib.util.find_spec("fastebm._simt") is not None
 FAKE_CUDA = os.environ.get("FASTEBM_FAKE_CUDA") == "1"  # GPU tests run on an emulated device
 HAS_GPU = FAKE_CUDA or (bool(_C.cuda_archs) and torch.cuda.is_available())
 DEVICES = [
@@ -40,15 +54,13 @@ if HAS_SIMT:
 
 
 def pytest_configure(config):
-    """FASTEBM_REQUIRE_SIMT: the folder that the emulated kernels must come from ("any": any)."""
-    wanted = os.environ.get("FASTEBM_REQUIRE_SIMT")
-    found = importlib.util.find_spec("fastebm._simt")
-    if wanted and (found is None or wanted not in ("any", str(Path(found.origin).parent.parent))):
-        raise pytest.UsageError(f"fastebm._simt wanted from {wanted}, found {found}")
+    if WANTED_SIMT and not HAS_SIMT:
+        raise pytest.UsageError("fastebm was built without FASTEBM_SIMT=ON")
 
 
 def pytest_report_header(config):
-    return f"fastebm: {_C.__file__}, {_C.simd()}, simt {HAS_SIMT}, gpu {HAS_GPU}"
+    simt = sys.modules["fastebm._simt"].__file__ if HAS_SIMT else None
+    return f"fastebm: {_C.__file__}, {_C.simd()}, simt {simt}, gpu {HAS_GPU}"
 
 
 @pytest.fixture(params=DEVICES)
@@ -66,6 +78,19 @@ def cuda(request, monkeypatch):
     emulated = FAKE_CUDA and request.node.get_closest_marker("gpu")
     with fake_cuda(monkeypatch) if emulated else contextlib.nullcontext():
         yield
+
+
+def pytest_report_teststatus(report):
+    """Tests without the GPU that they need: one number at the end, not a line for each."""
+    if report.skipped and "no CUDA device" in str(report.longrepr):
+        return "not run, need a GPU", "", "NO GPU"
+
+
+@pytest.fixture
+def set_threads():
+    """Chooses the number of torch's threads, for one test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@
 
 namespace fastebm {
 
-// Up to 12 elements this is the faster way: measured with n = 128 and 1024, AVX2 and AVX-512.
-constexpr int kSmallDim = 12, kQueries = 4, kChunk = 16;
+constexpr int kQueries = 4, kChunk = 16;
 constexpr int64_t kDirectReferences = 8192, kDirectQueries = 4096;
 
 template <class F>

@@ -1,10 +1,18 @@
-// What both ways to search on a CPU share, whatever the instruction set.
+// The two ways to search on a CPU, and what they share whatever the instruction set.
 #pragma once
 #include <algorithm>
 
 #include "neighbor/neighbor.h"
 
 namespace fastebm {
+
+// Up to 12 elements direct search is faster: measured with n = 128 and 1024, AVX2 and AVX-512.
+constexpr int kSmallDim = 12;
+
+int64_t direct_search_scratch_cpu(const NeighborParams&);
+int direct_search_cpu(const NeighborParams&, const ParallelFor&);
+int64_t tile_search_scratch_cpu(const NeighborParams&, int threads);
+int tile_search_cpu(const NeighborParams&, int threads, const ParallelFor&);
 
 constexpr double kUnit = 0x1p-24;  // float32 rounding
 

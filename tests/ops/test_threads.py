@@ -1,0 +1,61 @@
+"""Work shared among threads gives what one thread gives: several shares each, which end inside
+samples. Noise, draws, replay and chains on perceptrons have such tests beside their others."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastebm import ChainRNG, ImprovedContrastiveDivergence, LangevinDynamics
+from fastebm.ops import choice, langevin, neighbor
+
+
+def langevin_steps():
+    x, grad = torch.randn(2, 3000, 7, requires_grad=True)
+    args = (0.1, 0.2, ChainRNG(1).state())
+    out = langevin.langevin_step(x, grad, *args, clamp=(-1, 1), grad_clip=1.5)
+    gradients = torch.autograd.grad(out, (x, grad), torch.randn_like(out))
+    norms = langevin.langevin_step_(x.detach().clone(), grad, *args, grad_norm_clip=2.0)
+    return out, *gradients, norms
+
+
+def neighbors(n, m, dim):
+    x, y = torch.randn(n, dim, requires_grad=True), torch.randn(m, dim)
+    distance, index = neighbor.nearest_neighbor(x, y, k=3)
+    (gradient,) = torch.autograd.grad(distance, x, torch.randn_like(distance))
+    return distance, index, gradient, *neighbor.nn_log_distance(x.detach(), y, None, 0.1)
+
+
+CASES = {
+    "Langevin step": langevin_steps,
+    "direct search": lambda: neighbors(9000, 700, 6),
+    "search by tiles": lambda: neighbors(700, 900, 100),
+    "choice": lambda: choice.choose_slots(
+        ChainRNG(1).state(), 20_000, 9000, torch.randint(20_000, (200,))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_same_bits_with_any_number_of_threads(case, set_threads):
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        torch.manual_seed(0)
+        results.append(case())
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_loss_by_formulas(set_threads):
+    """Sums over the batch have an order of their own for each number of threads."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 1))
+    x, results = torch.randn(7000, 8), []
+    for threads in (1, 3):
+        set_threads(threads)
+        loss = ImprovedContrastiveDivergence(model, LangevinDynamics(model, 0.1), k_steps=2)
+        out = loss(x, seed=1)
+        results.append((out, torch.autograd.grad(out.loss, list(model.parameters())[:-1])))
+    (one, gradients), (three, others) = results
+    assert torch.equal(one.x_neg, three.x_neg)
+    torch.testing.assert_close(one.loss, three.loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients, others, rtol=1e-4, atol=1e-5)
