@@ -2,9 +2,11 @@
 
 run      (default) all benches of speed, or those of --only: tables here, figures into a results
          file as JSON, charts beside it
-readme   charts and the README's speed section from bench/results, without measuring anything
+readme   docs/speed.md, its charts and the README's headlines from bench/results, without measuring
+         anything
 
-Results go to bench/results/<cpu or cuda>.json, those of --quick to runs/bench. A bench takes the
+Results go to bench/results/<cpu or cuda>.json and their charts to docs/charts, those of --quick to
+runs/bench. A bench takes the
 place of its former results and leaves those of others. Figures never make a run fail; a bench that
 breaks does, after the others.
 """
@@ -25,13 +27,14 @@ sys.path[:] = [str(HERE), *(p for p in sys.path if Path(p).resolve() not in (HER
 import compare  # noqa: E402
 import predictions  # noqa: E402
 import readme  # noqa: E402
+import speed  # noqa: E402
 import suite  # noqa: E402
 
 BENCHES = ("langevin", "chain", "neighbor", "replay", "gibbs", "icd_step")
 BY_NAME_ONLY = ("digits", "rbm_digits")  # what training gives; digits takes a quarter of an hour
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parser_of_arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
@@ -43,17 +46,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"may be repeated; one of {', '.join(names)}")  # fmt: skip
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="print ratios to these")
     suite.add_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = parser_of_arguments()
     arguments = parser.parse_args(argv)
     if arguments.action == "readme":
-        for path in readme.result_files():
+        for path in speed.result_files():
             draw_charts(suite.load(path), path)
+        draw_headline()
+        speed.PAGE.write_text(speed.page())
         readme.rewrite()
         return 0
     options = suite.options_of(parser, arguments)
     if arguments.compare and not arguments.compare.is_file():
         parser.error(f"--compare: there is no file {arguments.compare}")
     old = suite.load(arguments.compare) if arguments.compare else None
-    folder = HERE.parent / "runs" / "bench" if options.quick else readme.RESULTS
+    folder = HERE.parent / "runs" / "bench" if options.quick else speed.RESULTS
     path = arguments.out or folder / f"{options.device.type}.json"
     return run(arguments.only or BENCHES, options, path, old)
 
@@ -84,14 +94,22 @@ def run(names: Sequence[str], options: suite.Options, path: Path, old: suite.Res
 
 
 def draw_charts(results: suite.Results, path: Path) -> None:
-    """Beside the file that the results are in."""
+    """Beside the file that the results are in; of those that are kept, where docs/speed.md is."""
     try:
         import charts
     except ModuleNotFoundError as missing:
         suite.console.print(f"no charts: {missing.name} is missing")
         return
-    for chart in charts.draw(results, path.parent, path.stem):
+    folder = speed.CHARTS if path.parent == speed.RESULTS else path.parent
+    for chart in charts.draw(results, folder, path.stem):
         suite.console.print(f"chart: {chart}", soft_wrap=True)
+
+
+def draw_headline() -> None:
+    """The README's chart."""
+    import charts
+
+    charts.headline(suite.load(speed.RESULTS / "cpu.json")).savefig(readme.CHART)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, told apart by the colour-blind, and every variant h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import suite
@@ -26,6 +26,21 @@ TITLES = {
     "icd_step": "A training step of improved contrastive divergence",
 }
 
+KINDS = {
+    "langevin": "One Langevin step",
+    "chain": "Step of a chain",
+    "icd_step": "Training step of ICD",
+    "neighbor": "Nearest neighbours",
+    "gibbs": "Gibbs draws and steps",
+    "replay": "Replay with augmentation",
+}
+ENERGIES = {
+    "MLP": ", perceptron",
+    "Gaussian": ", Gaussian energy",
+    "ConvEnergy": ", image network",
+    "ResNetEnergy": ", image network",
+}
+
 
 def draw(results: suite.Results, folder: Path, device: str) -> list[Path]:
     """Writes ``<bench>_<device>.png`` and, where phases are known, ``<bench>_phases_<device>.png``;
@@ -38,6 +53,35 @@ def draw(results: suite.Results, folder: Path, device: str) -> list[Path]:
                 written.append(folder / f"{bench}{suffix}_{device}.png")
                 figure.savefig(written[-1])
     return written
+
+
+def headline(results: suite.Results) -> Figure:
+    """A line for each kind of work, a point for each case: how many times as fast as its best
+    rival fastebm is; beside it, where there is one, the way that is not the default."""
+    points: dict[str, list[tuple[float, float | None]]] = {}
+    for kind, of_case in _kinds(results):
+        best = suite.best_rival(of_case)
+        other = best.get("best_way", OURS) != OURS
+        points.setdefault(kind, []).append(
+            (best["fastebm_faster"], best["best_way_faster"] if other else None)
+        )
+    figure, axis = _lines(list(points), height=0.34, width=8.0)
+    styles = {0: ("fastebm", OURS_COLOUR, "o"), 1: ("fastebm, compile=True", COLOURS[0], "D")}
+    for way, (label, colour, shape) in styles.items():
+        found = [(p[way], i) for i, kind in enumerate(points.values()) for p in kind if p[way]]
+        if not found:
+            continue
+        axis.scatter(*zip(*found, strict=True), s=52 - 16 * way, color=colour, marker=shape,
+                     alpha=0.65, linewidths=0, label=label, zorder=3)  # fmt: skip
+    axis.axvline(1.0, color="black", lw=1.2, zorder=2)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    label = "times as fast as the best rival (right of the line: faster)"
+    _finish(figure, axis, "fastebm against the best rival, every case measured", label)
+    axis.tick_params(labelsize=10)
+    return figure
 
 
 def over_limit(bench: str, rows: suite.Rows) -> Figure | None:
@@ -94,8 +138,20 @@ def phases(bench: str, rows: suite.Rows) -> Figure | None:
     return figure
 
 
-def _lines(labels: Sequence[str], height: float = 0.3):
-    figure = Figure((9.5, 1.7 + height * len(labels)), layout="constrained", dpi=120)
+def _kinds(results: suite.Results) -> Iterator[tuple[str, suite.Rows]]:
+    """Kind of work and rows of each case that has a rival."""
+    for bench, name in KINDS.items():
+        cases: dict[str, suite.Rows] = {}
+        for row in results.get(bench, {}).get("rows", []):
+            if "fastebm_faster" in row:
+                cases.setdefault(row["case"], []).append(row)
+        for case, of_case in cases.items():
+            energy = next((words for start, words in ENERGIES.items() if start in case), "")
+            yield name + energy * (bench in ("chain", "icd_step")), of_case
+
+
+def _lines(labels: Sequence[str], height: float = 0.3, width: float = 9.5):
+    figure = Figure((width, 1.7 + height * len(labels)), layout="constrained", dpi=120)
     axis = figure.subplots()
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(len(labels) - 0.4, -0.6)

@@ -163,6 +163,13 @@ def save(path: Path, results: Results) -> None:
     part.replace(path)
 
 
+def best_rival(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The fastest row of a case that is no way of fastebm and no yardstick."""
+    own = ("fastebm", "eager gradient + step")
+    rivals = [r for r in rows if not (r["variant"].startswith(own) or r.get("yardstick"))]
+    return min((r for r in rivals if "seconds" in r), key=lambda r: r["seconds"])
+
+
 def threads_text(device: torch.device | str, threads: int) -> str:
     """As it stands at the end of a case."""
     if str(device).startswith("cuda"):

@@ -26,14 +26,11 @@ from fastebm.entropy.search import nearest_neighbor
 from fastebm.info import build_info
 from fastebm.likelihood import ais
 from fastebm.likelihood.exact import log_partition, pseudo_likelihood
-from fastebm.losses.contrastive import (
-    ContrastiveDivergence,
-    ImprovedContrastiveDivergence,
-    LossOutput,
-    PersistentContrastiveDivergence,
-)
+from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.output import LossOutput
 from fastebm.losses.train_step import GraphedTrainStep
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.ops.bernoulli import bernoulli_sigmoid
@@ -41,7 +38,8 @@ from fastebm.replay.augmentation import Augmentation
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.gibbs import GibbsSampler
-from fastebm.samplers.langevin import LangevinDynamics, StepSizeWarning
+from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.scale import StepSizeWarning
 
 __all__ = [
     "RBM",

@@ -59,10 +59,11 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         random_state: an int, a RandomState or None.
 
     Attributes:
-        components_ (n_components, n_features), intercept_hidden_ (n_components,),
-        intercept_visible_ (n_features,): W, c and b of ``fastebm.RBM``.
+        components_: (n_components, n_features), W of ``fastebm.RBM``.
+        intercept_hidden_: (n_components,), its c.
+        intercept_visible_: (n_features,), its b.
         h_samples_: (batch_size, n_components), hidden units of the chains.
-        n_features_in_, feature_names_in_: as in all estimators.
+        n_features_in_: as in all estimators, and ``feature_names_in_``.
 
     X holds values in [0, 1]; others are worth a warning. It may be sparse. Arithmetic is float32
     for float32, else float64.

@@ -48,8 +48,9 @@ BENCH = {
     "predictions": ["suite"],
     "sass_path": [],
     "sass": ["suite", "machine", "sass_path"],
-    "readme": ["suite", "predictions", "sass"],
-    "__main__": ["suite", "compare", "charts", "predictions", "readme"],
+    "speed": ["suite", "predictions", "sass"],
+    "readme": ["suite", "speed"],
+    "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],
 }
 SOURCES = {".h", ".cpp", ".cu"}
 EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
@@ -111,8 +112,23 @@ def test_only_the_application_needs_extras_and_it_imports_them_when_called():
         foreign = used & (EXTRAS | {"faiss", "pybind11"}) - allowed
         assert not foreign, f"{name} imports {foreign}"
         assert name == "ops.library" or "fastebm._C" not in imports(path), name
-        assert "reference" not in " ".join(own(path)) or name.startswith("ops.reference"), name
+        assert "ops.reference" not in " ".join(own(path)) or name.startswith("ops.reference"), name
     assert not any(name.startswith("app") for name in own(ROOT / "fastebm" / "__init__.py"))
+
+
+def test_small_perceptrons_are_behind_one_door_of_the_chains_and_one_of_the_losses():
+    doors = {"chains.mlp_chain", "losses.mlp_loss"}
+    inside = ("ops.mlp.", "chains.plain_mlp.")
+    for path, name in modules():
+        if name not in doors and not f"{name}.".startswith(("ops.", *inside)):
+            assert not any(n.startswith(inside) for n in own(path)), name
+    users = {name for path, name in modules() if any(d in " ".join(own(path)) for d in doors)}
+    assert users == {
+        "samplers.langevin",
+        "losses.contrastive",
+        "losses.improved",
+        "losses.mlp_loss",
+    }
 
 
 def includes(path):
@@ -121,7 +137,8 @@ def includes(path):
 
 def test_sources_include_only_what_is_below():
     csrc = ROOT / "csrc"
-    graph = {str(p.relative_to(csrc)): includes(p) for p in csrc.rglob("*.*") if p.suffix in SOURCES}
+    files = [p for p in csrc.rglob("*.*") if p.suffix in SOURCES]
+    graph = {str(p.relative_to(csrc)): includes(p) for p in files}
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)  # no circle
     reached = {}
     for name in TopologicalSorter(graph).static_order():

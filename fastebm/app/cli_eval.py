@@ -8,9 +8,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from fastebm.app import checkpoints, quality, report
 from fastebm.app import log_likelihood as density
 from fastebm.app import ood as ood_detection
-from fastebm.app import quality, report, training
 from fastebm.app.config import ConfigError
 from fastebm.app.generation import generate
 from fastebm.app.terminal import check_seed, console, one_line_errors, usable_device
@@ -52,7 +52,7 @@ def sample(
         check_seed(seed)
         if out is not None and out.suffix != ".npz":
             raise ConfigError(f"--out must end in .npz, got {out}")
-        trainer = training.restore(checkpoint, device=usable_device(device))
+        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         x = generate(trainer, n, steps, rounds, steps_per_round, augment, seed).cpu()
         if not x.isfinite().all():
             raise ConfigError(f"{int((~x.isfinite()).sum())} values of the samples are not finite")
@@ -91,7 +91,7 @@ def ood(
         if bootstrap < 2:
             raise ConfigError(f"bootstrap must be at least 2, got {bootstrap}")
         check_seed(seed)
-        trainer = training.restore(checkpoint, device=usable_device(device))
+        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         directory = directory or checkpoint.parent
         ood_detection.run(trainer, inside, out, directory, bootstrap, seed, console)
         console.print(f"{directory / 'ood.json'}, {directory / 'ood.png'}", soft_wrap=True)
@@ -117,7 +117,7 @@ def evaluate(
         if long_steps < 1:
             raise ConfigError(f"long-steps must be at least 1, got {long_steps}")
         check_seed(seed)
-        trainer = training.restore(checkpoint, device=usable_device(device))
+        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         path = out or checkpoint.parent / "quality.json"
         quality.run(trainer, n, long_steps, features, seed, path, console)
         console.print(str(path), soft_wrap=True)
@@ -156,7 +156,7 @@ def likelihood(
         settings = density.Settings(
             *(density.parse_betas(betas), n_chains, confidence, n_importance, base, exact, seed)
         )
-        trainer = training.restore(checkpoint, device=usable_device(device))
+        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         path = out or checkpoint.parent / "likelihood.json"
         density.run(trainer, data, samples, reverse, settings, path, console)
         console.print(str(path), soft_wrap=True)

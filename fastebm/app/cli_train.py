@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fastebm.app import fit, report, training
+from fastebm.app import checkpoints, fit, report
 from fastebm.app.config import MACHINES, ConfigError, TrainConfig
 from fastebm.app.presets import PRESETS
 from fastebm.app.terminal import console, errors, one_line_errors, usable_device
@@ -112,7 +112,7 @@ def train(
             raise ConfigError("log_every and checkpoint_every must be at least 1")
         if resume is not None:
             _only_resumable(context)
-            trainer = training.restore(resume, steps, usable_device(device))
+            trainer = checkpoints.restore(resume, steps, usable_device(device))
             if trainer.iteration >= trainer.config.steps:
                 raise ConfigError(
                     f"{resume} is at step {trainer.iteration}, the last one: give more --steps"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastebm.app.data import Dataset
-from fastebm.samplers.langevin import data_scale
+from fastebm.samplers.scale import data_scale
 
 LOSSES = ("cd", "pcd", "icd", "mle", "wake-sleep")
 SCHEDULES = ("constant", "cosine")

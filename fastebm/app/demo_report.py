@@ -5,8 +5,9 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from fastebm.app import demo_runs, evaluation, plotting
+from fastebm.app import demo_runs, evaluation
 from fastebm.app.data import load, need
+from fastebm.app.plotting import curves, images, planes
 
 
 def ring_table(ring: dict[str, list[dict]]) -> dict[str, dict]:
@@ -78,11 +79,11 @@ def write_figures(out: Path, ring: dict[str, list[dict]], digits: dict[str, dict
     figures = {
         "ring_energy": (
             "Learned energies of a ring of 8 Gaussians (first seed)",
-            plotting.energy_landscapes(data.train.numpy(), exact, landscapes, box),
+            planes.energy_landscapes(data.train.numpy(), exact, landscapes, box),
         ),
         "ring_samples": (
             f"{chains} over training; circles: 3 std (first seed)",
-            plotting.samples_over_training(
+            planes.samples_over_training(
                 {m: r["snapshots"] for m, r in first.items()},
                 box,
                 data.centres.numpy(),
@@ -91,35 +92,33 @@ def write_figures(out: Path, ring: dict[str, list[dict]], digits: dict[str, dict
         ),
         "ring_energy_gap": (
             "Energy gap: zero when the chains are at the data's level",
-            plotting.energy_gap(
+            curves.energy_gap(
                 {
-                    m: [(r["log_steps"], plotting.numbers(r["log"]["energy_gap"])) for r in runs]
+                    m: [(r["log_steps"], curves.numbers(r["log"]["energy_gap"])) for r in runs]
                     for m, runs in ring.items()
                 }
             ),
         ),
         "ring_loss_terms": (
             "Terms of the losses, ring (all seeds; each term on its own axis, before its weight)",
-            plotting.loss_terms(
+            curves.loss_terms(
                 {m: [(r["log_steps"], r["log"]) for r in runs] for m, runs in ring.items()}
             ),
         ),
         "ring_chain_energy": (
             "Energy along chains from noise: median and middle 80 % (first seed)",
-            plotting.chain_energy(
+            curves.chain_energy(
                 {m + _note(r): (r["trace_steps"], r["trace"]) for m, r in first.items()},
                 demo_runs.RING["k_steps"],
             ),
         ),
         "digits_loss_terms": (
             "Terms of the losses, digits (each term on its own axis, before its weight)",
-            plotting.loss_terms(
-                other | {m: [(r["log_steps"], r["log"])] for m, r in digits.items()}
-            ),
+            curves.loss_terms(other | {m: [(r["log_steps"], r["log"])] for m, r in digits.items()}),
         ),
         "digits_samples": (
             f"Digits: samples are {chains}",
-            plotting.image_panels(
+            images.image_panels(
                 {
                     "real digits": icd["real"],
                     "samples, ICD + L2 0.1": icd["samples"],
@@ -134,7 +133,7 @@ def write_figures(out: Path, ring: dict[str, list[dict]], digits: dict[str, dict
         ),
         "digits_training": (
             f"ICD + L2 0.1 over training: {chains}, the same noise",
-            plotting.image_panels(
+            images.image_panels(
                 {f"step {s}": x[:32] for s, x in icd["snapshots"] if x is not None},
                 columns=4,
                 wide=5,

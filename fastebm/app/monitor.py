@@ -8,7 +8,7 @@ import time
 
 from fastebm.app.config import MACHINES
 from fastebm.app.training import Trainer
-from fastebm.samplers.langevin import data_scale
+from fastebm.samplers.scale import data_scale
 
 LARGE_GAP = 5.0  # in units of the temperature, where that is above 1
 GROWTH = 1.5  # from one line to the next, twice in a row

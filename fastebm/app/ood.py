@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.app import plotting
 from fastebm.app.arrays import read_arrays
 from fastebm.app.config import ConfigError
 from fastebm.app.data import NAMES, DataError, Dataset, load, need
 from fastebm.app.evaluation import total_energy
+from fastebm.app.plotting import histograms
 from fastebm.app.training import Trainer
 
 DERIVED = ("noise", "constant", "shuffled", "pairs")
@@ -158,7 +158,7 @@ def run(
     curves = {f"{label} (in)": e_in} | {
         f"{Path(name).stem}, AUROC {found[name]['auroc']:.3f}": e for name, e in e_out.items()
     }
-    plotting.energy_histograms(curves).savefig(directory / "ood.png")
+    histograms.energy_histograms(curves).savefig(directory / "ood.png")
     if console is not None:
         console.print(_table(result))
     return result

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.app import evaluation, plotting, plotting_machines, quality
+from fastebm.app import evaluation, quality
 from fastebm.app.config import MACHINES
 from fastebm.app.data import Dataset, need
 from fastebm.app.fit import METRICS, read_metrics
+from fastebm.app.plotting import curves, histograms, images, planes
 from fastebm.app.training import Trainer
 
 MAX_SAMPLES = 1000
@@ -26,11 +27,11 @@ def samples_figure(data: Dataset, x: Tensor, title: str):
     if data.is_image:
         lo, hi = data.clamp
         panels = {"data": data.test[: len(x)], title: x}
-        return plotting.image_panels({k: (v[:144] - lo) / (hi - lo) for k, v in panels.items()}, 12)
+        return images.image_panels({k: (v[:144] - lo) / (hi - lo) for k, v in panels.items()}, 12)
     if data.event_shape == (1,):
-        return plotting.histograms({"data": data.test[:, 0].numpy(), title: x[:, 0].numpy()})
+        return histograms.histograms({"data": data.test[:, 0].numpy(), title: x[:, 0].numpy()})
     pair = {"data": data.test[: len(x), :2].numpy(), title: x[:, :2].numpy()}
-    return plotting.scatter_panels(pair, data.clamp)
+    return planes.scatter_panels(pair, data.clamp)
 
 
 def _energies(trainer: Trainer, sets: dict[str, Tensor]) -> dict:
@@ -49,7 +50,7 @@ def _nearest(data: Dataset, x: Tensor):
     lo, hi = data.clamp
     nearest = data.train[torch.cdist(x.flatten(1), data.train.flatten(1)).argmin(1)]
     panels = {"samples": x, "nearest training pictures": nearest}
-    return plotting.image_panels({k: (v - lo) / (hi - lo) for k, v in panels.items()}, 9)
+    return images.image_panels({k: (v - lo) / (hi - lo) for k, v in panels.items()}, 9)
 
 
 def _machine(trainer: Trainer) -> dict:
@@ -57,15 +58,15 @@ def _machine(trainer: Trainer) -> dict:
     data, model = trainer.dataset, trainer.eval_model
     if trainer.config.energy == "helmholtz":
         weights = model.generative[0].weight.T
-        return {"filters": plotting_machines.filters(weights.numpy(force=True), data.event_shape)}
+        return {"filters": images.filters(weights.numpy(force=True), data.event_shape)}
     x, at, path = trainer.noise(CHAINS, 1), 0, []
     for until in CHAIN_TIMES:
         x = trainer.eval_sampler.sample(x, until - at, seed=until)
         path.append(x.cpu())
         at = until
-    chains = plotting_machines.chains(torch.stack(path, 1), list(CHAIN_TIMES), data.clamp)
+    chains = images.chains(torch.stack(path, 1), list(CHAIN_TIMES), data.clamp)
     weights = model.W.numpy(force=True)
-    return {"filters": plotting_machines.filters(weights, data.event_shape), "chains": chains}
+    return {"filters": images.filters(weights, data.event_shape), "chains": chains}
 
 
 def write(trainer: Trainer, out: Path, console=None) -> None:
@@ -79,8 +80,8 @@ def write(trainer: Trainer, out: Path, console=None) -> None:
     log = {name: [r.get(name) for r in records] for name in records[-1] if name != "note"}
     title = f"{label}: {steps}-step chains from noise"
     figures = {
-        "training": plotting.training_curves(log["step"], log),
-        "energies": plotting.energy_histograms(_energies(trainer, sets)),
+        "training": curves.training_curves(log["step"], log),
+        "energies": histograms.energy_histograms(_energies(trainer, sets)),
         "samples": samples_figure(data, long[:144] if data.is_image else long, title),
     }
     if result["density"]:
@@ -89,9 +90,7 @@ def write(trainer: Trainer, out: Path, console=None) -> None:
         exact = data.log_prob(points).reshape(side, side).numpy()
         log_q = evaluation.grid_log_density(trainer.eval_model, data.clamp, side, trainer.device)
         learned = {f"{label}, KL {result['density']['kl']:.3g}": log_q.reshape(side, side).numpy()}
-        figures["energy"] = plotting.energy_landscapes(
-            data.train.numpy(), exact, learned, data.clamp
-        )
+        figures["energy"] = planes.energy_landscapes(data.train.numpy(), exact, learned, data.clamp)
     if data.is_image:
         figures["nearest"] = _nearest(data, long[:72])
         if trainer.config.energy in MACHINES:
@@ -108,8 +107,8 @@ def write(trainer: Trainer, out: Path, console=None) -> None:
     view = need("rich.table").Table()
     for name in ("term", "first tenth", "last tenth"):
         view.add_column(name, justify="left" if name == "term" else "right")
-    for name in plotting.TERMS:
+    for name in curves.TERMS:
         if name in log and any(log[name]):
-            first, last = (plotting.numbers(part) for part in (log[name][:few], log[name][-few:]))
+            first, last = (curves.numbers(part) for part in (log[name][:few], log[name][-few:]))
             view.add_row(name, f"{first.mean():.4g}", f"{last.mean():.4g}")
     console.print(view)

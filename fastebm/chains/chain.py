@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fastebm.chains.capture import is_active
 from fastebm.chains.compiled import CompiledGradient
-from fastebm.chains.graph import GRAPHS, Program, has_modes, settings_key
+from fastebm.chains.graph import GRAPHS, Program
+from fastebm.chains.settings import has_modes, settings_key
 from fastebm.chains.snapshot import Snapshot
 from fastebm.energies.protocol import (
     fresh_parametrizations,

@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import fastebm.chains.capture as cuda
 from fastebm.chains.capture import Body
@@ -276,40 +273,6 @@ def segments(n_steps: int) -> list[int]:
     """The steps of each replay: whole graphs, and a tail."""
     tail = n_steps % UNROLL
     return [UNROLL] * (n_steps // UNROLL) + ([tail] if tail else [])
-
-
-def settings_key(device: torch.device) -> Hashable:
-    """The settings of torch that choose kernels."""
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    return (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.is_autocast_enabled(device.type),
-        torch.get_autocast_dtype(device.type),
-        cuda.matmul.fp32_precision,
-        cuda.matmul.allow_fp16_reduced_precision_reduction,
-        cuda.matmul.allow_bf16_reduced_precision_reduction,
-        cuda.matmul.allow_fp16_accumulation,
-        cuda.preferred_blas_library(),
-        cuda.preferred_linalg_library(),
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-        cudnn.conv.fp32_precision,
-        cudnn.rnn.fp32_precision,
-        cudnn.enabled,
-        cudnn.benchmark,
-        cudnn.deterministic,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-
-
-def has_modes() -> bool:
-    """Whether calls of torch go through modes other than that of a default device."""
-    functions = _get_current_function_mode_stack()
-    others = [mode for mode in functions if not isinstance(mode, DeviceContext)]
-    return bool(others or _get_current_dispatch_mode_stack())
 
 
 def _warn(reason: str) -> None:

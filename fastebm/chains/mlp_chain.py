@@ -1,64 +1,93 @@
-"""Chains on the energy of a small perceptron: many steps in one call of the operator."""
+"""Chains on the energy of a small perceptron: the one door to them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
-from fastebm.ops.mlp.chain import mlp_chain_
+from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.network import Network
 
+__all__ = ["PRECISIONS", "MLPChain", "mlp_chain", "tables"]
 
-def run_mlp_chain(
-    network: Network,
-    x: Tensor,
-    coefficients: Sequence[Coefficients],
-    rng: Tensor,
-    options: StepOptions,
-    sample_ids: Tensor | None = None,
-    on_step: OnStep | None = None,
-    seen: range = range(0),
-    before_step: BeforeStep | None = None,
-    changed: range = range(0),
-    precision: str = "fp32",
-) -> None:
-    """``run_chain`` on a network, by as few calls of the operator as the callbacks allow.
+
+class MLPChain(NamedTuple):
+    """Chains on the energy of a small perceptron, many steps in one call of an operator.
+
+    ``precision`` is as in ``mlp_chain_``.
+    """
+
+    network: Network
+    precision: str
+
+    def run(
+        self,
+        x: Tensor,
+        coefficients: Sequence[Coefficients],
+        rng: Tensor,
+        options: StepOptions,
+        sample_ids: Tensor | None = None,
+        on_step: OnStep | None = None,
+        seen: range = range(0),
+        before_step: BeforeStep | None = None,
+        changed: range = range(0),
+    ) -> None:
+        """``run_steps``, by as few calls of the operator as the callbacks allow.
+
+        Args:
+            x: (B, *event) contiguous, the events of as many elements as the network has inputs.
+            seen: the steps after which ``on_step`` is called.
+            changed: the steps before which ``before_step`` is called.
+        """
+        total, start = len(coefficients), 0
+        rows = x.flatten(1)
+        step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
+        for end in sorted({total, *changed, *(k + 1 for k in seen)}):
+            if end > start:
+                last_seen = end - 1 in seen
+                e = x.new_empty(len(x)) if last_seen else None
+                grad = torch.empty_like(rows) if last_seen else None
+                mlp_chain_(
+                    *(rows, self.network, end - start),
+                    *(_part(step_sizes, start, end), _part(noise_stds, start, end), rng),
+                    t=start,
+                    sample_ids=sample_ids,
+                    grad_clip=options.grad_clip,
+                    grad_norm_clip=options.grad_norm_clip,
+                    clamp=options.clamp,
+                    noise_first=options.noise_first,
+                    precision=self.precision,
+                    energy=e,
+                    grad=grad,
+                )
+                if last_seen:
+                    on_step(end - 1, x, grad.view_as(x), e)
+                start = end
+            if end in changed:
+                before_step(end, x)
+
+
+def mlp_chain(
+    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, precision: str = "fp32"
+) -> MLPChain | str:
+    """The chains of a model in one kernel, or the reason why there are none. All that chains know
+    of small perceptrons is behind this function.
 
     Args:
-        x: (B, *event) contiguous, the events of as many elements as the network has inputs.
-        seen: the steps after which ``on_step`` is called.
-        changed: the steps before which ``before_step`` is called.
-        precision: as in ``mlp_chain_``.
+        x, model_kwargs: see ``plain_mlp``.
+
+    Raises:
+        ValueError: no chain on the device of ``x`` has this precision.
     """
-    total, start = len(coefficients), 0
-    rows = x.flatten(1)
-    step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
-    for end in sorted({total, *changed, *(k + 1 for k in seen)}):
-        if end > start:
-            last_seen = end - 1 in seen
-            e = x.new_empty(len(x)) if last_seen else None
-            grad = torch.empty_like(rows) if last_seen else None
-            mlp_chain_(
-                *(rows, network, end - start),
-                *(_part(step_sizes, start, end), _part(noise_stds, start, end), rng),
-                t=start,
-                sample_ids=sample_ids,
-                grad_clip=options.grad_clip,
-                grad_norm_clip=options.grad_norm_clip,
-                clamp=options.clamp,
-                noise_first=options.noise_first,
-                precision=precision,
-                energy=e,
-                grad=grad,
-            )
-            if last_seen:
-                on_step(end - 1, x, grad.view_as(x), e)
-            start = end
-        if end in changed:
-            before_step(end, x)
+    if precision == "bf16" and x.device.type != "cuda":
+        raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
+    found = plain_mlp(model, x, model_kwargs)
+    return found if isinstance(found, str) else MLPChain(found, precision)
 
 
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:

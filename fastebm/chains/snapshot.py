@@ -6,9 +6,6 @@ from __future__ import annotations
 import enum
 import functools
 import logging
-import os
-import sys
-import sysconfig
 import threading
 import types
 import weakref
@@ -18,6 +15,15 @@ from collections.abc import Container, Iterator, Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fastebm.chains.user_code import (
+    IS_PYTHON,
+    WRAPPERS,
+    Same,
+    may_change,
+    of_class,
+    of_function,
+)
 
 MAX_VALUES = 20_000  # about 10 ms to look at
 MAX_BYTES = 1 << 16  # of an array, or of a tensor on another device, that counts by value
@@ -122,10 +128,10 @@ class Snapshot:
             self._tensor(thing, path)
         elif isinstance(thing, nn.Module):
             self._module(thing, path)
-        elif kind is _Same:
+        elif kind is Same:
             self._add(thing, path)
         elif isinstance(thing, _BY_IDENTITY):
-            self._add(_Same(thing), path)
+            self._add(Same(thing), path)
         elif isinstance(thing, enum.Enum):
             self._add((kind, thing.name), path)
         elif isinstance(thing, (np.ndarray, np.generic, bytearray)):
@@ -160,10 +166,10 @@ class Snapshot:
     def _parts(self, thing: object, path: Path) -> Iterator[tuple[object, object]]:
         """What it holds, and where."""
         if isinstance(thing, types.FunctionType):
-            return _of_function(thing)
+            return of_function(thing)
         if isinstance(thing, type):
-            return _of_class(thing)
-        wrapped = next((getattr(thing, a) for t, a in _WRAPPERS if isinstance(thing, t)), None)
+            return of_class(thing)
+        wrapped = next((getattr(thing, a) for t, a in WRAPPERS if isinstance(thing, t)), None)
         if wrapped is not None:
             return iter([(wrapped, "()")])
         if isinstance(thing, weakref.ref):
@@ -171,7 +177,7 @@ class Snapshot:
         return self._of_object(thing, path)
 
     def _of_object(self, thing: object, path: Path) -> Iterator[tuple[object, object]]:
-        base = next(c for c in type(thing).__mro__ if not c.__flags__ & _IS_PYTHON)
+        base = next(c for c in type(thing).__mro__ if not c.__flags__ & IS_PYTHON)
         if isinstance(thing, Mapping):
             in_order = sorted(thing) if all(isinstance(key, str) for key in thing) else thing
             for i, (key, value) in enumerate((key, thing[key]) for key in in_order):
@@ -198,7 +204,7 @@ class Snapshot:
             for name in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(thing, name):
                     yield getattr(thing, name), f".{name}"
-        if _may_change(type(thing)):
+        if may_change(type(thing)):
             yield type(thing), ".__class__"
 
     def _tensor(self, t: Tensor, path: Path) -> None:
@@ -243,95 +249,6 @@ class _TooMany(Exception):
     pass
 
 
-class _Same:
-    """Equal to itself alone, whatever the thing thinks about equality."""
-
-    __slots__ = ("thing",)
-
-    def __init__(self, thing: object) -> None:
-        self.thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.thing is other.thing
-
-    def __hash__(self) -> int:
-        return id(self.thing)
-
-
-def _of_function(f: types.FunctionType) -> Iterator[tuple[object, object]]:
-    original = vars(f).get("_torchdynamo_orig_callable")  # of torch.compile
-    if original is not None:
-        yield original, "()"
-        return
-    yield f.__code__, ".__code__"
-    yield from ((value, f" default {i}") for i, value in enumerate(f.__defaults__ or ()))
-    yield from ((value, f" default {name}") for name, value in (f.__kwdefaults__ or {}).items())
-    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        try:
-            yield cell.cell_contents, f" closure {name}"
-        except ValueError:  # not filled yet
-            yield None, f" closure {name}"
-    if _is_library(f.__code__.co_filename):
-        return
-    names = _names(f.__code__)
-    for name in names:
-        if name in f.__globals__:
-            value = f.__globals__[name]
-            yield value, f" global {name}"
-            if isinstance(value, types.ModuleType) and not _is_library(_file(value.__name__)):
-                for attribute in names:
-                    if attribute in vars(value):
-                        yield vars(value)[attribute], f" global {name}.{attribute}"
-
-
-def _of_class(kind: type) -> Iterator[tuple[object, object]]:
-    yield _Same(kind), ""
-    if issubclass(kind, nn.Module):  # of torch's own modules as well: a patch is a change
-        yield kind.forward, ".forward"
-    for c in filter(_may_change, kind.__mro__):
-        for name, value in vars(c).items():
-            is_code = isinstance(value, _CODE)
-            if is_code or not (name.startswith("__") or isinstance(value, _DESCRIPTORS)):
-                yield value, f".{name}"
-
-
-def _may_change(kind: type) -> bool:
-    """Whether it is a class of the user's."""
-    return bool(kind.__flags__ & _IS_PYTHON) and not _is_library(_file(kind.__module__))
-
-
-@functools.lru_cache(4096)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Names of globals and attributes that the code may read."""
-    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return tuple(dict.fromkeys((*code.co_names, *(name for names in inner for name in names))))
-
-
-@functools.lru_cache(4096)
-def _is_library(file: str) -> bool:
-    """Whether the source is torch's, Python's or another installed package's, or our own."""
-    return (
-        "site-packages" in file
-        or "dist-packages" in file
-        or file.startswith(("<frozen", *(d + os.sep for d in _LIBRARIES)))
-    )
-
-
-_LIBRARIES = (
-    os.path.dirname(os.path.dirname(__file__)),
-    os.path.dirname(torch.__file__),
-    os.path.realpath(sysconfig.get_path("stdlib")),
-    sysconfig.get_path("stdlib"),
-)
-
-
-def _file(module: str) -> str:
-    """Where a module is from: "" is the user's, as in a notebook."""
-    if module in sys.builtin_module_names:
-        return "<frozen>"
-    return getattr(sys.modules.get(module), "__file__", None) or ""
-
-
 def _name(path: Path) -> str:
     parent, name = path
     if parent is None:
@@ -352,7 +269,6 @@ def _short(value: object) -> str:
     return repr(value[1])[:60] if is_plain else ""
 
 
-_IS_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that is no part of the interpreter
 _PLAIN = {
     *(bool, int, str, bytes, types.NoneType, types.EllipsisType, range, types.CodeType),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),
@@ -364,11 +280,5 @@ _METHODS = (
     *(types.WrapperDescriptorType,),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
 )
-_WRAPPERS = (
-    *((property, "fget"), (functools.cached_property, "func"), (staticmethod, "__func__")),
-    *((classmethod, "__func__"), (functools._lru_cache_wrapper, "__wrapped__")),
-)
-_CODE = (types.FunctionType, *(t for t, _ in _WRAPPERS))
-_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _HOLDERS = ("_parameters", "_buffers", "_modules")
 _OFTEN_EMPTY = frozenset(vars(nn.Module())) - {"training"}  # hooks and flags

@@ -73,7 +73,7 @@ class _Restricted(Energy):
                 generator; a Tensor: ``ChainRNG.state(device)``, for chains that count ``t``.
             t: added to the step.
             sample_ids: int64 (B,), whose random numbers each row gets; default: its row.
-            beta: >= 0, inverse temperature: h is drawn from the conditional law of exp(-beta E).
+            beta: inverse temperature, >= 0: h is drawn from the conditional law of exp(-beta E).
             generator: see ``seed``; not both.
         """
         logits = self.hidden_logits(v)
@@ -120,7 +120,9 @@ class RBM(_Restricted):
     at N(0, 0.01^2), biases at 0.
 
     Attributes:
-        W: (H, V), weights. b: (V,), biases of visible units. c: (H,), of hidden units.
+        W: (H, V), weights.
+        b: (V,), biases of visible units.
+        c: (H,), of hidden units.
 
     Raises:
         ValueError: a size is not an integer >= 1, or v or h is of another width.
@@ -199,11 +201,10 @@ class GaussianRBM(_Restricted):
     N(b + h W, sigma^2), and p(h_j = 1 | v) = sigmoid(c_j + W_j (v / sigma^2)). What is drawn of v
     is a draw, not the mean.
 
-    Arguments and methods as in ``RBM``.
+    Arguments, methods, W, b and c as in ``RBM``.
 
     Attributes:
-        W: (H, V), b: (V,), c: (H,), as in ``RBM``. log_var: (V,), log sigma^2; starts at 0, so data
-            are best brought to a variance of about 1.
+        log_var: (V,), log sigma^2; starts at 0, so data are best brought to a variance of about 1.
 
     Source: Cho, Ilin, Raiko, Improved learning of Gaussian-Bernoulli restricted Boltzmann machines,
     2011.

@@ -110,7 +110,7 @@ def nn_log_distance(
 
     Args:
         x, y, skip, y_scale: as in ``nearest_neighbor``.
-        eps: > 0, in units of the data.
+        eps: in units of the data, > 0.
 
     Returns:
         0-d, differentiable any number of times in ``x`` and ``y``.

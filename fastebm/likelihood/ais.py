@@ -65,12 +65,12 @@ def ais(
 
     Args:
         model: with a ``BernoulliBase`` an ``RBM``, with a ``GaussianBase`` a ``GaussianRBM``,
-            X Metropolis-adjusted Langevin steps: they leave each law exactly as it is, so no
-            step size biases the weights.
+            which take block Gibbs steps; any other energy takes Metropolis-adjusted Langevin steps:
+            all leave each law exactly as it is, so no step size biases the weights.
         base: where the chains start; close to the data is best (``fit``).
         betas: ``"sm2008"``: 500 equal steps to 0.5, 4000 to 0.9, 10,000 to 1, as in the paper; an
             int: so many equal steps; or the inverse temperatures, from 0 up to 1.
-        n_chains: >= 2, run at once.
+        n_chains: run at once, >= 2.
         n_steps: transitions at each beta.
         step_size: of Langevin; None: a pilot run with other noise finds one for each beta, at an
             acceptance of 0.574, and doubles the time.

@@ -35,7 +35,8 @@ class GaussianBase:
     """Independent normal elements, ``N(mean, std^2)``.
 
     Attributes:
-        mean, std: (*event), std > 0; floating point of one dtype, which is that of the chains.
+        mean: (*event), floating point; the chains have its dtype.
+        std: the same, all > 0.
 
     Raises:
         ValueError: they are not.
@@ -89,7 +90,8 @@ class UniformBase:
     box: its Z is the integral of ``exp(-E)`` over it.
 
     Attributes:
-        lo, hi: (*event), lo < hi; floating point of one dtype, which is that of the chains.
+        lo: (*event), floating point; the chains have its dtype.
+        hi: the same, all > lo.
 
     Raises:
         ValueError: they are not.

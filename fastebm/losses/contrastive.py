@@ -1,40 +1,24 @@
-"""Contrastive divergence, persistent and improved: losses for a training loop of your own."""
+"""Contrastive divergence, plain and persistent: losses for a training loop of your own."""
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.energies.protocol import check_batch, energy
-from fastebm.entropy.estimators import nn_log_distance
-from fastebm.losses.loss_terms import phases, spread, step_metrics
-from fastebm.losses.mlp_loss import LastStepTerms, terms_by_formulas
+from fastebm.losses.mlp_loss import terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
-from fastebm.ops.mlp.network import Network
-from fastebm.replay.buffer import References, ReplayBuffer
+from fastebm.losses.output import LossOutput
+from fastebm.losses.terms import Batch, Terms, spread, step_metrics
+from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
-from fastebm.samplers.gibbs import NO_DERIVATIVE, GibbsSampler
-from fastebm.samplers.langevin import LangevinDynamics, finite_rows
+from fastebm.samplers.diagnostics import finite_rows
+from fastebm.samplers.gibbs import GibbsSampler
+from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.scale import MIN_POINTS
-
-
-class LossOutput(NamedTuple):
-    """What a loss returns.
-
-    Attributes:
-        loss: 0-d, to call ``backward()`` on; of a small perceptron on a CPU without create_graph.
-        x_neg: (B, *event), the chains in the end, without a graph.
-        metrics: the terms, each 0-d without a graph. The total is not among them: its value is not
-            comparable between losses.
-    """
-
-    loss: Tensor
-    x_neg: Tensor
-    metrics: dict[str, Tensor | float]
+from fastebm.samplers.settings import real
 
 
 class ContrastiveDivergence(nn.Module):
@@ -102,7 +86,7 @@ class ContrastiveDivergence(nn.Module):
         self.sampler = sampler
         self.buffer: ReplayBuffer | None = None
         self.k_steps = k_steps
-        self.energy_reg_weight = _weight("energy_reg_weight", energy_reg_weight)
+        self.energy_reg_weight = real("energy_reg_weight", energy_reg_weight)
         self.on_nonfinite = on_nonfinite
         self.calls = 0
 
@@ -127,84 +111,39 @@ class ContrastiveDivergence(nn.Module):
             ValueError, TypeError: an argument is not what it should be; nothing has run then.
         """
         self._check(x)
-        rng = as_rng(seed, generator)
-        kwargs, n = model_kwargs or {}, len(x)
-        x = x.detach()
-        if not self.sampler.step_size_checked and n >= MIN_POINTS:
+        rng, kwargs, x = as_rng(seed, generator), model_kwargs or {}, x.detach()
+        if not self.sampler.step_size_checked and len(x) >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
         start, slots = self._start(x, rng)
         self.calls += 1
-        references = self._references(x, slots)  # before the chains come in
-        network = self._network(x, kwargs)
-        steps, k, before = range(self.k_steps), self.k_steps - 1, start
-        if network is None or not _is_own(self.sampler, "sample"):
-            before = self.sampler.sample(start, k, seed=rng, model_kwargs=kwargs)
-            steps = steps[k:]
-
-        def terms(pos: Tensor | None = None, neg: Tensor | None = None):
-            """The loss, of some rows of data and chains if given. The chains' last step comes out
-            the same for some as for all: its noise goes by row number."""
-            with torch.enable_grad():
-                kwargs_neg = _take(kwargs, neg, n)
-                x_kl, grad = self.sampler.last_step(
-                    before if neg is None else before[neg],
-                    k,
-                    create_graph=self._through_last_step,
-                    seed=rng.copy(),
-                    model_kwargs=kwargs_neg,
-                    sample_ids=None if neg is None else neg + rng.sample_offset,
-                )
-                x_neg = x_kl.detach()
-                leaf = x_kl.detach().requires_grad_() if self._through_last_step else x_neg
-                e_pos = energy(self.model, x if pos is None else x[pos], **_take(kwargs, pos, n))
-                e_neg = energy(self.model, leaf, **kwargs_neg)
-                mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
-                squares = e_pos.square().mean() + e_neg.square().mean()
-                stds = spread(e_pos), spread(e_neg)
-                loss, metrics = phases(mean_pos, mean_neg, squares, stds, self.energy_reg_weight)
-                metrics |= step_metrics(self.sampler, x_neg, grad)
-                if self._through_last_step:
-                    own = references
-                    if own is not None and neg is not None:
-                        own = references._replace(own=references.own[neg])
-                    loss = loss + self._last_step_terms(mean_neg, leaf, x_kl, own, metrics)
-                sound = self.on_nonfinite != "count" and all_finite(metrics, x_neg)
-                return loss, x_neg, metrics, (e_pos.detach(), e_neg.detach()), sound
-
-        if network is None:
-            loss, x_neg, metrics, (e_pos, e_neg), sound = terms()
+        batch = self._batch(x, start, slots, kwargs)
+        found = self._by_formulas(batch, rng)
+        if found is None:
+            before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
+            terms = self._by_graph(batch._replace(chains=before), rng)
+            finite = self.on_nonfinite != "count" and all_finite(terms.metrics, terms.x_neg)
         else:
-            loss, x_neg, metrics, (e_pos, e_neg), sound, before = terms_by_formulas(
-                *(network, x, before, self.sampler, steps, rng),
-                *(self.energy_reg_weight, self._last_step_weights(references)),
-            )
-        stored, metrics["n_nonfinite"] = x_neg, 0.0
-        if not sound:
-            finite = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
-            stored = torch.where(finite[1].view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
-            count = 2 * n - finite[0].sum() - finite[1].sum()
+            terms, before, finite = found
+        loss, x_neg, metrics, e_pos, e_neg, _ = terms
+        stored, n_nonfinite = x_neg, 0.0
+        if not finite:
+            pos, neg = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
+            stored = torch.where(neg.view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
+            n_pos, n_neg = len(x) - pos.sum(), len(x) - neg.sum()
+            n_nonfinite = n_pos + n_neg
             if self.on_nonfinite != "count":
-                counts = (int(n - rows.sum()) for rows in finite)
                 where = f"call {self.calls} of {type(self).__name__}"
-                count = report(where, self.on_nonfinite, *counts, n)
-            if self.on_nonfinite == "skip" and count:
-                loss, _, metrics, *_ = terms(*(rows.nonzero()[:, 0] for rows in finite))
-            metrics["n_nonfinite"] = count
+                n_nonfinite = report(where, self.on_nonfinite, int(n_pos), int(n_neg), len(x))
+            if self.on_nonfinite == "skip" and n_nonfinite:
+                rows = pos.nonzero()[:, 0], neg.nonzero()[:, 0]
+                left = batch._replace(chains=before).rows(*rows, rng.sample_offset)
+                loss, _, metrics, *_ = self._by_graph(left, rng)
+        metrics["n_nonfinite"] = n_nonfinite
         rng.advance(1)
         if self.buffer is not None:
             self.buffer.push(stored, slots)
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
-
-    def _network(self, x: Tensor, model_kwargs: dict) -> Network | None:
-        """The model as a small perceptron, whose gradients are taken by formulas; else None. Not on
-        a device, where a CUDA graph takes the launches off; nor with a last step of one's own."""
-        sampler = self.sampler
-        if not _is_own(sampler, "last_step") or self.model is not sampler.model:
-            return None
-        if x.device.type != "cpu":
-            return None
-        return sampler.network(x, model_kwargs)
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, Tensor | None]:
         """Where the chains start, and the slots of the buffer that they go back to."""
@@ -213,24 +152,58 @@ class ContrastiveDivergence(nn.Module):
         start, slots = self.buffer.sample(len(x))
         return start.to(x), slots
 
-    _through_last_step = False  # whether the loss depends on the parameters through the last step
+    def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
+        """What the loss is taken of."""
+        return Batch(x, start, kwargs, kwargs)
 
-    def _references(self, x: Tensor, slots: Tensor | None) -> References | None:
-        return None
+    def _by_formulas(
+        self, batch: Batch, rng: ChainRNG | DeviceRNG
+    ) -> tuple[Terms, Tensor, bool] | None:
+        """The loss of chains at their start without a graph, where that is possible."""
+        return terms_by_formulas(
+            self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight
+        )
 
-    def _last_step_terms(
-        self,
-        mean_neg: Tensor,
-        leaf: Tensor,
-        x_kl: Tensor,
-        references: References | None,
-        metrics: dict[str, Tensor | float],
-    ) -> Tensor:
-        raise NotImplementedError
+    @torch.enable_grad()
+    def _by_graph(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> Terms:
+        """The loss of chains before their last step."""
+        x_neg, grad = self._last_step(batch, rng, create_graph=False)
+        return self._phases(batch, x_neg.detach(), grad)
 
-    def _last_step_weights(self, references: References | None) -> LastStepTerms | None:
-        """The same terms for ``terms_by_formulas``."""
-        return None
+    def _last_step(
+        self, batch: Batch, rng: ChainRNG | DeviceRNG, create_graph: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.sampler.last_step(
+            batch.chains,
+            self.k_steps - 1,
+            create_graph=create_graph,
+            seed=rng.copy(),
+            model_kwargs=batch.kwargs_neg,
+            sample_ids=batch.sample_ids,
+        )
+
+    def _phases(self, batch: Batch, x_neg: Tensor, grad: Tensor | None) -> Terms:
+        """The positive phase, the negative phase, and the energies' squares."""
+        e_pos = energy(self.model, batch.x, **batch.kwargs_pos)
+        e_neg = energy(self.model, x_neg, **batch.kwargs_neg)
+        mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
+        squares = e_pos.square().mean() + e_neg.square().mean()
+        std_pos, std_neg = spread(e_pos), spread(e_neg)
+        loss = gap = mean_pos - mean_neg
+        if self.energy_reg_weight:
+            loss = loss + self.energy_reg_weight * squares
+        gap = gap.detach()
+        metrics = {
+            "loss_cd": gap,
+            "energy_pos": mean_pos.detach(),
+            "energy_neg": mean_neg.detach(),
+            "energy_pos_std": std_pos,
+            "energy_neg_std": std_neg,
+            "energy_gap": gap,
+            "energy_reg": squares.detach(),
+            **step_metrics(self.sampler, x_neg, grad),
+        }
+        return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg)
 
     def _check(self, x: Tensor) -> None:
         check_batch(x)
@@ -247,8 +220,9 @@ class ContrastiveDivergence(nn.Module):
 class PersistentContrastiveDivergence(ContrastiveDivergence):
     """CD with chains that start at samples of ``buffer`` and go back into it.
 
-    Args, metrics: as ``ContrastiveDivergence``, and
+    Args:
         buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
+        others, metrics: as in ``ContrastiveDivergence``.
 
     Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
     gradient, 2008; Du and Mordatch, Implicit generation and modeling with energy-based models,
@@ -265,7 +239,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         on_nonfinite: str = "raise",
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
-        _check_buffer(buffer)
+        check_buffer(buffer)
         if isinstance(sampler, GibbsSampler) and buffer.data.dtype == torch.uint8:
             raise ValueError(
                 "buffer must be float32 or bfloat16 for a GibbsSampler: uint8 would dither the"
@@ -274,126 +248,6 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         self.buffer = buffer
 
 
-class ImprovedContrastiveDivergence(ContrastiveDivergence):
-    """CD, and terms that reach the parameters through the last Langevin step.
-
-    ``loss = mean E(x) - mean E(sg x_neg) + energy_reg_weight (mean E(x)^2 + mean E(x_neg)^2)
-    + kl_weight mean E_sg(x_kl) - entropy_weight H(x_kl)``
-
-    x_kl has the values of x_neg, but depends on the parameters through the gradient of the last
-    step (second derivatives are exact); E_sg is the energy with its parameters held constant. H is
-    the mean of ``log(d^2 + entropy_eps^2) / 2``, d the distance to the nearest reference: a
-    nearest-neighbour estimate of the entropy, without its factor D.
-
-    What the KL term is: with q the law of the chains' ends and p the model, ``mean E_sg(x_kl) - H``
-    estimates KL(q || sg p) up to a constant. Added (weights > 0, as in the paper) it trains the
-    short chain to end where the energy is low: a regulariser, which keeps training stable at steps
-    so large that CD diverges. What it is not: the term that CD leaves out of its gradient. That one
-    has the opposite sign: ``kl_weight=-1`` (and -1 for an exact entropy) gives the gradient of
-    KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
-    alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
-
-    Args, metrics: as ``ContrastiveDivergence``, and
-        buffer: where chains start and end; None: they start at the data.
-        kl_weight, entropy_weight: any real numbers.
-        entropy_eps: > 0, the distance below which two samples count as equal.
-        n_entropy_refs: how many samples of the buffer are references, chosen anew in each call;
-            None: all. They are taken before the new chains come in, less the slot that a chain
-            started from. Without a buffer the references are the other chains. With fewer than two
-            references the entropy term is zero.
-    Further metrics: ``kl_energy``, ``entropy``, both without their weights.
-
-    Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
-    models, 2021.
-    """
-
-    def __init__(
-        self,
-        model,
-        sampler: LangevinDynamics,
-        buffer: ReplayBuffer | None = None,
-        k_steps: int = 10,
-        kl_weight: float = 1.0,
-        entropy_weight: float = 0.3,
-        entropy_eps: float = 1e-3,
-        n_entropy_refs: int | None = None,
-        energy_reg_weight: float = 0.0,
-        on_nonfinite: str = "raise",
-    ) -> None:
-        super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
-        if not isinstance(sampler, LangevinDynamics):
-            raise TypeError(NO_DERIVATIVE)
-        if buffer is not None:
-            _check_buffer(buffer)
-        self.buffer = buffer
-        self.kl_weight = _weight("kl_weight", kl_weight)
-        self.entropy_weight = _weight("entropy_weight", entropy_weight)
-        if not 0 < entropy_eps < math.inf:
-            raise ValueError(f"entropy_eps must be finite and > 0, got {entropy_eps}")
-        if n_entropy_refs is not None and n_entropy_refs < 2:
-            raise ValueError(f"n_entropy_refs must be None or >= 2, got {n_entropy_refs}")
-        self.entropy_eps, self.n_entropy_refs = float(entropy_eps), n_entropy_refs
-
-    _through_last_step = True
-
-    def _references(self, x: Tensor, slots: Tensor | None) -> References | None:
-        """Stored samples, and for each chain which of them is its own slot (or -1)."""
-        if self.buffer is None or not self.entropy_weight:
-            return None
-        y, own, y_scale = self.buffer.references(slots, self.n_entropy_refs)
-        return References(y.to(x.device), own.to(x.device), y_scale)
-
-    def _last_step_terms(self, mean_neg, leaf, x_kl, references, metrics):
-        # The negative phase and the KL term are energies of the same points, so one forward serves
-        # both. mean_neg, taken at a leaf, has a graph to the parameters: the negative phase. Its
-        # gradient v at the leaf gives the KL term to first order: d E_sg(x_kl) = <v, d x_kl>, and
-        # the first derivative in the parameters, all that backward() computes, is exact. (One
-        # forward of data and chains together would double the work of v: measured slower.)
-        (v,) = torch.autograd.grad(mean_neg, leaf, retain_graph=True)
-        x_neg = x_kl.detach()
-        kl = mean_neg.detach() + (v * (x_kl - x_neg)).sum()
-        entropy = torch.zeros_like(kl)
-        if (references := self._entropy_references(x_neg, references)) is not None:
-            y, own, y_scale = references
-            entropy = nn_log_distance(x_kl, y, own, self.entropy_eps, y_scale=y_scale)
-        metrics["kl_energy"], metrics["entropy"] = kl.detach(), entropy.detach()
-        return self.kl_weight * kl - self.entropy_weight * entropy
-
-    def _last_step_weights(self, references):
-        weights = self.kl_weight, self.entropy_weight, self.entropy_eps
-        return LastStepTerms(*weights, *(references or ()))
-
-    def _entropy_references(self, x_neg: Tensor, stored: References | None) -> References | None:
-        """None where there is no entropy term, or too few references for it."""
-        if not self.entropy_weight:
-            return None
-        if self.buffer is None:
-            stored = References(x_neg, torch.arange(len(x_neg), device=x_neg.device), (1.0, 0.0))
-        return stored if len(stored.y) > 1 else None
-
-
-def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
-    """Whether the method is that of LangevinDynamics, and not a subclass's or a caller's."""
-    method = getattr(sampler, name, None)
-    return getattr(method, "__func__", None) is vars(LangevinDynamics)[name]
-
-
-def _take(model_kwargs: dict, rows: Tensor | None, n: int) -> dict:
-    """The arguments for some of n samples."""
-    if rows is None:
-        return model_kwargs
-    return {
-        k: v[rows] if isinstance(v, Tensor) and v.dim() and len(v) == n else v
-        for k, v in model_kwargs.items()
-    }
-
-
-def _weight(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value}")
-    return float(value)
-
-
-def _check_buffer(buffer: ReplayBuffer) -> None:
+def check_buffer(buffer: ReplayBuffer) -> None:
     if not isinstance(buffer, ReplayBuffer):
         raise TypeError(f"buffer must be a ReplayBuffer, got {type(buffer).__name__}")

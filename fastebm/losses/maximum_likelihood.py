@@ -9,11 +9,12 @@ from torch import Generator, Tensor, nn
 
 from fastebm.energies.protocol import check_batch, energy, sum_scales
 from fastebm.likelihood.exact import enumerable_layer, log_partition
-from fastebm.losses.contrastive import ContrastiveDivergence, LossOutput
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.output import LossOutput
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
-from fastebm.samplers.langevin import finite_rows
+from fastebm.samplers.diagnostics import finite_rows
 
 INITS = ("uniform", "normal")
 
@@ -85,10 +86,11 @@ class MaximumLikelihood(ContrastiveDivergence):
     log-likelihood; until then its bias depends on how far noise is from the model, whereas that of
     CD is smallest where the model has learnt the data.
 
-    Args, metrics: as ``ContrastiveDivergence``, and
+    Args:
         k_steps: long enough for the chains to forget where they started.
         init: ``"uniform"`` in ``value_range`` or ``"normal"``.
         value_range: (lo, hi).
+        others, metrics: as in ``ContrastiveDivergence``.
 
     Source: Younes, Parametric inference for imperfectly observed Gibbsian fields, 1989; Nijkamp et
     al., On the anatomy of MCMC-based maximum likelihood learning of energy-based models, 2020.

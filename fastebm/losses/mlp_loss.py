@@ -1,67 +1,105 @@
-"""Losses of small perceptrons by formulas: value and gradient at once, without a graph."""
+"""Losses of small perceptrons by formulas: the one door to them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastebm.chains.mlp_chain import tables
+from fastebm.losses.terms import Batch, Terms
 from fastebm.ops.mlp.gradient import with_gradient
 from fastebm.ops.mlp.loss import mlp_contrastive_divergence
 from fastebm.ops.mlp.network import Network
 from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 
 
-class LastStepTerms(NamedTuple):
-    """Terms that reach the parameters through the last step: see ImprovedContrastiveDivergence.
-
-    The references are (m, *event), with ``own`` (B,) int64, which of them each chain may not
-    choose, and ``y_scale`` as in ``nearest_neighbor``; None: the other chains.
-    """
+class LastStepWeights(NamedTuple):
+    """Of the terms that reach the parameters through the last step: see
+    ImprovedContrastiveDivergence."""
 
     kl_weight: float
     entropy_weight: float
     entropy_eps: float
-    references: Tensor | None = None
-    own: Tensor | None = None
-    y_scale: tuple[float, float] = (1.0, 0.0)
 
 
-@torch.no_grad()
 def terms_by_formulas(
-    network: Network,
-    x: Tensor,
-    start: Tensor,
-    sampler: LangevinDynamics,
-    steps: range,
+    model: Callable[..., Tensor],
+    sampler: LangevinDynamics | GibbsSampler,
+    batch: Batch,
+    k_steps: int,
     rng: ChainRNG | DeviceRNG,
     energy_reg_weight: float,
-    last_step_terms: LastStepTerms | None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor], tuple[Tensor, Tensor], bool, Tensor]:
-    """The loss of ``ContrastiveDivergence``, or of a kin, on the energy of a small perceptron.
+    last_step: LastStepWeights | None = None,
+) -> tuple[Terms, Tensor, bool] | None:
+    """The loss of ``ContrastiveDivergence``, or of a kin, with its gradient and its chains by
+    formulas; None where it must be taken by a graph, and nothing was done: on a device, and of a
+    sampler with a last step of its own. All that losses know of small perceptrons is behind this
+    function.
 
     What costs its time on a CPU is then what it computes: one operator, where chain and graph of
     autograd take some hundred.
 
     Args:
-        x, start: data, and the chains before ``steps``, (B, *event).
-        steps: indices of the steps to take, one or more; the last one is the loss's.
-        rng: the noise from the first of them on; advanced past all but the last.
+        batch: the chains at their start.
+        rng: the noise; advanced past all steps but the last.
 
     Returns:
-        The loss, with its gradient; x_neg, metrics, the energies (B,) of data and chains, whether
-        these and x_neg are finite, and the chains before the last step.
+        The terms, the chains before the last step, and whether energies and x_neg are finite.
     """
-    step_sizes, noise_stds = tables(sampler.plan(steps), x)
-    terms = last_step_terms._asdict() if last_step_terms else {}
+    if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
+        return None
+    if model is not sampler.model or not _is_own(sampler, "last_step"):
+        return None
+    chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
+    if chain is None:
+        return None
+    steps = range(k_steps)
+    if not _is_own(sampler, "sample"):
+        before = sampler.sample(batch.chains, k_steps - 1, seed=rng, model_kwargs={})
+        batch, steps = batch._replace(chains=before), steps[-1:]
+    return _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
+
+
+def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
+    """Whether the method is that of LangevinDynamics, and not a subclass's or a caller's."""
+    method = getattr(sampler, name, None)
+    return getattr(method, "__func__", None) is vars(LangevinDynamics)[name]
+
+
+@torch.no_grad()
+def _terms(
+    network: Network,
+    sampler: LangevinDynamics,
+    batch: Batch,
+    steps: range,
+    rng: ChainRNG | DeviceRNG,
+    energy_reg_weight: float,
+    last_step: LastStepWeights | None,
+) -> tuple[Terms, Tensor, bool]:
+    """By ``steps``, of which the last one is the loss's."""
+    step_sizes, noise_stds = tables(sampler.plan(steps), batch.x)
+    options = sampler.options
+    kl_weight, entropy_weight, entropy_eps = last_step or (None, 0.0, 1.0)
+    y, own, y_scale = batch.references or (None, None, (1.0, 0.0))
     before, x_neg, e_pos, e_neg, sums, values, finite = mlp_contrastive_divergence(
-        *(x, start, network, len(steps) - 1, step_sizes, noise_stds, rng.state(x.device)),
-        **sampler.options._asdict(),
+        *(batch.x, batch.chains, network, len(steps) - 1, step_sizes, noise_stds),
+        rng.state(batch.x.device),
+        grad_clip=options.grad_clip,
+        grad_norm_clip=options.grad_norm_clip,
+        clamp=options.clamp,
+        noise_first=options.noise_first,
         energy_reg_weight=energy_reg_weight,
-        **terms,
+        kl_weight=kl_weight,
+        entropy_weight=entropy_weight,
+        entropy_eps=entropy_eps,
+        references=y,
+        own=own,
+        y_scale=y_scale,
     )
     rng.advance(len(steps) - 1)
     loss, pos, neg, std_pos, std_neg, gap, squares, norm, share, entropy = values
@@ -76,7 +114,7 @@ def terms_by_formulas(
         "grad_norm": norm,
         "clamp_share": share,
     }
-    if last_step_terms:
+    if last_step:
         metrics |= {"kl_energy": neg, "entropy": entropy}
     loss = with_gradient(loss, network, sums)
-    return loss, x_neg, metrics, (e_pos, e_neg), finite, before
+    return Terms(loss, x_neg, metrics, e_pos, e_neg, neg), before, finite

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastebm.chains.capture import Body, capture, ordered, warm_up
-from fastebm.chains.graph import GraphWarning, settings_key
+from fastebm.chains.graph import GraphWarning
+from fastebm.chains.settings import settings_key
 from fastebm.chains.snapshot import Snapshot
 from fastebm.chains.waits import Reads
-from fastebm.losses.contrastive import ContrastiveDivergence, LossOutput
+from fastebm.losses.contrastive import ContrastiveDivergence
+from fastebm.losses.output import LossOutput
 from fastebm.rng import ChainRNG, DeviceRNG
 
 WARM_UP_STEPS = 3  # the optimiser makes its state in the first; libraries choose in all

@@ -7,8 +7,8 @@ from torch import Generator, Tensor, nn
 
 from fastebm.energies.helmholtz import HelmholtzMachine
 from fastebm.energies.protocol import check_batch
-from fastebm.losses.contrastive import LossOutput
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.output import LossOutput
 from fastebm.rng import ChainRNG, as_rng
 
 

@@ -31,12 +31,12 @@ def bernoulli_sigmoid(
         rng: int64 (4,), ``ChainRNG.state(logits.device)``.
         t: added to the step of ``rng``.
         sample_ids: int64 (B,), who the samples are; default: sample_offset of ``rng`` + row.
-        beta: >= 0, inverse temperature; rounded to float32.
+        beta: inverse temperature, >= 0; rounded to float32.
         tag: which stream of the key, 1..255.
         dtype: of the result: that of the logits (None), or torch.uint8.
 
     Returns:
-        0 and 1, contiguous, of the shape of ``logits``. For a NaN: NaN, or 255 as uint8.
+        0 and 1, contiguous, of the shape of ``logits``; NaN for a NaN, or 255 as uint8.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.

@@ -37,7 +37,7 @@ def langevin_step_(
         x: (B, ...) float32, float64, bfloat16 or float16, any strides; overwritten. Arithmetic is
             float64 for float64 and float32 for the rest, rounded once on the way out.
         grad: energy gradient at ``x``, same shape, dtype, device; None for a step of noise only.
-        step_size: >= 0, a number or a tensor with 1 or B values. A value in a tensor that is
+        step_size: a number >= 0, or a tensor with 1 or B values. A value in a tensor that is
             negative or not finite makes its sample NaN (nothing is read back from the device).
         noise_std: standard deviation of the noise, the same rules. Not a multiplier.
         rng: int64 (4,), ``ChainRNG.state(x.device)``.

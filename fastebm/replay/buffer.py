@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,21 +11,13 @@ from torch import Generator, Tensor, nn
 from fastebm.ops.choice import choose_slots
 from fastebm.ops.replay import replay_gather
 from fastebm.replay.augmentation import Augmentation
+from fastebm.replay.references import References
 from fastebm.rng import ChainRNG, as_rng
 
 MODES = ("slot", "fifo", "reservoir")
 DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
 _FILL = 1 << 24  # elements of the buffer filled at once
 Init = str | Callable[[int], Tensor]
-
-
-class References(NamedTuple):
-    """Stored samples for ``nearest_neighbor``: y (m, *event) of the storage's dtype; own (b,)
-    int64, which of them each slot that was asked for is, or -1; and y_scale, for uint8."""
-
-    y: Tensor
-    own: Tensor
-    y_scale: tuple[float, float]
 
 
 class ReplayBuffer(nn.Module):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,7 +10,8 @@ from torch import Generator, Tensor
 
 from fastebm.energies.protocol import sampling_mode
 from fastebm.rng import ChainRNG, as_rng
-from fastebm.samplers.langevin import finite_rows
+from fastebm.samplers.diagnostics import Log, finite_rows
+from fastebm.samplers.settings import integer, number
 
 __all__ = ["GibbsSampler"]
 
@@ -25,7 +24,7 @@ class GibbsSampler:
     Args:
         model: an RBM, a GaussianRBM, or what has their ``gibbs_step``, ``sample_visible``,
             ``check_data`` and sizes. In eval mode while chains run.
-        temperature: > 0; a number, or a schedule: a function of the step's index, an int from 0 in
+        temperature: a number > 0, or a schedule: a function of the step's index, an int from 0 in
             every call of ``sample``, to a number. Starting hot and cooling down to 1 lets chains
             cross between modes first (simulated tempering by a fixed schedule).
 
@@ -46,7 +45,7 @@ class GibbsSampler:
             )
         self.model = model
         if not callable(temperature):
-            _temperature("temperature", temperature)
+            number("temperature", temperature, above_zero=True)
         self.temperature = temperature
 
     @property
@@ -97,15 +96,14 @@ class GibbsSampler:
 
         Raises:
             ValueError, TypeError: an argument is not what it should be; nothing has run then. On a
-            device the values of ``x`` are not looked at, as that would wait for it.
+                device the values of ``x`` are not looked at, as that would wait for it.
         """
         for name, value, least in (
             ("n_steps", n_steps, 0),
             ("burn_in", burn_in, 0),
             ("thin", thin, 1),
         ):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+            integer(name, value, least)
         if model_kwargs:
             raise ValueError(f"an RBM takes no further arguments, got {', '.join(model_kwargs)}")
         total = burn_in + n_steps
@@ -117,37 +115,29 @@ class GibbsSampler:
             raise ValueError("give x or n_samples, not both")
         elif x.device.type == "cpu":
             self.model.check_data(x)
-        state, event = rng.state(x.device), x.shape[1:]
-        kept: list[Tensor] = []
-        log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "change": []}
+        state = rng.state(x.device)
         v = x.detach().flatten(1).clone()
+        log = Log(v.view(x.shape), burn_in, thin, energy=(len(v),), change=())
         with sampling_mode(self.model, freeze=False):
             for k, beta in enumerate(betas):
                 before = v
                 v, _ = self.model.gibbs_step(v, state, t=k, sample_ids=sample_ids, beta=beta)
-                if k < burn_in or (k - burn_in + 1) % thin:
+                if not log.keeps(k):
                     continue
                 if return_trajectory:
-                    kept.append(v)
+                    log.add_state(v.view(x.shape))
                 if return_diagnostics:
-                    log["mean"].append(v.mean(0).view(event))
-                    log["var"].append(v.var(0, correction=0).view(event))
-                    log["energy"].append(self.model(v))
-                    log["change"].append((v - before).abs().mean())
+                    change = (v - before).abs().mean()
+                    log.add_numbers(v.view(x.shape), energy=self.model(v), change=change)
         rng.advance(total)
-        out = v.view(x.shape)
-        if return_trajectory:
-            out = torch.stack(kept, 1) if kept else v.new_empty((len(v), 0, v.shape[1]))
-            out = out.view(*out.shape[:2], *event)
+        out = log.trajectory() if return_trajectory else v.view(x.shape)
         if not return_diagnostics:
             return out
-        empty = {"mean": event, "var": event, "energy": (len(v),), "change": ()}
-        diagnostics: dict[str, Tensor | float] = {
-            name: torch.stack(e) if e else v.new_empty((0, *empty[name])) for name, e in log.items()
+        return out, {
+            **log.diagnostics(),
+            "n_nonfinite": (~finite_rows(v)).sum(),
+            "effective_temperature": self.effective_temperature,
         }
-        diagnostics["n_nonfinite"] = (~finite_rows(v)).sum()
-        diagnostics["effective_temperature"] = self.effective_temperature
-        return out, diagnostics
 
     def last_step(
         self,
@@ -179,13 +169,12 @@ class GibbsSampler:
     def _beta(self, k: int) -> float:
         if not callable(self.temperature):
             return 1 / self.temperature
-        return 1 / _temperature(f"temperature({k})", self.temperature(k))
+        return 1 / number(f"temperature({k})", self.temperature(k), above_zero=True)
 
     def _start(self, n: int | None, rng: ChainRNG, sample_ids: Tensor | None) -> Tensor:
         if n is None:
             raise ValueError("give x or n_samples")
-        if not isinstance(n, Integral) or isinstance(n, bool) or n < 0:
-            raise ValueError(f"n_samples must be an integer >= 0, got {n!r}")
+        integer("n_samples", n, 0)
         h = self.model.c.new_zeros((n, self.model.n_hidden))
         return self.model.sample_visible(h, rng, sample_ids=sample_ids)
 
@@ -194,11 +183,3 @@ NO_DERIVATIVE = (
     "a Gibbs step draws binary units and has no derivative in the parameters, which this loss needs"
     " of the last step: give it LangevinDynamics of the RBM's free energy"
 )
-
-
-def _temperature(name: str, value) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
-    return float(value)

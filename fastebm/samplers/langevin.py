@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
-from fastebm.chains.mlp_chain import run_mlp_chain
-from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
 from fastebm.ops.langevin import Clamp, langevin_step_
-from fastebm.ops.mlp.chain import PRECISIONS
-from fastebm.ops.mlp.network import Network
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
-from fastebm.samplers.scale import data_scale
-from fastebm.samplers.settings import box, integer, number, setting, value_at
-
-__all__ = ["LangevinDynamics", "StepSizeWarning", "data_scale"]
+from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
+from fastebm.samplers.scale import warn_of_wide_noise
+from fastebm.samplers.settings import box, chains, integer, number, setting, value_at
 
 Schedule = Callable[[int], float]
 BACKENDS = ("auto", "eager", "fused")
-
-
-class StepSizeWarning(UserWarning):
-    """The step is too large for the data: no energy makes the chain reproduce them."""
 
 
 class LangevinDynamics:
@@ -44,10 +35,10 @@ class LangevinDynamics:
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
             in eval mode with its parameters frozen while chains run, and restored after.
-        step_size: > 0; a number, a tensor of B numbers (one per chain), or a schedule: a function
+        step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
             of the step's index, an int from 0 in every call of ``sample``, to a number.
-        noise_scale, temperature: >= 0, a number or a schedule.
-        noise_std: >= 0, a number, a tensor of B numbers, or a schedule; None: from the above.
+        noise_scale, temperature: a number >= 0, or a schedule.
+        noise_std: a number >= 0, a tensor of B numbers, or a schedule; None: from the above.
         clamp: (lo, hi), the box every step ends in; either may be None.
         grad_clip: bound on |grad|, element by element.
         noise_first: ``x <- x + sigma * n``, then the gradient there, then the rest of the step.
@@ -152,15 +143,7 @@ class LangevinDynamics:
         if self.options.noise_first:
             return
         step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))
-        v = data_scale(data)
-        if sigma**2 > v:
-            warnings.warn(
-                f"step_size={step:.3g} adds noise of variance {sigma**2:.3g} a step, more than the"
-                f" tightest scale of the data, {v:.3g}: no energy makes these chains reproduce the"
-                f" data; at this effective temperature use step_size <= {step * v / sigma**2:.2g}",
-                StepSizeWarning,
-                stacklevel=2,
-            )
+        warn_of_wide_noise(step, sigma, data)
 
     def sample(
         self,
@@ -229,59 +212,48 @@ class LangevinDynamics:
         elif n_samples is not None or dim is not None:
             raise ValueError("give x, or n_samples and dim, not both")
         else:
-            x = _chains(x)
+            x = chains(x)
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
-        network = self.network(x, model_kwargs or {})
-        kept: list[Tensor] = []
-        log: dict[str, list[Tensor]] = {"mean": [], "var": [], "energy": [], "grad_norm": []}
+        fused, state = self.fused_chain(x, model_kwargs or {}), rng.state(x.device)
+        log = Log(x, burn_in, thin, energy=(len(x),), grad_norm=(len(x),))
 
         def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
-            if k < burn_in or (k - burn_in + 1) % thin:
+            if not log.keeps(k):
                 return
             if return_trajectory:
-                kept.append(x.clone())
+                log.add_state(x.clone())
             if return_diagnostics:
-                log["mean"].append(x.mean(0))
-                log["var"].append(x.var(0, correction=0))
-                log["energy"].append(e)
-                log["grad_norm"].append(_rows(grad).norm(dim=1))
-
-        state = rng.state(x.device)
+                log.add_numbers(x, energy=e, grad_norm=as_rows(grad).norm(dim=1))
 
         def augment(k: int, x: Tensor) -> None:
             if k % augment_every == 0:
                 x.copy_(augmentation.transform(x, state, k, sample_ids))
 
-        with _gradient_mode(self.model) if network is None else _no_inference():
+        on_step = keep if return_trajectory or return_diagnostics else None
+        before_step = None if augmentation is None else augment
+        with _no_inference():
             x = x.clone(memory_format=torch.contiguous_format)
-            on_step = keep if return_trajectory or return_diagnostics else None
-            before_step = None if augmentation is None else augment
-            if network is None:
-                chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
-                self._runner.run(self.model, chain, on_step, before_step)
-            else:
-                run_mlp_chain(
-                    *(network, x, plan, state, self.options, sample_ids),
+            if fused is not None:
+                fused.run(
+                    *(x, plan, state, self.options, sample_ids),
                     *(on_step, range(burn_in + thin - 1, total if on_step else 0, thin)),
                     *(before_step, range(0, total if before_step else 0, augment_every)),
-                    precision=self.precision,
                 )
+            else:
+                chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
+                with torch.enable_grad(), sampling_mode(self.model):
+                    self._runner.run(self.model, chain, on_step, before_step)
         rng.advance(total)
-        out = x
-        if return_trajectory:
-            out = torch.stack(kept, 1) if kept else x.new_empty((len(x), 0, *x.shape[1:]))
+        out = log.trajectory() if return_trajectory else x
         if not return_diagnostics:
             return out
-        empty = {"mean": x.shape[1:], "var": x.shape[1:], "energy": (len(x),)}
-        diagnostics: dict[str, Tensor | float] = {
-            name: torch.stack(v) if v else x.new_empty((0, *empty.get(name, (len(x),))))
-            for name, v in log.items()
+        return out, {
+            **log.diagnostics(),
+            "clamp_share": self.clamp_share(x),
+            "n_nonfinite": (~finite_rows(x)).sum(),
+            "effective_temperature": self.effective_temperature,
         }
-        diagnostics["clamp_share"] = self.clamp_share(x)
-        diagnostics["n_nonfinite"] = (~finite_rows(x)).sum()
-        diagnostics["effective_temperature"] = self.effective_temperature
-        return out, diagnostics
 
     def last_step(
         self,
@@ -313,7 +285,7 @@ class LangevinDynamics:
         integer("k", k, 0)
         coefficients = self.coefficients(k)
         rng = as_rng(seed, generator)
-        x = _chains(x)
+        x = chains(x)
         freeze = not create_graph
 
         def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
@@ -337,17 +309,15 @@ class LangevinDynamics:
             on_face |= x <= lo
         return on_face.mean(dtype=torch.float32)
 
-    def network(self, x: Tensor, model_kwargs: dict) -> Network | None:
-        """The model as the fused chain takes it; None where chains are run eagerly.
+    def fused_chain(self, x: Tensor, model_kwargs: dict) -> MLPChain | None:
+        """Chains from ``x`` in one kernel; None where they are run step by step.
 
         Raises:
             ValueError: what ``backend`` and ``precision`` ask for cannot be had.
         """
         if self.backend == "eager" or self._runner.is_asked_for:
             return None
-        if self.precision == "bf16" and x.device.type != "cuda":
-            raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
-        found = plain_mlp(self.model, x, model_kwargs)
+        found = mlp_chain(self.model, x, model_kwargs, self.precision)
         if not isinstance(found, str):
             return found
         if self.backend == "fused":
@@ -363,7 +333,8 @@ class LangevinDynamics:
         event = (dim,) if isinstance(dim, int) else tuple(dim)
         for d in event:
             integer("dim", d, 1)
-        like = next((p for p in _parameters(self.model) if p.is_floating_point()), torch.empty(0))
+        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
         state = rng.state(x.device)
         with torch.no_grad():
@@ -372,33 +343,6 @@ class LangevinDynamics:
             )
 
 
-@contextmanager
-def _gradient_mode(model: Callable[..., Tensor]) -> Iterator[None]:
-    """Gradients in x can be taken, whatever mode the caller and the model are in."""
-    with torch.inference_mode(False), torch.enable_grad(), sampling_mode(model):
-        yield
-
-
 def _no_inference() -> AbstractContextManager:
     """Outside inference mode; nothing is entered where that changes nothing, as it takes time."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-
-
-def finite_rows(x: Tensor) -> Tensor:
-    """bool (B,): which samples have finite elements only."""
-    return _rows(x).isfinite().all(1)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.unsqueeze(-1).flatten(1)
-
-
-def _parameters(model: Callable[..., Tensor]):
-    return model.parameters() if isinstance(model, torch.nn.Module) else ()
-
-
-def _chains(x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
-        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor (B, *event), got {kind}")
-    return x.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,24 @@ _MAX_POINTS = 2000
 _SHARE = 0.75  # of its initial value, where the slope is read
 _PER_OCTAVE = 4  # points of the log-log curve while the number of pairs doubles
 _WIDTH = 8  # points that a slope spans
+
+
+class StepSizeWarning(UserWarning):
+    """The step is too large for the data: no energy makes the chain reproduce them."""
+
+
+def warn_of_wide_noise(step_size: float, noise_std: float, data: Tensor) -> None:
+    """Warn in the name of who called the caller, when the noise of one step is wider than the
+    tightest scale of the data: see ``LangevinDynamics.check_step_size``."""
+    variance, v = noise_std**2, data_scale(data)
+    if variance > v:
+        warnings.warn(
+            f"step_size={step_size:.3g} adds noise of variance {variance:.3g} a step, more than the"
+            f" tightest scale of the data, {v:.3g}: no energy makes these chains reproduce the"
+            f" data; at this effective temperature use step_size <= {step_size * v / variance:.2g}",
+            StepSizeWarning,
+            stacklevel=3,
+        )
 
 
 def data_scale(x: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Checks of what users set: numbers, schedules, boxes."""
+"""Checks of what users give: numbers, schedules, boxes, chains."""
 
 from __future__ import annotations
 
@@ -41,9 +41,24 @@ def number(name: str, value, above_zero: bool = False) -> float:
     return float(value)
 
 
+def real(name: str, value: float) -> float:
+    """A finite number of either sign."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    return float(value)
+
+
 def integer(name: str, value: int, least: int) -> None:
     if not isinstance(value, (int, Integral)) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def chains(x: Tensor) -> Tensor:
+    """Where chains start, (B, *event), without a graph."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        kind = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor (B, *event), got {kind}")
+    return x.detach()
 
 
 def box(clamp: Clamp | None) -> Clamp | None:

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from fastebm import RBM, GaussianRBM
 from fastebm.app import fit, report
+from fastebm.app.checkpoints import restore
 from fastebm.app.cli import app
 from fastebm.app.config import ConfigError, TrainConfig
 from fastebm.app.data import DataError
 from fastebm.app.generation import generate
-from fastebm.app.training import Trainer, restore
+from fastebm.app.training import Trainer
 
 QUICK = {"samples": 200, "batch_size": 20, "steps": 20, "hidden": 8, "k_steps": 2}
 QUICK |= {"buffer_size": 40}

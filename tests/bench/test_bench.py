@@ -12,7 +12,7 @@ import compare
 import machine
 import predictions
 import pytest
-import readme
+import speed
 import suite
 import timing
 import torch
@@ -140,7 +140,7 @@ def test_every_bench_is_run_here_and_on_a_gpu():
     assert sorted(scripts) == sorted({*main.BENCHES, *main.BY_NAME_ONLY, "__main__"})
     (names,) = re.findall(r"^benches=\((.*?)\)", (ROOT / "bench" / "gpu.sh").read_text(), re.M)
     assert sorted(names.split()) == sorted(main.BENCHES)
-    assert {*readme.PARTS} == {*main.BENCHES}
+    assert {*speed.PARTS} == {*main.BENCHES}
 
 
 @pytest.mark.parametrize("name", main.BENCHES + main.BY_NAME_ONLY)
@@ -225,7 +225,7 @@ def test_charts_show_every_row_over_its_limit(tmp_path):
     assert charts.over_limit("langevin", rows[-1:]) is None
 
 
-def test_readme_takes_every_figure_from_the_rows():
+def test_speed_page_takes_every_figure_from_the_rows():
     parts = {"phases": {"energy and gradient": 0.9, "all else": 0.1}, "fastebm_faster": 1.25}
     facts = {"energy": "ConvEnergy", "shape": [128, 1, 28, 28]} | parts
     images = "ConvEnergy, 128 x 1 x 28 x 28, 1 thread"
@@ -251,7 +251,7 @@ def test_readme_takes_every_figure_from_the_rows():
         ),
         "replay": entry(row("fastebm", 0.001, **step), row("Pillow", 1.0, fastebm_faster=40.0)),
     }  # fmt: skip
-    text = readme.text(cpu, {})
+    text = speed.text(cpu, {})
     assert "| ConvEnergy, 128 x 1 x 28 x 28 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
     assert "| Gaussian, 9 x 2 | 800 | 1.25x | - | - | - | - | 10.0% |" in text
     assert "| Gaussian, 9 x 2, compile | 200 | 3.5x | - | - | - | - | 10.0% |" in text
@@ -268,7 +268,7 @@ def test_readme_takes_every_figure_from_the_rows():
     measured["left_out"] = ["another case"]
     on_gpu = [row(r["variant"], r["seconds"], r["case"], **points | {"host_seconds": 0.0005})
               for r in cpu["chain"]["rows"] if "Gaussian" in r["case"]]  # fmt: skip
-    gpu = readme.text({}, {"langevin": measured, "chain": entry(*on_gpu)})
+    gpu = speed.text({}, {"langevin": measured, "chain": entry(*on_gpu)})
     assert "| energy, chains | fastebm, us | host, us | over eager, in place |" in gpu
     assert "| Gaussian, 9 x 2 | 800 | 500 | 1.25x | - |" in gpu
     assert "| Gaussian, 9 x 2, compile | 200 | 500 | 3.5x | - |" in gpu

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-import readme
 import sass
 import sass_path
+import speed
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTING = """
@@ -113,7 +113,7 @@ def test_tables_put_what_was_beside_what_is():
         ["a", "61.5", "element", "98", "32", "0", "0", "1 STG"]
     ]
     assert sass.table({"before": was})[0][1] == "98"
-    text = " ".join(readme.text({}, {}, {"before": was, "now": now}).split())
+    text = " ".join(speed.text({}, {}, {"before": was, "now": now}).split())
     assert "| a | 61.5 | element | 98 | 32 | 0 | 0 |" in text and '"before" at commit abc' in text
 
 

@@ -5,57 +5,17 @@ import math
 import re
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from counted_captures import Captures, mlp
 from torch import nn
 
 from fastebm import Augmentation, GraphWarning, LangevinDynamics, clear_graphs
 from fastebm.chains import chain
-from fastebm.chains.graph import UNROLL, ChainGraphs, segments, settings_key
+from fastebm.chains.graph import UNROLL, ChainGraphs, segments
 from fastebm.rng import ChainRNG, DeviceRNG
-
-
-class Captures:
-    """Stands for a device: counts captures and replays, and fails when told to."""
-
-    def __init__(self):
-        self.captured = self.replayed = 0
-        self.is_warm = self.is_ordered = False
-        self.error = self.error_of_warm_up = None
-
-    @contextmanager
-    def ordered(self, device):
-        assert not self.is_ordered
-        self.is_ordered = True
-        yield
-        self.is_ordered = False
-
-    def forget_pools(self):
-        pass
-
-    def warm_up(self, body, device):
-        if self.error_of_warm_up is not None:
-            raise self.error_of_warm_up
-        self.is_warm = True
-        body()
-
-    def capture(self, body, device):
-        if self.error is not None:
-            raise self.error
-        assert self.is_warm  # so that libraries choose and allocate before
-        assert self.is_ordered
-        self.captured += 1
-
-        def replay():
-            assert self.is_ordered
-            self.replayed += 1
-            self.is_warm = False
-            body()
-
-        return replay
 
 
 @pytest.fixture
@@ -65,10 +25,6 @@ def captures(monkeypatch):
     monkeypatch.setattr(chain, "GRAPHS", graphs)
     fake.graphs = graphs
     return fake
-
-
-def mlp(dtype=torch.float64):
-    return nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)).to(dtype)
 
 
 def eager(sampler_of, *args, **kwargs):
@@ -159,88 +115,6 @@ def test_model_arguments_are_copied_or_baked(captures):
         out = sampler.sample(x, 4, seed=1, model_kwargs=kwargs)
         assert torch.equal(out, plain.sample(x, 4, seed=1, model_kwargs=kwargs))
     assert captures.captured == 2
-
-
-def reallocate(model, x, options):
-    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
-
-
-def move_buffer(model, x, options):
-    model.offset = model.offset.clone()
-
-
-def use_double(model, x, options):
-    model.double()
-    return x.double()
-
-
-def other_options(model, x, options):
-    options["grad_clip"] = 0.5
-
-
-def autocast_on(model, x, options):
-    torch.set_autocast_enabled("cpu", True)
-
-
-def autocast_dtype(model, x, options):
-    torch.set_autocast_dtype("cpu", torch.float16)
-
-
-def deterministic(model, x, options):
-    torch.use_deterministic_algorithms(True)
-
-
-def precision(model, x, options):
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-
-
-def benchmark(model, x, options):
-    torch.backends.cudnn.benchmark = True
-
-
-def larger_batch(model, x, options):
-    return torch.cat([x, x])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(reallocate, move_buffer, use_double, other_options, autocast_on),
-        *(autocast_dtype, deterministic, precision, benchmark, larger_batch),
-    ],
-)
-def test_what_a_graph_bakes_in_is_in_its_key(captures, change):
-    class Offset(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp(torch.float32)
-            self.register_buffer("offset", torch.ones(2))
-
-        def forward(self, x):
-            return self.net(x + self.offset)
-
-    model, x, options = Offset(), torch.randn(3, 2), {}
-    sampler = LangevinDynamics(model, 0.1)
-    for _ in range(3):
-        sampler.sample(x, 4, seed=1)
-    assert captures.captured == 1
-    before = settings_key(torch.device("cpu"))
-    try:
-        x2 = change(model, x, options)
-        sampler.options = sampler.options._replace(**options)
-        x2 = x if x2 is None else x2
-        replayed = captures.replayed
-        out = sampler.sample(x2, 4, seed=1)
-        assert captures.replayed == replayed  # eager: the key is new
-        sampler._runner.graph = False
-        assert torch.equal(out, sampler.sample(x2, 4, seed=1))
-    finally:
-        torch.set_autocast_enabled("cpu", False)
-        torch.set_autocast_dtype("cpu", torch.bfloat16)
-        torch.use_deterministic_algorithms(False)
-        torch.backends.cuda.matmul.fp32_precision = "none"
-        torch.backends.cudnn.benchmark = False
-    assert settings_key(torch.device("cpu")) == before
 
 
 def test_a_failed_capture_warns_once_and_stays_eager(captures):

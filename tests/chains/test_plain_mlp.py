@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn.utils import spectral_norm
 
-from fastebm import Augmentation, LangevinDynamics
+from fastebm import Augmentation, ChainRNG, LangevinDynamics
+from fastebm.chains.mlp_chain import MLPChain
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.energies import ConvEnergy, MLPEnergy
 from fastebm.ops.mlp.network import Network
-from fastebm.samplers import langevin as samplers
 
 X = torch.zeros(5, 3)
 
@@ -134,13 +134,13 @@ def test_what_does_not_fit_in_this_call():
 def fused_calls(monkeypatch):
     """The steps of every chain that goes the fused way."""
     calls = []
-    run = samplers.run_mlp_chain
+    run = MLPChain.run
 
-    def counted(network, x, coefficients, *rest, **options):
+    def counted(chain, x, coefficients, *rest, **options):
         calls.append(len(coefficients))
-        run(network, x, coefficients, *rest, **options)
+        run(chain, x, coefficients, *rest, **options)
 
-    monkeypatch.setattr(samplers, "run_mlp_chain", counted)
+    monkeypatch.setattr(MLPChain, "run", counted)
     return calls
 
 
@@ -195,10 +195,10 @@ def test_start_and_stream_go_on(fused_calls):
     model = mlp()
     sampler = LangevinDynamics(model, 0.05)
     whole = sampler.sample(n_steps=10, n_samples=5, dim=3, seed=1)
-    stream = samplers.ChainRNG(1)
+    stream = ChainRNG(1)
     part = sampler.sample(n_steps=4, n_samples=5, dim=3, seed=stream)
     assert torch.equal(sampler.sample(part, 6, seed=stream), whole)
-    x, _ = sampler.last_step(sampler.sample(part, 5, seed=samplers.ChainRNG(1, 4)), 5, seed=stream)
+    x, _ = sampler.last_step(sampler.sample(part, 5, seed=ChainRNG(1, 4)), 5, seed=stream)
     assert fused_calls == [10, 4, 6, 5]
     assert x.requires_grad
 

@@ -9,15 +9,13 @@ import torch
 from loss_reference import EPS, K, assert_same, gradients, langevin, mlp, naive
 from torch import nn
 
-from fastebm.losses.contrastive import (
-    ContrastiveDivergence,
-    ImprovedContrastiveDivergence,
-    LossOutput,
-    PersistentContrastiveDivergence,
-)
+from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.improved import ImprovedContrastiveDivergence
+from fastebm.losses.output import LossOutput
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG
-from fastebm.samplers.langevin import LangevinDynamics, StepSizeWarning
+from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.scale import StepSizeWarning
 
 COMMON = {"energy_pos", "energy_neg", "energy_pos_std", "energy_neg_std", "energy_gap", "loss_cd"}
 COMMON |= {"energy_reg", "grad_norm", "clamp_share", "n_nonfinite"}

@@ -10,12 +10,9 @@ from mlp_networks import UNIT
 from torch import nn
 
 from fastebm.energies import MLPEnergy
-from fastebm.losses import contrastive as losses
-from fastebm.losses.contrastive import (
-    ContrastiveDivergence,
-    ImprovedContrastiveDivergence,
-    PersistentContrastiveDivergence,
-)
+from fastebm.losses import mlp_loss
+from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.samplers.langevin import LangevinDynamics
@@ -62,13 +59,13 @@ def energy():
 @pytest.fixture
 def formulas(monkeypatch):
     """Counts the losses that were computed by formulas."""
-    calls, real = [], losses.terms_by_formulas
+    calls, real = [], mlp_loss.mlp_contrastive_divergence
 
-    def spy(*args):
+    def spy(*args, **options):
         calls.append(args)
-        return real(*args)
+        return real(*args, **options)
 
-    monkeypatch.setattr(losses, "terms_by_formulas", spy)
+    monkeypatch.setattr(mlp_loss, "mlp_contrastive_divergence", spy)
     return calls
 
 

@@ -8,11 +8,12 @@ from conftest import SIMD_LEVELS
 from mlp_networks import double, network
 from test_mlp_loss import LOSSES, SAMPLERS, compute, energy, sequential
 
-from fastebm.chains.plain_mlp import plain_mlp
-from fastebm.losses import contrastive as losses
-from fastebm.losses.contrastive import ImprovedContrastiveDivergence
-from fastebm.losses.mlp_loss import LastStepTerms, terms_by_formulas
+from fastebm.losses.contrastive import ContrastiveDivergence
+from fastebm.losses.improved import ImprovedContrastiveDivergence
+from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
+from fastebm.losses.terms import Batch
 from fastebm.ops import library
+from fastebm.replay.references import References
 from fastebm.rng import ChainRNG
 from fastebm.samplers.langevin import LangevinDynamics
 
@@ -76,11 +77,11 @@ def test_more_than_is_kept():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.SiLU(), torch.nn.Linear(4, 1))
     x = torch.randn(100_000, 8)
-    loss = losses.ContrastiveDivergence(model, LangevinDynamics(model, 0.1), k_steps=2)
+    loss = ContrastiveDivergence(model, LangevinDynamics(model, 0.1), k_steps=2)
     out, few = loss(x, seed=ChainRNG(3)), loss(x[:50], seed=ChainRNG(3))
     assert torch.equal(out.x_neg[:50], few.x_neg)
     by_graph = LangevinDynamics(model, 0.1, backend="eager")
-    expected = losses.ContrastiveDivergence(model, by_graph, k_steps=2)(x, seed=ChainRNG(3))
+    expected = ContrastiveDivergence(model, by_graph, k_steps=2)(x, seed=ChainRNG(3))
     for name, value in expected.metrics.items():
         torch.testing.assert_close(
             torch.as_tensor(out.metrics[name]), torch.as_tensor(value), rtol=1e-5, atol=1e-5
@@ -101,13 +102,11 @@ def test_threads_do_not_share_memory():
 
 def test_the_stream_goes_on_as_with_sample():
     model, x = energy()
-    net = plain_mlp(model, x, {})
     rng = ChainRNG(5, 7)
     sampler = LangevinDynamics(model, lambda k: 0.1 / (k + 1))
-    *_, before = terms_by_formulas(net, x, x, sampler, range(2, 6), rng, 0.0, None)
+    _, before, _ = terms_by_formulas(model, sampler, Batch(x, x, {}, {}), 4, rng, 0.0)
     assert rng.t == 7 + 3
-    later = LangevinDynamics(model, lambda k: 0.1 / (k + 3))
-    expected = later.sample(x, 3, seed=ChainRNG(5, 7))
+    expected = sampler.sample(x, 3, seed=ChainRNG(5, 7))
     assert torch.equal(before, expected) and before.shape == x.shape
 
 
@@ -177,16 +176,15 @@ def test_errors():
 
 def test_terms_without_references_use_the_other_chains():
     model, x = energy()
-    net, sampler = plain_mlp(model, x, {}), LangevinDynamics(model, 0.1)
+    sampler, weights = LangevinDynamics(model, 0.1), LastStepWeights(1.0, 0.3, 1e-3)
 
-    def run(terms):
-        return terms_by_formulas(net, x, x, sampler, range(3), ChainRNG(2), 0.0, terms)
+    def run(x, references=None):
+        batch = Batch(x, x, {}, {}, references=references)
+        return terms_by_formulas(model, sampler, batch, 3, ChainRNG(2), 0.0, weights)[0]
 
-    others = run(LastStepTerms(1.0, 0.3, 1e-3))
-    x_neg, ids = others[1], torch.arange(len(x))
-    given = run(LastStepTerms(1.0, 0.3, 1e-3, x_neg, ids))
-    assert torch.equal(others[2]["entropy"], given[2]["entropy"]) and others[2]["entropy"] != 0
-    alone = terms_by_formulas(
-        net, x[:1], x[:1], sampler, range(3), ChainRNG(2), 0.0, LastStepTerms(1.0, 0.3, 1e-3)
-    )
-    assert alone[2]["entropy"] == 0 and alone[0].isfinite()
+    others = run(x)
+    given = run(x, References(others.x_neg, torch.arange(len(x)), (1.0, 0.0)))
+    entropy = others.metrics["entropy"]
+    assert torch.equal(entropy, given.metrics["entropy"]) and entropy != 0
+    alone = run(x[:1])
+    assert alone.metrics["entropy"] == 0 and alone.loss.isfinite()

@@ -6,11 +6,8 @@ import pytest
 import torch
 from loss_reference import EPS, K, gradients, langevin, mlp, naive_row
 
-from fastebm.losses.contrastive import (
-    ContrastiveDivergence,
-    ImprovedContrastiveDivergence,
-    PersistentContrastiveDivergence,
-)
+from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.replay.buffer import ReplayBuffer
 

@@ -9,6 +9,7 @@ from conftest import HAS_GPU, HAS_SIMT, SIMD_LEVELS
 
 from fastebm import _C, ChainRNG, ops
 from fastebm.ops import library, reference
+from fastebm.rng import INIT
 
 # tests/kat_vectors of Random123 (philox4x32, 10 rounds): counter, key, words
 KNOWN_ANSWERS = [
@@ -128,7 +129,7 @@ def test_seed_step_sample_and_tag_all_matter(device):
         noise((2, 64), ChainRNG(1 + 2**32), device),
         noise((2, 64), ChainRNG(1, 1), device),
         noise((2, 64), ChainRNG(1, 0, 2**32), device),
-        noise((2, 64), ChainRNG(1), device, tag=reference.INIT),
+        noise((2, 64), ChainRNG(1), device, tag=INIT),
     ]
     for other in others:
         assert not (other == base).any()

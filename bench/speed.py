@@ -1,0 +1,305 @@
+"""docs/speed.md, from the results files: no figure in it is typed by hand."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import predictions
+import sass
+import suite
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, CHARTS = ROOT / "bench" / "results", ROOT / "docs" / "charts"
+PAGE = ROOT / "docs" / "speed.md"
+OURS = "fastebm"
+
+
+def result_files() -> list[Path]:
+    """Those of the devices, the CPU's first."""
+    files = [RESULTS / "cpu.json", RESULTS / "cuda.json"]
+    return [path for path in files if path.exists()]
+
+
+def page() -> str:
+    """The whole of it, from bench/results."""
+    found = {path.stem: suite.load(path) for path in result_files()}
+    counts = suite.load(sass.RESULTS) if sass.RESULTS.exists() else {}
+    return text(found.get("cpu", {}), found.get("cuda", {}), counts)
+
+
+def text(cpu: suite.Results, cuda: suite.Results, counts: dict | None = None) -> str:
+    """Markdown of the results of a CPU and of a GPU, and of counted instructions; what is not
+    recorded is named."""
+    blocks = [
+        "<!-- `make readme` writes this page -->",
+        "# Speed",
+        "Where fastebm is faster than what one writes in torch, by how much, and where it is not."
+        " Times are medians; rivals take turns in one process. The limit is what a plain copy or a"
+        " large matrix product reaches on the same machine, measured beside them. The figures are"
+        " in `bench/results/*.json`; `make bench` measures anew, and `fastebm bench --quick"
+        " --compare OLD.json` is a first look. The step is what fastebm speeds up first: where the"
+        " network is all of a chain's time, as in large convolutional energies, no step can show.",
+        "## On a CPU",
+        *measured(cpu, "cpu"),
+    ]
+    missing = [f"`{name}`" for name in PARTS if name not in cpu]
+    if missing:
+        blocks.append(
+            f"Not recorded on a quiet machine yet: {', '.join(missing)}"
+            " (`python -m bench --only NAME`)."
+        )
+    blocks.append("## On a GPU")
+    if cuda:
+        blocks.append("Measured by `bench/gpu.sh`, beside what was predicted:")
+    else:
+        blocks.append(
+            "**Nothing is measured yet** (no GPU was lent to this work). These are predictions,"
+            " from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures them:"
+        )
+    blocks += [table_of(predictions.HEADER, predictions.table(cuda)), *measured(cuda, "cuda")]
+    blocks += counted(counts) if counts else []
+    return "\n\n".join(wrapped(block) for block in blocks) + "\n"
+
+
+def measured(results: suite.Results, device: str) -> list[str]:
+    """A part for each bench, with its chart."""
+    blocks = []
+    for name, (title, write, chart) in PARTS.items():
+        if name in results:
+            blocks += [f"### {title}", *write(results[name]["rows"], provenance(results[name]))]
+            if left_out := results[name].get("left_out"):
+                blocks.append(f"There was no time for: {'; '.join(left_out)}.")
+            blocks.append(f"![{title}]({CHARTS.name}/{chart}_{device}.png)")
+    return blocks
+
+
+def counted(counts: dict) -> list[str]:
+    """What bench/sass.py found."""
+    facts = next(iter((counts.get("now") or counts["before"]).values()))
+    before = {entry["commit"][:7] for entry in counts.get("before", {}).values()}
+    beside = f', "before" at commit {" and ".join(sorted(before))}' if before else ""
+    return [
+        "### Instructions, counted",
+        f"Counted, not measured: what a thread issues for each element, pair or pass, in the code"
+        f" that nvcc {facts['nvcc']} makes for {facts['arch']} (`python bench/sass.py`{beside})."
+        " Fewer are faster only where issuing them is what takes the time:",
+        table_of(sass.HEADER[:-1], [line[:-1] for line in sass.table(counts)]),
+    ]
+
+
+def provenance(entry: dict) -> str:
+    facts = entry["environment"]
+    threads = sorted({row["threads"] for row in entry["rows"]})
+    on = facts["device"]
+    if on == facts["cpu"]:
+        on = f"{on}, {' and '.join(map(str, threads))} thread{'s' * (threads != [1])}"
+    quick = ", a quick look" if facts.get("quick") else ""
+    return f"{on}; torch {facts['torch']}; {facts['date'][:10]}, commit {facts['commit']}{quick}"
+
+
+def langevin(rows: suite.Rows, where: str) -> list[str]:
+    table = []
+    of_type = [row for row in rows if row["dtype"] == "float32"]
+    for of_case in cases_of(sorted(of_type, key=lambda r: (math.prod(r["shape"]), r["threads"]))):
+        row, eager = of_case[OURS], of_case["eager, in place"]
+        n = math.prod(row["shape"])
+        compiled = of_case.get("torch.compile", {})
+        table.append([
+            " x ".join(map(str, row["shape"])),
+            str(row["threads"]),
+            *(number(r.get("seconds"), 1e9 / n) for r in (row, eager, compiled)),
+            times_as_fast(eager),
+            f"{row['limit_seconds'] / row['seconds']:.0%}",
+        ])  # fmt: skip
+    header = ["chains", "threads", "fastebm", "best eager, in place", "default torch.compile",
+              "fastebm against eager", "of a copy's bandwidth"]  # fmt: skip
+    return [
+        f"ns per element, float32 ({where}):",
+        table_of(header, table),
+        "Small chains stay in the cache, where the noise is what takes time. The step gains least"
+        " on chains of a few elements, whose noise comes in blocks of four, and on tiny batches,"
+        " where the call itself counts.",
+    ]
+
+
+def chain(rows: suite.Rows, where: str) -> list[str]:
+    rivals = ["eager, in place", "eager, naive", "torch.compile", "torchebm", "ebmkit"]
+    on_cuda = ["reduce-overhead", "eager, as a graph", "fastebm, graph", "fastebm, bfloat16"]
+    rivals += [name for name in on_cuda if any(row["variant"] == name for row in rows)]
+    timed = ["seconds", "host_seconds"][: 1 + any("host_seconds" in row for row in rows)]
+    times = lambda row: [number(row.get(key), 1e6) for key in timed]  # noqa: E731
+    counts = {row["threads"] for row in rows}
+    table, shares = [], {}
+    for of_case in cases_of(row for row in rows if row["threads"] == max(counts)):
+        row, loop = of_case[OURS], of_case["eager, in place"]
+        share = f"{loop['phases']['all else'] / loop['seconds']:.1%}"
+        name = row["case"].rsplit(",", 1)[0]
+        cells = [times_as_fast(of_case.get(rival)) for rival in rivals]
+        table.append([name, *times(row), *cells, share])
+        best = row.get("best_way", OURS)
+        if best != OURS:
+            cells = [times_as_fast(of_case.get(rival), "best_way_faster") for rival in rivals]
+            name = f"{name}, {best.removeprefix(f'{OURS}, ')}"
+            table.append([name, *times(of_case[best]), *cells, share])
+        if len(row["shape"]) == 4:
+            shares[row["energy"]] = share
+    header = ["energy, chains", "fastebm, us", *["host, us"] * (len(timed) - 1)]
+    header += [*(f"over {r}" for r in rivals), "share of the step"]
+    parts = [
+        f"us a step{f', here with {max(counts)} threads' * (len(counts) > 1)} ({where}). The share"
+        " of the step is what the best loop in plain torch spends beside the network's energy and"
+        " gradient:",
+        table_of(header, table),
+    ]
+    if len(timed) > 1:
+        parts.append(
+            'Times are the device\'s. "host" is what a step keeps the host busy beside it: where'
+            " that is the longer, chains one after another take that long."
+        )
+    if any(row.get("best_way", OURS) != OURS for row in rows):
+        parts.append("A line of its own with compile is of `LangevinDynamics(compile=True)`.")
+    if shares:
+        of_energies = ", ".join(f"{share} in {name}" for name, share in shares.items())
+        parts.append(
+            "**Where fusing does not help:** in convolutional energies the network is everything."
+            f" A fused step can save no more than the share of the step: {of_energies}."
+        )
+    return parts
+
+
+def neighbor(rows: suite.Rows, where: str) -> list[str]:
+    modes = ("forward", "forward + backward")
+    searches = [row for row in rows if "n" in row]
+    table = []
+    for n, m, d in dict.fromkeys((r["n"], r["m"], r["d"]) for r in searches):
+        line = [f"{n}, {m}, {d}"]
+        for mode in modes:
+            found = [r for r in searches if (r["n"], r["m"], r["d"], r["mode"]) == (n, m, d, mode)]
+            ours = next(r for r in found if r["variant"] == OURS)
+            best = next(r for r in found if r.get("best_rival"))
+            line += [
+                number(ours["seconds"], 1e3),
+                f"{number(best['seconds'], 1e3)}, {best['variant'].split(',')[0]}",
+                times_as_fast(best),
+            ]
+            if mode == modes[0]:
+                line.append(f"{ours['limit_seconds'] / ours['seconds']:.0%}")
+        table.append(line)
+    header = ["n, m, d", "forward", "best rival", "", "of matrix products", "fb", "best rival", ""]
+    ours = [r for r in searches if r["variant"] == OURS]
+    checked = [r for r in ours if "wrong" in r]
+    wrong = sum(r["wrong"] + r["wrong_near"] for r in checked)
+    error = max(max(r["error"], r["error_near"]) for r in checked)
+    far = max(r["error_near"] for r in searches if r["variant"].startswith("torch.cdist")
+              and "error_near" in r)  # fmt: skip
+    parts = [
+        f"ms ({where}). The rival is the best of broadcasting, cdist, blocked addmm, blocked"
+        ' differences, torch.compile, faiss and KeOps; "fb" is with the backward pass of the mean'
+        " log distance, before which rivals search without a graph:",
+        table_of(header, table),
+        f"It takes at most {max(r['extra_bytes'] for r in ours) / 1e6:.1f} MB more;"
+        f" wrong neighbours: {wrong}; distances are off by at most {error:.0e} of their size"
+        f" (cdist's, on near duplicates, by up to {far:.2g} times their size). Where d is large it"
+        " runs near the rate of a matrix product, so a rival that does too cannot be far behind.",
+    ]
+    share = {r["variant"]: r["entropy_share"] for r in rows if "entropy_share" in r}
+    if share:
+        case = next(r["case"] for r in rows if "entropy_share" in r)
+        before = next(v for name, v in share.items() if name.startswith("blocked cdist"))
+        parts.append(
+            f"{case}: the entropy term takes {share[OURS]:.0%} of the time; with the search it"
+            f" replaced, {before:.0%}."
+        )
+    return parts
+
+
+def icd_step(rows: suite.Rows, where: str) -> list[str]:
+    table = []
+    for of_case in cases_of(rows):
+        row, phases = of_case[OURS], of_case[OURS]["phases"]
+        parts = (("chain", "last step", "entropy", "forward"), ("backward", "optimiser"))
+        seconds = [sum(phases[name] for name in part) for part in parts]
+        table.append([
+            row["case"],
+            number(row["seconds"], 1e3),
+            times_as_fast(of_case["torch, batched"]),
+            times_as_fast(of_case["torch, one by one"]),
+            *(f"{part / row['seconds']:.0%}" for part in (*seconds, row["limit_seconds"])),
+        ])  # fmt: skip
+    header = ["", "fastebm, ms", "over batched torch", "over the authors' structure",
+              "of it chain and loss", "backward and optimiser", "of the limit"]  # fmt: skip
+    return [
+        f"{where}; the limit is its products at the rate of a large one:",
+        table_of(header, table),
+        "With fastebm on perceptrons the chart's forward is all from the chain to the gradient in"
+        " the parameters: one operator.",
+    ]
+
+
+def replay(rows: suite.Rows, where: str) -> list[str]:
+    rivals = ["torch, batched", "torch.compile", "kornia", "Pillow"]
+    table = []
+    for of_case in cases_of(rows):
+        row = of_case[OURS]
+        cells = [times_as_fast(of_case.get(name)) for name in rivals]
+        table.append([row["case"], number(row["seconds"], 1e3), *cells])
+    header = ["", "fastebm, ms a batch", *(f"over {r}" for r in rivals)]
+    return [f"{where}:", table_of(header, table)]
+
+
+def gibbs(rows: suite.Rows, where: str) -> list[str]:
+    rivals = ["rand < sigmoid", "bernoulli, in place", "torch.compile", "scikit-learn"]
+    table = []
+    for of_case in cases_of(rows):
+        cells = [times_as_fast(of_case.get(name)) for name in rivals]
+        row = of_case[OURS]
+        table.append([row["case"], number(row["seconds"], 1e6), *cells])
+    header = ["batch x visible x hidden", "fastebm, us", *(f"over {r}" for r in rivals)]
+    return [f"The draws of a step alone, and whole steps ({where}):", table_of(header, table)]
+
+
+PARTS = {  # bench -> title, what writes it, chart
+    "langevin": ("One Langevin step", langevin, "langevin"),
+    "chain": ("Whole chains, gradient and all", chain, "chain"),
+    "neighbor": ("Nearest neighbours", neighbor, "neighbor"),
+    "icd_step": ("A training step of ICD", icd_step, "icd_step_phases"),
+    "gibbs": ("Gibbs sampling of an RBM", gibbs, "gibbs"),
+    "replay": ("Replay with augmentation", replay, "replay"),
+}
+
+
+def cases_of(rows: Iterable[dict]) -> list[dict[str, dict]]:
+    """For each case, variant -> its row, of those that were measured."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        if "seconds" in row:
+            found.setdefault(row["case"], {})[row["variant"]] = row
+    return list(found.values())
+
+
+def number(value: float | None, unit: float) -> str:
+    if value is None:
+        return "-"
+    return f"{value * unit:.3g}" if value * unit < 1000 else f"{value * unit:.0f}"
+
+
+def times_as_fast(rival: dict | None, key: str = "fastebm_faster") -> str:
+    """How many times as fast as the rival fastebm, or its way of ``key``, is."""
+    if rival is None:
+        return "-"
+    faster = rival[key]
+    return f"{faster:.2f}x" if faster < 2 else f"{faster:.1f}x"
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def wrapped(block: str) -> str:
+    if block[0] in "|#!<":
+        return block
+    return textwrap.fill(block, 105, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,125 @@
+"""Improved contrastive divergence: terms that CD leaves out, through the chains' last step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastebm.entropy.estimators import nn_log_distance
+from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer
+from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
+from fastebm.losses.terms import Batch, Terms
+from fastebm.replay.buffer import ReplayBuffer
+from fastebm.replay.references import References
+from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.samplers.gibbs import NO_DERIVATIVE
+from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.settings import real
+
+
+class ImprovedContrastiveDivergence(ContrastiveDivergence):
+    """CD, and terms that reach the parameters through the last Langevin step.
+
+    ``loss = mean E(x) - mean E(sg x_neg) + energy_reg_weight (mean E(x)^2 + mean E(x_neg)^2)
+    + kl_weight mean E_sg(x_kl) - entropy_weight H(x_kl)``
+
+    x_kl has the values of x_neg, but depends on the parameters through the gradient of the last
+    step (second derivatives are exact); E_sg is the energy with its parameters held constant. H is
+    the mean of ``log(d^2 + entropy_eps^2) / 2``, d the distance to the nearest reference: a
+    nearest-neighbour estimate of the entropy, without its factor D.
+
+    What the KL term is: with q the law of the chains' ends and p the model, ``mean E_sg(x_kl) - H``
+    estimates KL(q || sg p) up to a constant. Added (weights > 0, as in the paper) it trains the
+    short chain to end where the energy is low: a regulariser, which keeps training stable at steps
+    so large that CD diverges. What it is not: the term that CD leaves out of its gradient. That one
+    has the opposite sign: ``kl_weight=-1`` (and -1 for an exact entropy) gives the gradient of
+    KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
+    alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
+
+    Args:
+        buffer: where chains start and end; None: they start at the data.
+        kl_weight, entropy_weight: any real numbers.
+        entropy_eps: the distance below which two samples count as equal, > 0.
+        n_entropy_refs: how many samples of the buffer are references, chosen anew in each call;
+            None: all. They are taken before the new chains come in, less the slot that a chain
+            started from. Without a buffer the references are the other chains. With fewer than two
+            references the entropy term is zero.
+        others, metrics: as ``ContrastiveDivergence``, and ``kl_energy``, ``entropy``, unweighted.
+
+    Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
+    models, 2021.
+    """
+
+    def __init__(
+        self,
+        model,
+        sampler: LangevinDynamics,
+        buffer: ReplayBuffer | None = None,
+        k_steps: int = 10,
+        kl_weight: float = 1.0,
+        entropy_weight: float = 0.3,
+        entropy_eps: float = 1e-3,
+        n_entropy_refs: int | None = None,
+        energy_reg_weight: float = 0.0,
+        on_nonfinite: str = "raise",
+    ) -> None:
+        super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
+        if not isinstance(sampler, LangevinDynamics):
+            raise TypeError(NO_DERIVATIVE)
+        if buffer is not None:
+            check_buffer(buffer)
+        self.buffer = buffer
+        self.kl_weight = real("kl_weight", kl_weight)
+        self.entropy_weight = real("entropy_weight", entropy_weight)
+        if not 0 < entropy_eps < math.inf:
+            raise ValueError(f"entropy_eps must be finite and > 0, got {entropy_eps}")
+        if n_entropy_refs is not None and n_entropy_refs < 2:
+            raise ValueError(f"n_entropy_refs must be None or >= 2, got {n_entropy_refs}")
+        self.entropy_eps, self.n_entropy_refs = float(entropy_eps), n_entropy_refs
+
+    def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
+        """With stored samples, and for each chain which of them is its own slot (or -1)."""
+        batch = super()._batch(x, start, slots, kwargs)
+        if self.buffer is None or not self.entropy_weight:
+            return batch
+        y, own, y_scale = self.buffer.references(slots, self.n_entropy_refs)
+        return batch._replace(references=References(y.to(x.device), own.to(x.device), y_scale))
+
+    def _by_formulas(
+        self, batch: Batch, rng: ChainRNG | DeviceRNG
+    ) -> tuple[Terms, Tensor, bool] | None:
+        last_step = LastStepWeights(self.kl_weight, self.entropy_weight, self.entropy_eps)
+        return terms_by_formulas(
+            *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight, last_step)
+        )
+
+    @torch.enable_grad()
+    def _by_graph(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> Terms:
+        # The negative phase and the KL term are energies of the same points, so one forward serves
+        # both. mean_neg, taken at a leaf, has a graph to the parameters: the negative phase. Its
+        # gradient v at the leaf gives the KL term to first order: d E_sg(x_kl) = <v, d x_kl>, and
+        # the first derivative in the parameters, all that backward() computes, is exact. (One
+        # forward of data and chains together would double the work of v: measured slower.)
+        x_kl, grad = self._last_step(batch, rng, create_graph=True)
+        x_neg, leaf = x_kl.detach(), x_kl.detach().requires_grad_()
+        terms = self._phases(batch, leaf, grad)
+        (v,) = torch.autograd.grad(terms.mean_neg, leaf, retain_graph=True)
+        kl = terms.mean_neg.detach() + (v * (x_kl - x_neg)).sum()
+        entropy = self._entropy(x_kl, batch.references)
+        if entropy is None:
+            entropy = torch.zeros_like(kl)
+        loss = terms.loss + (self.kl_weight * kl - self.entropy_weight * entropy)
+        terms.metrics.update(kl_energy=kl.detach(), entropy=entropy.detach())
+        return terms._replace(loss=loss, x_neg=x_neg)
+
+    def _entropy(self, x_kl: Tensor, references: References | None) -> Tensor | None:
+        """None where there is no entropy term, or too few references for it."""
+        if self.entropy_weight and self.buffer is None:
+            own = torch.arange(len(x_kl), device=x_kl.device)
+            references = References(x_kl.detach(), own, (1.0, 0.0))
+        if references is None or len(references.y) < 2:
+            return None
+        y, own, y_scale = references
+        return nn_log_distance(x_kl, y, own, self.entropy_eps, y_scale=y_scale)

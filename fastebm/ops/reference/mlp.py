@@ -1,0 +1,77 @@
+"""A small perceptron as an energy: its gradients by autograd, its chains step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastebm.ops.reference.langevin import langevin_step
+
+
+def mlp_energy(network: tuple, x: Tensor) -> Tensor:
+    """Energy (B,) of x (B, D) by ``(weights, biases, activation, beta, threshold)``, the first
+    fields of ``fastebm.ops.mlp.network.Network``."""
+    weights, biases, activation, beta, threshold = network[:5]
+    act = {
+        "silu": F.silu,
+        "tanh": torch.tanh,
+        "relu": F.relu,
+        "softplus": lambda z: F.softplus(z, beta, threshold),
+        "gelu": F.gelu,
+        "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    }[activation]
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = act(F.linear(x, weight, bias))
+    return F.linear(x, weights[-1], biases[-1])[:, 0]
+
+
+def mlp_gradient(
+    network: tuple,
+    x: Tensor,
+    n_data: int = 0,
+    factor: float = 0.0,
+    square_factor: float = 0.0,
+    v: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``mlp_energy`` (B,), its gradient (B, D) in x, and the gradient (P,) in the parameters of
+    ``sum_i c_i E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx``, c_i = factor for the first
+    ``n_data`` samples, -factor for the others; a missing bias counts as one of zeros."""
+    weights, biases = network[:2]
+    biases = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
+    weights, biases = ([p.detach().requires_grad_() for p in of] for of in (weights, biases))
+    x = x.detach().requires_grad_()
+    e = mlp_energy((weights, biases, *network[2:]), x)
+    (grad,) = torch.autograd.grad(e.sum(), x, create_graph=True)
+    total = factor * (e[:n_data].sum() - e[n_data:].sum())
+    if square_factor:
+        total = total + square_factor * e.square().sum() / 2
+    if v is not None:
+        total = total + (v * grad).sum()
+    own = [p for pair in zip(weights, biases, strict=True) for p in pair]
+    sums = torch.cat([g.flatten() for g in torch.autograd.grad(total, own)])
+    return e.detach(), grad.detach(), sums
+
+
+def mlp_chain(
+    network: tuple,
+    x: Tensor,
+    step_sizes: Sequence[float | Tensor],
+    noise_stds: Sequence[float | Tensor],
+    noise: Tensor,
+    noise_first: bool = False,
+    **options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Langevin steps on ``mlp_energy``, one for each row of ``noise`` (K, B, D), each with the
+    ``options`` of ``langevin_step``: x after them, and energy and gradient that the last step used.
+    """
+    for step, sigma, n in zip(step_sizes, noise_stds, noise, strict=True):
+        if noise_first:
+            x = langevin_step(x, torch.zeros_like(x), 0.0, sigma, n)
+        x = x.detach().requires_grad_()
+        e = mlp_energy(network, x)
+        (grad,) = torch.autograd.grad(e.sum(), x)
+        x = langevin_step(x, grad, step, 0.0 if noise_first else sigma, n, **options)
+    return x.detach(), e.detach(), grad

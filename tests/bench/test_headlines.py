@@ -1,0 +1,49 @@
+"""The README's table and chart: the rows' own figures, against the best rival of each case."""
+
+import charts
+import readme
+import suite
+
+
+def row(case, variant, milliseconds, faster, **more):
+    seconds = {"seconds": milliseconds / 1000, "fastebm_faster": faster}
+    return {"case": case, "variant": variant, "threads": 1, **seconds, **more}
+
+
+WAYS = {"best_way": "fastebm, compile", "best_way_faster": 6.0}
+GAUSSIAN = [
+    row("Gaussian, 9 x 2, 1 thread", "fastebm", 1, 1.0),
+    row("Gaussian, 9 x 2, 1 thread", "eager gradient + step", 0.1, 0.1),
+    row("Gaussian, 9 x 2, 1 thread", "fastebm, compile", 0.5, 0.5),
+    row("Gaussian, 9 x 2, 1 thread", "step alone", 0.2, 0.2, yardstick=True),
+    row("Gaussian, 9 x 2, 1 thread", "torch", 9, 9.0, **WAYS),
+    row("Gaussian, 9 x 2, 1 thread", "best", 3, 3.0, **WAYS),
+]
+REPLAY = [row("images", "fastebm", 4, 1.0), row("images", "torch", 2, 0.5)]
+FACTS = {"device": "a CPU", "torch": "2.13.0", "date": "2026-11-24T00:00:00+00:00"}
+CPU = {
+    "chain": {"environment": FACTS, "rows": GAUSSIAN},
+    "replay": {"environment": FACTS | {"date": "2026-11-25T00:00:00+00:00"}, "rows": REPLAY},
+}
+
+
+def test_best_rival_is_no_way_of_fastebm_and_no_yardstick():
+    assert suite.best_rival(GAUSSIAN)["variant"] == "best"
+
+
+def test_chart_has_a_point_for_each_case_and_way():
+    (axis,) = charts.headline(CPU).axes
+    points = {c.get_label(): c.get_offsets().tolist() for c in axis.collections}
+    assert points == {"fastebm": [[3.0, 0], [0.5, 1]], "fastebm, compile=True": [[6.0, 0]]}
+    kinds = [label.get_text() for label in axis.get_yticklabels()]
+    assert kinds == ["Step of a chain, Gaussian energy", "Replay with augmentation"]
+
+
+def test_table_has_the_slower_cases_too(monkeypatch):
+    chosen = (("chain", "Gaussian, 9 x 2", "a Gaussian"), ("replay", "images", "images"))
+    monkeypatch.setattr(readme, "HEADLINES", chosen)
+    text = readme.text(CPU)
+    assert "| a Gaussian | 1 | 1 | 3, best | 3.0x |\n" in text
+    assert "| the same, `compile=True` | 1 | 0.5 | 3, best | 6.0x |\n" in text
+    assert "| images | 1 | 4 | 2, torch | 0.50x |\n" in text
+    assert "2026-11-24 to 2026-11-25" in " ".join(text.split())
