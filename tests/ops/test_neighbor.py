@@ -71,7 +71,7 @@ def check(x, y, k=1, skip=None, device="cpu", **options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("k", [1, 16])  # the least and the most; other tests have some between
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_exhaustive_search(device, shape, k, dtype, set_simd):
     n, m, d = shape
