@@ -124,12 +124,14 @@ WAYS = {
             stored(4), loop="STG"),
         Way("entropy's value, float32", "log_mean_kernel<float"),
     ),
-    "mlp_chain_cuda.cu": (
+    "mlp_chain_float_cuda.cu": (
         Way("chain, float32, inner products", "float_chain_kernel<4, 8", "FFMA", each("FFMA"),
             loop="FFMA"),
+        Way("chain, weights of a large network packed", "pack_kernel<float"),
+    ),
+    "mlp_chain_tensor_cuda.cu": (
         Way("chain, bfloat16, inner products", "tensor_chain_kernel<.*2, 2", "HMMA", each("HMMA"),
             loop="HMMA"),
-        Way("chain, weights of a large network packed", "pack_kernel<float"),
     ),
 }  # fmt: skip
 

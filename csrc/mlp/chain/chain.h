@@ -37,6 +37,11 @@ MlpChainLauncher mlp_chain_cpu, mlp_chain_cuda;
 int64_t mlp_chain_scratch_cpu(MlpChainParams* p, int threads);
 // The bytes of scratch on the current device: 0 where all weights have room in shared memory.
 int64_t mlp_chain_scratch_cuda(const MlpChainParams& p);
+// What these do in float32, and in bfloat16.
+int64_t float_chain_scratch_cuda(const MlpChainParams& p);
+int64_t tensor_chain_scratch_cuda(const MlpChainParams& p);
+int float_chain_cuda(const MlpChainParams& p, void* stream);
+int tensor_chain_cuda(const MlpChainParams& p, void* stream);
 
 // The coefficients of step k, with the sample's gradient scaled by `scale`.
 FASTEBM_HD RowCoefficients<float> chain_coefficients(const MlpChainParams& p, int64_t k,

@@ -18,7 +18,9 @@ constexpr int kSlabBytes = 128;                      // of the inner dimension o
 constexpr int kStageBytes = kMaxWidth * (128 + 16);  // the larger of a slab's two forms
 constexpr int kPackBlocks = 64;
 constexpr int kChainThreads = 256;  // of a CUDA block that tiles do not share
+constexpr int kChainBlocks = 128;   // CUDA blocks to fill a device
 
+inline int pieces(int64_t n, int64_t size) { return static_cast<int>((n + size - 1) / size); }
 FASTEBM_HD constexpr int round_up(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -43,6 +45,17 @@ struct ChainPlan {
 
   FASTEBM_HD int weight_bytes() const { return resident ? bytes : vector_bytes + 2 * kStageBytes; }
   int shared_bytes() const { return weight_bytes() + tiles * tile_bytes; }
+  int scratch_bytes() const { return resident ? 0 : bytes; }
+};
+
+// How the blocks of a chain are launched.
+struct ChainBlocks {
+  dim3 grid, block;
+  size_t shared_bytes;
+  ChainBlocks(const MlpChainParams& p, const ChainPlan& plan)
+      : grid(static_cast<unsigned>(pieces(p.step.batch, plan.samples * plan.tiles))),
+        block(32u * plan.warps),
+        shared_bytes(static_cast<size_t>(plan.shared_bytes())) {}
 };
 
 // The packed form of a network whose matrices have elements of `size` bytes: what all plans share.
@@ -144,8 +157,10 @@ __global__ void __launch_bounds__(kChainThreads)
                   gridDim.x * kChainThreads);
 }
 
+// Into scratch; nothing where the network is resident.
 template <class E>
 int launch_pack(const MlpChainParams& p, const ChainPlan& plan, void* stream) {
+  if (plan.resident) return 0;
   return launch(pack_kernel<E>, dim3(kPackBlocks), dim3(kChainThreads), 0, stream, p.mlp, plan,
                 static_cast<unsigned char*>(p.scratch));
 }
