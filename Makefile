@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 ARCHS = 80 90 100
 WORKERS ?= 2
+ON_WORKERS = -n $(WORKERS) --dist worksteal
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test dev check fmt kernels asan fake-cuda bench readme docs gpu wheel wheel-test gpu-wheel oldest clean
@@ -24,7 +25,7 @@ demo: torch
 
 test: torch
 	FASTEBM_SIMT=ON $(BIN)/pip install -q --disable-pip-version-check ".[test]"
-	FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q -n $(WORKERS) $(ARGS)
+	FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q $(ON_WORKERS) $(ARGS)
 
 # What a build without isolation needs.
 tools: torch
@@ -84,14 +85,14 @@ asan: tools
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan \
-	  $(BIN)/pytest -q -n $(WORKERS) -p no:cacheprovider \
+	  $(BIN)/pytest -q $(ON_WORKERS) -p no:cacheprovider \
 	  -k "(simt or cuda_kernel) and not ($(VALUES))" tests/ops tests/replay/test_augmentation.py
 
 # The tests of a GPU on the emulated device, which minds where a tensor is. In a venv of `make dev`;
 # six minutes. What needs more of torch's CUDA than tensors is left out: graphs, and an index that is
 # checked on a CPU before a kernel could see it.
 fake-cuda:
-	FASTEBM_FAKE_CUDA=1 FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q -n $(WORKERS) -m gpu -p no:cacheprovider \
+	FASTEBM_FAKE_CUDA=1 FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q $(ON_WORKERS) -m gpu -p no:cacheprovider \
 	  --ignore tests/chains/test_capture.py \
 	  --deselect tests/losses/test_train_step.py::test_replays_are_eager_steps \
 	  --deselect tests/ops/test_replay.py::test_index_out_of_range_on_a_device_is_seen tests
