@@ -146,7 +146,7 @@ class Fastebm(Step):
         ]
         if len(case.shape) == 3:  # a perceptron's chain and loss are one operator
             parts += [(sampler, "sample", "chain"), (sampler, "last_step", "last step")]
-            parts += [(self.criterion, "_last_step_terms", "entropy")]
+            parts += [(self.criterion, "_entropy", "entropy")]
         for part in parts:
             self.clock.wrap(*part)
 

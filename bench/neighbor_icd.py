@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastebm
-from fastebm.losses import contrastive as losses
+from fastebm.losses import improved
 
 DIM, BATCH, CAPACITY, K_STEPS = 64, 1024, 10000, 20
 CASE = f"ICD step, d = {DIM}, batch {BATCH}, {CAPACITY} references, {K_STEPS} Langevin steps"
@@ -65,7 +65,7 @@ def measure(device: torch.device, threads: int, seconds: float) -> list[dict]:
     on, before = training_step(0.3, device), training_step(0.3, device)
 
     def step_before() -> None:
-        with mock.patch.object(losses, "nn_log_distance", log_distance_before):
+        with mock.patch.object(improved, "nn_log_distance", log_distance_before):
             before()
 
     calls = {WITHOUT: training_step(0.0, device), NOW: on, BEFORE: step_before}
