@@ -69,7 +69,8 @@ def bench(context: typer.Context) -> None:
 def bench_folder() -> Path:
     """bench/ of the checkout that the package or the working directory is in; no wheel has it."""
     for root in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root / "csrc").is_dir() and (root / "bench" / "__main__.py").is_file():
+        ours = root / "csrc" / "langevin" / "langevin.h"
+        if ours.is_file() and (root / "bench" / "__main__.py").is_file():
             return root / "bench"
     raise ConfigError("benches are not installed: run this in a checkout of fastebm's sources")
 
