@@ -25,8 +25,8 @@ from fastebm.ops.langevin import Clamp, langevin_step, langevin_step_
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step
 OnStep = Callable[[int, Tensor, Tensor, Tensor], None]
 BeforeStep = Callable[[int, Tensor], None]
-# (leaf, model_kwargs, watched) of a chain that moves `leaf` in place -> () -> grad, energies. There
-# may be no energies unless it is watched, and the next call may overwrite grad.
+# (x, model_kwargs, watched) of a chain that moves `x` in place -> () -> grad, energies. There may
+# be no energies unless it is watched, and the next call may overwrite grad.
 Gradient = Callable[[Tensor, dict, bool], Callable[[], tuple[Tensor, Tensor | None]]]
 
 
@@ -52,26 +52,20 @@ class Chain(NamedTuple):
 
 class ChainRunner:
     """Runs the chains of models in the way asked for. All give the same result, up to rounding.
+    Keeps what was compiled of the last model: for itself, so a copy of it starts afresh."""
 
-    Args:
-        compile: see ``LangevinDynamics``.
-        graph: "auto", True or False; see there.
-    """
+    def __init__(self) -> None:
+        self._compiled: CompiledGradient | None = None
 
-    def __init__(self, compile: bool = False, graph: bool | str = "auto") -> None:
-        if graph not in ("auto", True, False):
-            raise ValueError(f"graph must be 'auto', True or False, got {graph!r}")
-        self.compile, self.graph = compile, graph
-        self._compiled: CompiledGradient | None = None  # of the last model
-
-    @property
-    def is_asked_for(self) -> bool:
-        return self.compile or self.graph is True
+    def __reduce__(self) -> tuple:
+        return ChainRunner, ()
 
     def run(
         self,
         model: Callable[..., Tensor],
         chain: Chain,
+        compile: bool = False,
+        graph: bool | str = "auto",
         on_step: OnStep | None = None,
         before_step: BeforeStep | None = None,
     ) -> None:
@@ -81,25 +75,26 @@ class ChainRunner:
         sees ``x`` after step k, and gradient and energy (B,) at the point that the step left;
         ``before_step(k, x)`` may change ``x`` in place. With either there is no graph.
 
+        Args:
+            compile, graph: as of ``LangevinDynamics``.
+
         Raises:
             RuntimeError: no graph is possible, and one is required.
         """
-        gradient = self._gradient(model)
+        gradient = self._gradient(model) if compile else partial(_eager_gradient, model)
         reason = self._no_graph(model, chain, on_step is not None or before_step is not None)
-        if reason and self.graph is True:
+        if reason and graph is True:
             raise RuntimeError(f"graph=True: no CUDA graph of this chain, {reason}")
-        if reason or not chain.coefficients or self.graph is False or is_active():
+        if reason or not chain.coefficients or graph is False or is_active():
             return run_steps(gradient, chain, on_step, before_step)
-        key, program = self._program(model, gradient, chain)
+        key, program = self._program(model, gradient, chain, compile)
         GRAPHS.run(
             *(model, key, program, len(chain.coefficients)),
             lambda: run_steps(gradient, chain),
-            required=self.graph is True,
+            required=graph is True,
         )
 
-    def _gradient(self, model: Callable[..., Tensor]) -> Gradient:
-        if not self.compile:
-            return lambda leaf, kwargs, watched: partial(leaf_gradient, model, leaf, kwargs, False)
+    def _gradient(self, model: Callable[..., Tensor]) -> CompiledGradient:
         if self._compiled is None or self._compiled.model is not model:
             self._compiled = CompiledGradient(model)
         return self._compiled
@@ -116,7 +111,9 @@ class ChainRunner:
             return "modes of torch's functions or operators are on"
         return None
 
-    def _program(self, model: nn.Module, gradient: Gradient, chain: Chain) -> tuple[tuple, Program]:
+    def _program(
+        self, model: nn.Module, gradient: Gradient, chain: Chain, compile: bool
+    ) -> tuple[tuple, Program]:
         """The chain for graphs, and the key: all that its graph bakes in beside the model."""
         device = chain.x.device
         tensors = {k: v.detach() for k, v in chain.model_kwargs.items() if isinstance(v, Tensor)}
@@ -155,7 +152,7 @@ class ChainRunner:
 
         shapes = tuple((k, v.shape, v.dtype, v.device) for k, v in inputs.items())
         key = (
-            *(settings_key(device), self.compile, options),
+            *(settings_key(device), compile, options),
             *(shapes, tuple(by_step), tuple(constants)),
         )
         return key, Program(body, inputs, by_step, look)
@@ -171,15 +168,16 @@ def run_steps(
     """``ChainRunner.run``, step by step; nothing waits for the device."""
     x, coefficients, rng, options, model_kwargs, sample_ids = chain
     clamp, grad_clip, grad_norm_clip, noise_first = options
-    leaf = x.detach().requires_grad_()  # the memory of x, so it need not be renewed at each step
-    gradient_at_leaf = gradient(leaf, model_kwargs, on_step is not None)
+    gradient_at_x = gradient(x, model_kwargs, on_step is not None)
     for t, (step_size, noise_std) in enumerate(coefficients):
         if before_step is not None:
             before_step(t, x)
         if noise_first:
             langevin_step_(x, None, 0.0, noise_std, rng, t=t, sample_ids=sample_ids)
             noise_std = 0.0
-        grad, e = gradient_at_leaf()
+        grad, e = gradient_at_x()
+        if on_step is not None:
+            grad, e = _apart(grad, x), _apart(sum_scales(e.detach()), x)
         langevin_step_(
             *(x, grad, step_size, noise_std, rng),
             t=t,
@@ -189,7 +187,23 @@ def run_steps(
             clamp=clamp,
         )
         if on_step is not None:
-            on_step(t, x, grad, sum_scales(e.detach()))
+            on_step(t, x, grad, e)
+
+
+def _eager_gradient(
+    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, watched: bool
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    def gradient_at_x() -> tuple[Tensor, Tensor]:
+        # A new leaf at each step: what a model hangs on its input, as hooks, is gone with it.
+        return leaf_gradient(model, x.detach().requires_grad_(), model_kwargs, False)
+
+    return gradient_at_x
+
+
+def _apart(value: Tensor, x: Tensor) -> Tensor:
+    """``value``, in memory that does not move with ``x``: a model may return parts of its input."""
+    same = value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return value.clone() if same else value
 
 
 def run_last_step(

@@ -19,8 +19,8 @@ class CompiledGradient:
     this object; another shape of ``x`` or another model argument is compiled anew, and so are
     gradients whose energies are asked for too, as the code is faster without.
 
-    Called with a leaf (B, *event), model arguments and ``watched``, it gives the chain that moves
-    this leaf in place its function of no arguments to (grad, energies): ``grad`` is overwritten by
+    Called with x (B, *event), model arguments and ``watched``, it gives the chain that moves x in
+    place its function of no arguments to (grad, energies): ``grad`` is overwritten by
     the next call, energies are None unless ``watched``.
 
     In a chain, torch looks twice whether what it compiled still fits the model, which costs more
@@ -52,7 +52,7 @@ class CompiledGradient:
         self._calls: list[Callable] | None = None  # of the modules, as they were compiled
         self._checked = False
 
-    def __call__(self, leaf: Tensor, model_kwargs: dict, watched: bool) -> _ChainGradient:
+    def __call__(self, x: Tensor, model_kwargs: dict, watched: bool) -> _ChainGradient:
         modules = self.model.modules() if isinstance(self.model, nn.Module) else ()
         calls = [module.forward for module in modules]  # torch takes those of classes for constant
         if calls != self._calls:
@@ -61,22 +61,22 @@ class CompiledGradient:
                 torch.compile(_with_code_of_its_own(f), fullgraph=True, backend=_inductor)
                 for f in self._functions
             ]
-        return _ChainGradient(self, leaf, model_kwargs, watched)
+        return _ChainGradient(self, x, model_kwargs, watched)
 
     def run(
-        self, leaf: Tensor, x: Tensor, out: Tensor, model_kwargs: dict, watched: bool
+        self, x: Tensor, out: Tensor, model_kwargs: dict, watched: bool
     ) -> tuple[Tensor | None, tuple | None]:
-        """One gradient into ``out``, compiled if need be; ``x`` is the leaf without its graph.
-        Returns the energies and what ``_seen`` saw."""
+        """One gradient into ``out``, compiled if need be. Returns the energies and what ``_seen``
+        saw."""
         if not self._checked:  # that the energy depends on x, which func.grad does not ask
-            leaf_gradient(self.model, leaf, model_kwargs, False)
+            self._eager(x, model_kwargs)
             self._checked = True
         _seen.call = None
         try:
             with torch.no_grad(), uncached_parametrizations():
                 e = self._compiled[watched](x, out, model_kwargs)
         except Exception as error:
-            leaf_gradient(self.model, leaf, model_kwargs, False)  # raises an error of the model
+            self._eager(x, model_kwargs)  # raises an error of the model
             raise RuntimeError(
                 "compile=True: torch.compile fails on the gradient of the model; use compile=False."
                 f" {type(error).__name__}: {str(error).strip()}"
@@ -84,15 +84,18 @@ class CompiledGradient:
         call, _seen.call = _seen.call, None
         return e, call
 
+    def _eager(self, x: Tensor, model_kwargs: dict) -> None:
+        leaf_gradient(self.model, x.detach().requires_grad_(), model_kwargs, False)
+
 
 class _ChainGradient:
     """What ``CompiledGradient`` gives a chain."""
 
     def __init__(
-        self, compiled: CompiledGradient, leaf: Tensor, model_kwargs: dict, watched: bool
+        self, compiled: CompiledGradient, x: Tensor, model_kwargs: dict, watched: bool
     ) -> None:
-        x, self._grad = leaf.detach(), torch.empty_like(leaf)
-        self._arguments = (leaf, x, self._grad, model_kwargs, watched)
+        self._grad = torch.empty_like(x)
+        self._arguments = (x, self._grad, model_kwargs, watched)
         self._compiled = compiled
         self._last: tuple = (None, (), None)  # code, arguments, where in its outputs energies are
         self._is_settled = False

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
+from fastebm.chains.settings import has_modes
 from fastebm.ops.library import has_kernels
 from fastebm.ops.mlp.network import MAX_DIM_CUDA, MAX_HIDDEN, MAX_WIDTH, Network
 
 _PLAIN = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.ReLU: "relu"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_LAYERS = (nn.Sequential, nn.Linear, *_PLAIN, nn.Softplus, nn.GELU)
+# The calls that the formulas stand for, as torch defines them: users and libraries patch them.
+_FORWARDS = {layer: layer.forward for layer in _LAYERS}
+_calls = itemgetter("__call__", "_wrapped_call_impl", "_call_impl")
+_functions = itemgetter("linear", "silu", "relu", "softplus", "gelu")
+_CALLS, _FUNCTIONS = _calls(vars(nn.Module)), _functions(vars(nn.functional))
 _hooks, _global_hooks = itemgetter(*_HOOKS), itemgetter(*(f"_global{name}" for name in _HOOKS))
 
 
@@ -102,15 +109,29 @@ def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
         return f"x is on {x.device}, for which no kernel was built"
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
+    if has_modes():
+        return "modes of torch's functions or operators are on"
     if any(_global_hooks(vars(nn_module))):
         return "modules have hooks"
+    if _calls(vars(nn.Module)) != _CALLS or _functions(vars(nn.functional)) != _FUNCTIONS:
+        return "functions of torch.nn were replaced"
     for module in modules:
-        own = vars(module)
+        own, kind = vars(module), type(module)
         if any(_hooks(own)):
             return "modules have hooks"
-        if "forward" in own or type(module).__call__ is not nn.Module.__call__:
+        forward = kind.forward
+        as_defined = _FORWARDS.get(kind) is forward or _is_written_in(kind, forward)
+        if "forward" in own or kind.__call__ is not nn.Module.__call__ or not as_defined:
             return "a module's forward or __call__ was replaced"
     return None
+
+
+def _is_written_in(kind: type, forward: Callable) -> bool:
+    """Whether a class's forward was written in its body, or in that of a class it inherits from,
+    and not put there later. Of torch's layers, ``_FORWARDS`` knows better."""
+    name, known = getattr(forward, "__qualname__", ""), kind in _FORWARDS
+    written = any(name == f"{c.__qualname__}.forward" for c in kind.__mro__)
+    return written and not known and not hasattr(forward, "__wrapped__")
 
 
 def _definer(module: nn.Module, name: str) -> type | None:

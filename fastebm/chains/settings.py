@@ -39,6 +39,8 @@ def settings_key(device: torch.device) -> Hashable:
 
 def has_modes() -> bool:
     """Whether calls of torch go through modes other than that of a default device."""
+    if not torch._C._len_torch_function_stack() and not torch._C._len_torch_dispatch_stack():
+        return False
     functions = _get_current_function_mode_stack()
     others = [mode for mode in functions if not isinstance(mode, DeviceContext)]
     return bool(others or _get_current_dispatch_mode_stack())

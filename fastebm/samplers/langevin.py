@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,10 +19,20 @@ from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
 from fastebm.samplers.scale import warn_of_wide_noise
-from fastebm.samplers.settings import box, chains, integer, number, setting, value_at
+from fastebm.samplers.settings import (
+    Setting,
+    box,
+    callable_model,
+    chains,
+    integer,
+    number,
+    one_of,
+    optional,
+    setting,
+    value_at,
+)
 
 Schedule = Callable[[int], float]
-BACKENDS = ("auto", "eager", "fused")
 
 
 class LangevinDynamics:
@@ -31,6 +43,9 @@ class LangevinDynamics:
     So ``noise_scale`` is a multiplier of the noise of exact Langevin dynamics at ``temperature``,
     and ``noise_std`` is absolute and wins. With small steps the chain samples
     ``exp(-E / effective_temperature)``, where ``effective_temperature = sigma^2 / (2 step_size)``.
+
+    All arguments are attributes of the same names, which may be set at any time: they are checked
+    then, and the next call goes by what they are.
 
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
@@ -67,6 +82,20 @@ class LangevinDynamics:
 
     _outside_graphs = ("_runner", "step_size_checked")  # no graph of a step bakes these in
 
+    model = Setting(callable_model)
+    step_size = Setting(partial(setting, above_zero=True, per_chain=True))
+    noise_scale = Setting(setting)
+    noise_std = Setting(optional(partial(setting, per_chain=True)))
+    temperature = Setting(setting)
+    clamp = Setting(optional(box))
+    grad_clip = Setting(optional(partial(number, above_zero=True)))
+    noise_first = Setting(one_of(False, True))
+    grad_norm_clip = Setting(optional(partial(number, above_zero=True)))
+    backend = Setting(one_of("auto", "eager", "fused"))
+    compile = Setting(one_of(False, True))
+    graph = Setting(one_of("auto", True, False))
+    precision = Setting(one_of(*PRECISIONS))
+
     def __init__(
         self,
         model: Callable[..., Tensor],
@@ -83,29 +112,28 @@ class LangevinDynamics:
         graph: bool | str = "auto",
         precision: str = "fp32",
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        if precision == "bf16" and backend != "fused":
-            raise ValueError(f"precision='bf16' needs backend='fused', got {backend!r}")
-        self.model, self.backend, self.precision = model, backend, precision
-        self.step_size = setting("step_size", step_size, above_zero=True, per_chain=True)
-        self.noise_scale = setting("noise_scale", noise_scale)
-        self.temperature = setting("temperature", temperature)
-        if noise_std is not None:
-            noise_std = setting("noise_std", noise_std, per_chain=True)
-        self.noise_std = noise_std
-        for name, bound in (("grad_clip", grad_clip), ("grad_norm_clip", grad_norm_clip)):
-            if bound is not None:
-                number(name, bound, above_zero=True)
-        self.options = StepOptions(box(clamp), grad_clip, grad_norm_clip, bool(noise_first))
-        if backend == "fused" and (compile or graph is True):
-            raise ValueError("backend='fused' has nothing to compile or to capture")
-        self._runner = ChainRunner(compile, graph)
+        self.model = model
+        self.step_size, self.noise_scale, self.noise_std = step_size, noise_scale, noise_std
+        self.temperature, self.clamp, self.noise_first = temperature, clamp, noise_first
+        self.grad_clip, self.grad_norm_clip = grad_clip, grad_norm_clip
+        self.backend, self.compile, self.graph = backend, compile, graph
+        self.precision = precision
+        self._check_way()
+        self._runner = ChainRunner()
         self.step_size_checked = False  # the losses look at their first batch unless it was
+
+    @property
+    def options(self) -> StepOptions:
+        """What all steps of a chain have in common, of the settings."""
+        return StepOptions(self.clamp, self.grad_clip, self.grad_norm_clip, self.noise_first)
+
+    def _check_way(self) -> None:
+        """ValueError where the settings of how chains run go against each other. Each of them may
+        be set by itself, so all are looked at together when chains are about to run."""
+        if self.precision == "bf16" and self.backend != "fused":
+            raise ValueError(f"precision='bf16' needs backend='fused', got {self.backend!r}")
+        if self.backend == "fused" and (self.compile or self.graph is True):
+            raise ValueError("backend='fused' has nothing to compile or to capture")
 
     def coefficients(self, k: int) -> Coefficients:
         """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,)."""
@@ -140,7 +168,7 @@ class LangevinDynamics:
             data: (N, *event), N >= 32. For v see ``data_scale``.
         """
         self.step_size_checked = True
-        if self.options.noise_first:
+        if self.noise_first:
             return
         step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))
         warn_of_wide_noise(step, sigma, data)
@@ -243,7 +271,9 @@ class LangevinDynamics:
             else:
                 chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
                 with torch.enable_grad(), sampling_mode(self.model):
-                    self._runner.run(self.model, chain, on_step, before_step)
+                    self._runner.run(
+                        *(self.model, chain, self.compile, self.graph, on_step, before_step)
+                    )
         rng.advance(total)
         out = log.trajectory() if return_trajectory else x
         if not return_diagnostics:
@@ -301,7 +331,7 @@ class LangevinDynamics:
 
     def clamp_share(self, x: Tensor) -> Tensor:
         """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
-        lo, hi = self.options.clamp or (None, None)
+        lo, hi = self.clamp or (None, None)
         if lo is None and hi is None:
             return torch.zeros((), device=x.device)
         on_face = x <= lo if hi is None else x >= hi
@@ -315,7 +345,8 @@ class LangevinDynamics:
         Raises:
             ValueError: what ``backend`` and ``precision`` ask for cannot be had.
         """
-        if self.backend == "eager" or self._runner.is_asked_for:
+        self._check_way()
+        if self.backend == "eager" or self.compile or self.graph is True:
             return None
         found = mlp_chain(self.model, x, model_kwargs, self.precision)
         if not isinstance(found, str):
@@ -330,7 +361,7 @@ class LangevinDynamics:
         if n is None or dim is None:
             raise ValueError("give x, or n_samples and dim")
         integer("n_samples", n, 0)
-        event = (dim,) if isinstance(dim, int) else tuple(dim)
+        event = (dim,) if isinstance(dim, Integral) else tuple(dim)
         for d in event:
             integer("dim", d, 1)
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
@@ -339,7 +370,7 @@ class LangevinDynamics:
         state = rng.state(x.device)
         with torch.no_grad():
             return langevin_step_(
-                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.options.clamp, tag=INIT
+                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
             )
 
 

@@ -3,11 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor
 
 from fastebm.ops.langevin import Clamp
+
+
+class Setting:
+    """An attribute that is checked whenever it is set: ``check(name, value)`` gives what is kept or
+    raises. It is read as any attribute of an instance is."""
+
+    def __init__(self, check: Callable[[str, Any], Any]) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __set__(self, instance: object, value: Any) -> None:
+        vars(instance)[self.name] = self.check(self.name, value)
+
+
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """``check`` of what is not None."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def one_of(*values: Any) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if not any(type(value) is type(v) and value == v for v in values):  # 1 is not True here
+            raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {value!r}")
+        return value
+
+    return check
+
+
+def callable_model(name: str, model: Callable) -> Callable:
+    if not callable(model):
+        raise TypeError(f"{name} must be callable, got {type(model).__name__}")
+    return model
 
 
 def setting(name: str, value, *, above_zero: bool = False, per_chain: bool = False):
@@ -61,13 +97,11 @@ def chains(x: Tensor) -> Tensor:
     return x.detach()
 
 
-def box(clamp: Clamp | None) -> Clamp | None:
-    if clamp is None:
-        return None
+def box(name: str, clamp: Clamp) -> Clamp:
     try:
         lo, hi = (None if c is None else float(c) for c in clamp)
     except (TypeError, ValueError):
-        raise ValueError(f"clamp must be a pair (lo, hi), got {clamp!r}") from None
+        raise ValueError(f"{name} must be a pair (lo, hi) of numbers, got {clamp!r}") from None
     if not (-math.inf if lo is None else lo) <= (math.inf if hi is None else hi):
-        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
+        raise ValueError(f"{name} must have lo <= hi, got {clamp!r}")
     return lo, hi

@@ -239,15 +239,15 @@ def test_what_has_no_graph(captures):
     ]:
         with pytest.raises(RuntimeError, match=match):
             sampler.sample(x, 2, **options)
-        sampler._runner.graph = "auto"
+        sampler.graph = "auto"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GraphWarning)
             for _ in range(3):
                 sampler.sample(x, 2, **options)
-        sampler._runner.graph = True
+        sampler.graph = True
     assert torch.equal(sampler.sample(x, 0), x)
     assert captures.captured == 0
-    with pytest.raises(ValueError, match="graph must be 'auto', True or False, got 'yes'"):
+    with pytest.raises(ValueError, match="graph must be one of auto, True, False, got 'yes'"):
         LangevinDynamics(Bowl(), 0.1, graph="yes")
 
 

@@ -86,12 +86,13 @@ def test_what_a_graph_bakes_in_is_in_its_key(captures, change):
     before = settings_key(torch.device("cpu"))
     try:
         x2 = change(model, x, options)
-        sampler.options = sampler.options._replace(**options)
+        for name, value in options.items():
+            setattr(sampler, name, value)
         x2 = x if x2 is None else x2
         replayed = captures.replayed
         out = sampler.sample(x2, 4, seed=1)
         assert captures.replayed == replayed  # eager: the key is new
-        sampler._runner.graph = False
+        sampler.graph = False
         assert torch.equal(out, sampler.sample(x2, 4, seed=1))
     finally:
         torch.set_autocast_enabled("cpu", False)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 from fastebm import Augmentation, ChainRNG, LangevinDynamics
+from fastebm.chains import mlp_chain as chains
 from fastebm.chains.mlp_chain import MLPChain
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.energies import ConvEnergy, MLPEnergy
@@ -201,6 +202,69 @@ def test_start_and_stream_go_on(fused_calls):
     x, _ = sampler.last_step(sampler.sample(part, 5, seed=ChainRNG(1, 4)), 5, seed=stream)
     assert fused_calls == [10, 4, 6, 5]
     assert x.requires_grad
+
+
+@pytest.mark.parametrize(
+    "where, name",
+    [
+        (nn.Linear, "forward"),
+        (nn.SiLU, "forward"),
+        (nn.Sequential, "forward"),
+        (MLPEnergy, "forward"),
+        (nn.Module, "__call__"),
+        (nn.Module, "_call_impl"),
+        (nn.functional, "linear"),
+        (nn.functional, "silu"),
+    ],
+)
+def test_calls_that_are_replaced_are_followed(fused_calls, monkeypatch, where, name):
+    model, x = MLPEnergy(3, (8,)), torch.randn(5, 3)
+    plain = LangevinDynamics(model, 0.1).sample(x, 3, seed=0)
+    was = getattr(where, name)
+    replaced = lambda *args, **kwargs: 2 * was(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(where, name, replaced)
+    auto, eager = (
+        LangevinDynamics(model, 0.1, backend=b).sample(x, 3, seed=0) for b in ("auto", "eager")
+    )
+    assert torch.equal(auto, eager) and not torch.allclose(auto, plain)
+    assert fused_calls == [3]
+
+
+def test_modes_of_torch_are_followed(fused_calls):
+    class Doubled(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            return 2 * out if f is nn.functional.linear else out
+
+    model, x = mlp(), torch.randn(5, 3)
+    with torch.device("cpu"):  # a default device is a mode too, which changes no number
+        plain = LangevinDynamics(model, 0.1).sample(x, 3, seed=0)
+    with Doubled():
+        auto = LangevinDynamics(model, 0.1).sample(x, 3, seed=0)
+    assert fused_calls == [3]
+    assert not torch.allclose(auto, plain)
+
+
+@pytest.mark.parametrize("step_size", [0.1, lambda k: 0.1 / (k + 1), torch.full((5,), 0.1)])
+def test_long_chains_are_calls_of_bounded_work_with_the_same_bits(monkeypatch, step_size):
+    calls, operator = [], chains.mlp_chain_
+    monkeypatch.setattr(
+        chains, "mlp_chain_", lambda *a, **o: calls.append(a[2]) or operator(*a, **o)
+    )
+    sampler, x = LangevinDynamics(mlp(), step_size), torch.randn(5, 3)
+    whole = sampler.sample(x, 11, seed=0, return_trajectory=True)
+    of_a_step = 4096 + 5 * (3 * 8 + 8 * 6 + 6 + 10 * (3 + 8 + 8 + 6 + 6 + 1))
+    monkeypatch.setattr(chains, "MAX_WORK", 3 * of_a_step)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    del calls[:]
+    assert torch.equal(sampler.sample(x, 11, seed=0), whole[:, -1])
+    assert calls == [3, 3, 3, 2]
+    del calls[:]
+    thinned = sampler.sample(x, 11, seed=0, thin=4, return_trajectory=True)
+    assert torch.equal(thinned, whole[:, 3::4])
+    assert calls == [3, 1, 2, 2, 1, 2]
+    monkeypatch.setattr(chains, "MAX_WORK", 1)  # less than a step
+    assert torch.equal(sampler.sample(x, 2, seed=0), whole[:, 1])
 
 
 def test_backend_is_forced_or_refused(fused_calls):

@@ -201,9 +201,7 @@ CHANGES = {
     "schedule": put("sampler.step_size", lambda k: 0.01 / (k + 1)),
     "noise": put("sampler.noise_std", 0.3),
     "temperature": put("sampler.temperature", 0.5),
-    "box": lambda model, loss, optimizer: setattr(
-        loss.sampler, "options", loss.sampler.options._replace(clamp=(-1, 1))
-    ),
+    "box": put("sampler.clamp", (-1, 1)),
     "restarts": put("buffer.reinit_prob", 0.9),
 }
 
