@@ -96,7 +96,7 @@ def langevin_step(
     lo, hi = clamp or (None, None)
     return library.call(
         library.op.langevin_step.default,
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
+        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag),
     )[0]
 
 
