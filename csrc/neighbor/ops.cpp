@@ -166,7 +166,7 @@ Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, cons
 void check_eps(double eps) {
   const double square = eps * eps;
   FASTEBM_CHECK(eps > 0 && square > 0 && square < kInfinity,
-                "nn_log_distance: eps must be > 0, and its square finite and > 0, got ", eps);
+                "nn_log_distance: eps must be finite and > 0, and so must its square, got ", eps);
 }
 
 // The search, and the entropy term of what it finds.

@@ -93,7 +93,8 @@ mlp_contrastive_divergence(
   FASTEBM_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
                 ": x must have shape (B, *event), and hold something");
   FASTEBM_CHECK(start.sizes().equals(x_in.sizes()), kOp, ": start must have the shape of x");
-  FASTEBM_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
+  FASTEBM_CHECK(n_steps >= 0 && n_steps < kStepEnd, kOp, ": n_steps must be in 0..2^32 - 1, got ",
+                n_steps);
   for (const OptionalTensor& table : {step_sizes, noise_stds})
     FASTEBM_CHECK(!table || table->is_contiguous(), kOp,
                   ": step_sizes and noise_stds must be contiguous");
