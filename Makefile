@@ -70,23 +70,25 @@ build/kernels/%.o: %.cu Makefile
 -include $(OBJECTS:.o=.d)
 
 # The emulated kernels under the address and undefined-behaviour sanitisers, in a venv of make test
-# or make dev. Every size and type that reaches memory in a way of its own; left out is what differs
+# or make dev; then, for FUZZ seconds, all operators with arguments that fit and that do not. Every size and type that reaches memory in a way of its own; left out is what differs
 # by values or by the order of threads alone, and of the searches against all references those of one
 # neighbour.
 VALUES = opcheck or compile or gradcheck or law or rounding or bounds or scales or duplicates \
   or activations or schedule or order_of_threads or (exhaustive and -1-)
+SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=1 \
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+FUZZ ?= 60
 asan: tools
 	$(BIN)/cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=Release -DFASTEBM_CUDA=OFF \
 	  -DFASTEBM_SIMT=ON -DFASTEBM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
-	$(BIN)/cmake --build build/asan --target _simt
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \
-	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan \
+	$(BIN)/cmake --build build/asan --target _simt _C
+	$(SANITIZED) FASTEBM_REQUIRE_SIMT=$(CURDIR)/build/asan \
 	  $(BIN)/pytest -q $(ON_WORKERS) -p no:cacheprovider \
 	  -k "(simt or cuda_kernel) and not ($(VALUES))" tests/ops tests/replay/test_augmentation.py
+	$(SANITIZED) FASTEBM_FUZZ_BUILD=build/asan $(BIN)/python tests/ops/fuzz.py $(FUZZ) 0
 
 # The tests of a GPU on the emulated device, which minds where a tensor is. In a venv of `make dev`;
 # six minutes. What needs more of torch's CUDA than tensors is left out: graphs, and an index that is

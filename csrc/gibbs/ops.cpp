@@ -12,22 +12,15 @@ BernoulliParams bernoulli_params(const char* op, const Tensor& logits, const Ten
                                  const OptionalTensor& sample_ids, double beta, int64_t tag) {
   BernoulliParams p{};
   p.dtype = dtype_of(op, "logits", logits);
-  STD_TORCH_CHECK(logits.dim() > 0, op, ": logits must have a batch dimension, (B, ...)");
+  FASTEBM_CHECK(logits.dim() > 0, op, ": logits must have a batch dimension, (B, ...)");
   p.batch = logits.size(0);
   p.dim = sample_dim(logits);
-  STD_TORCH_CHECK(p.dim < int64_t{1} << 32, op, ": a sample may hold at most 2^32 - 1 elements");
-  check_same_device(op, "rng", rng, logits);
-  STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long && rng.numel() == 4 && rng.is_contiguous(),
-                  op, ": rng must be an int64 tensor of 4 values (ChainRNG.state)");
-  STD_TORCH_CHECK(t >= 0, op, ": t must be >= 0, got ", t);
-  if (sample_ids) {
-    check_same_device(op, "sample_ids", *sample_ids, logits);
-    STD_TORCH_CHECK(sample_ids->scalar_type() == ScalarType::Long && sample_ids->dim() == 1 &&
-                        sample_ids->size(0) == p.batch && sample_ids->is_contiguous(),
-                    op, ": sample_ids must be a contiguous int64 tensor (", p.batch, ",)");
-  }
-  STD_TORCH_CHECK(beta >= 0 && beta < kInfinity, op, ": beta must be finite and >= 0, got ", beta);
-  STD_TORCH_CHECK(tag > 0 && tag < 256, op, ": tag must be in 1..255, got ", tag);
+  FASTEBM_CHECK(p.dim < int64_t{1} << 32, op, ": a sample may hold at most 2^32 - 1 elements");
+  check_sample_ids(op, sample_ids, logits, p.batch);
+  check_stream(op, rng, logits, t, 1, sample_ids ? 0 : p.batch);
+  FASTEBM_CHECK(beta >= 0 && beta < kInfinity, op, ": beta must be finite and >= 0, got ", beta);
+  check_finite(op, "beta", beta);
+  check_tag(op, tag);
   p.rng = static_cast<const int64_t*>(rng.const_data_ptr());
   p.t = static_cast<uint32_t>(t);
   p.sample_ids = static_cast<const int64_t*>(data_or_null(sample_ids));
@@ -57,10 +50,7 @@ void bernoulli_sigmoid_(Tensor logits, const Tensor& rng, int64_t t,
                         const OptionalTensor& sample_ids, double beta, int64_t tag) {
   const char* op = "bernoulli_sigmoid_";
   BernoulliParams p = bernoulli_params(op, logits, rng, t, sample_ids, beta, tag);
-  for (int64_t i = 0; i < logits.dim(); ++i)
-    STD_TORCH_CHECK(logits.stride(i) != 0 || logits.size(i) < 2, op,
-                    ": elements of logits must not share memory, as they are written to; it is an "
-                    "expanded tensor, clone it");
+  check_written(op, "logits", logits);
   Tensor out = dense(logits);
   p.logits = p.out = out.mutable_data_ptr();
   run_blocks<kLaunch, kParallel, kGrainBlocks>(op, logits, p);

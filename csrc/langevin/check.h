@@ -5,12 +5,17 @@
 
 namespace fastebm {
 
-inline void check_coefficient(const char* op, const char* what, double v) {
-  STD_TORCH_CHECK(v >= 0 && v < kInfinity, op, ": ", what, " must be finite and >= 0, got ", v);
+inline ScalarType compute_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_coefficient(const char* op, const char* what, double v, const Tensor& x) {
+  FASTEBM_CHECK(v >= 0 && v < kInfinity, op, ": ", what, " must be finite and >= 0, got ", v);
+  if (compute_type(x) == ScalarType::Float) check_finite(op, what, v);
 }
 
 inline void check_bound(const char* op, const char* what, const std::optional<double>& v) {
-  STD_TORCH_CHECK(!v || *v > 0, op, ": ", what, " must be > 0, got ", v.value_or(0));
+  FASTEBM_CHECK(!v || *v > 0, op, ": ", what, " must be > 0, got ", v.value_or(0));
 }
 
 // A per-sample vector (B,) of `wanted` on the device of x.
@@ -18,47 +23,40 @@ inline void check_per_sample(const char* op, const char* what, const OptionalTen
                              const Tensor& x, ScalarType wanted) {
   if (!t) return;
   check_same_device(op, what, *t, x);
-  STD_TORCH_CHECK(t->scalar_type() == wanted, op, ": ", what, " must be ", name_of(wanted),
-                  ", got ", name_of(t->scalar_type()));
-  STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(0) && t->is_contiguous(), op, ": ", what,
-                  " must be contiguous with one value per sample, shape (", x.size(0), ",)");
-}
-
-inline ScalarType compute_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  FASTEBM_CHECK(t->scalar_type() == wanted, op, ": ", what, " must be ", name_of(wanted), ", got ",
+                name_of(t->scalar_type()));
+  FASTEBM_CHECK(t->dim() == 1 && t->size(0) == x.size(0) && t->is_contiguous(), op, ": ", what,
+                " must be contiguous with one value per sample, shape (", x.size(0), ",)");
 }
 
 // The arguments that operators of Langevin steps share, checked and turned into what the kernels
-// read.
+// read; for `steps` steps.
 inline LangevinParams langevin_params(const char* op, const Tensor& x, double step_size,
                                       double noise_std, const OptionalTensor& step_sizes,
                                       const OptionalTensor& noise_stds, const Tensor& rng,
-                                      int64_t t, const OptionalTensor& sample_ids,
+                                      int64_t t, int64_t steps, const OptionalTensor& sample_ids,
                                       std::optional<double> grad_clip,
                                       std::optional<double> grad_norm_clip,
                                       std::optional<double> lo, std::optional<double> hi,
                                       int64_t tag) {
   LangevinParams p{};
   p.dtype = dtype_of(op, "x", x);
-  STD_TORCH_CHECK(x.dim() > 0, op, ": x must have a batch dimension, (B, ...), got a 0-d tensor");
-  check_coefficient(op, "step_size", step_size);
-  check_coefficient(op, "noise_std", noise_std);
+  FASTEBM_CHECK(x.dim() > 0, op, ": x must have a batch dimension, (B, ...), got a 0-d tensor");
+  check_coefficient(op, "step_size", step_size, x);
+  check_coefficient(op, "noise_std", noise_std, x);
   check_per_sample(op, "step_sizes", step_sizes, x, compute_type(x));
   check_per_sample(op, "noise_stds", noise_stds, x, compute_type(x));
-  check_per_sample(op, "sample_ids", sample_ids, x, ScalarType::Long);
-  check_same_device(op, "rng", rng, x);
-  STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long && rng.numel() == 4 && rng.is_contiguous(),
-                  op, ": rng must be an int64 tensor of 4 values (ChainRNG.state)");
-  STD_TORCH_CHECK(t >= 0, op, ": t must be >= 0, got ", t);
-  STD_TORCH_CHECK(tag > 0 && tag < 256, op, ": tag must be in 1..255, got ", tag);
+  check_sample_ids(op, sample_ids, x, x.size(0));
+  check_stream(op, rng, x, t, steps, sample_ids ? 0 : x.size(0));
+  check_tag(op, tag);
   check_bound(op, "grad_clip", grad_clip);
   check_bound(op, "grad_norm_clip", grad_norm_clip);
-  STD_TORCH_CHECK(lo.value_or(-kInfinity) <= hi.value_or(kInfinity), op,
-                  ": clamp must be (lo, hi) with lo <= hi, got (", lo.value_or(-kInfinity), ", ",
-                  hi.value_or(kInfinity), ")");
+  FASTEBM_CHECK(lo.value_or(-kInfinity) <= hi.value_or(kInfinity), op,
+                ": clamp must be (lo, hi) with lo <= hi, got (", lo.value_or(-kInfinity), ", ",
+                hi.value_or(kInfinity), ")");
   p.batch = x.size(0);
   p.dim = sample_dim(x);
-  STD_TORCH_CHECK(p.dim < int64_t{1} << 32, op, ": a sample may hold at most 2^32 - 1 elements");
+  FASTEBM_CHECK(p.dim < int64_t{1} << 32, op, ": a sample may hold at most 2^32 - 1 elements");
   p.step_size = step_size;
   p.noise_std = noise_std;
   p.step_sizes = data_or_null(step_sizes);

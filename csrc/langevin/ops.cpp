@@ -7,9 +7,9 @@ namespace {
 
 void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
   check_same_device(op, what, t, x);
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
-                  name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
-  STD_TORCH_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
+  FASTEBM_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
+                name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
+  FASTEBM_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
 }
 
 template <LangevinLauncher kLaunch, bool kParallel>
@@ -19,13 +19,10 @@ void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, doub
                     std::optional<double> grad_clip, std::optional<double> grad_norm_clip,
                     std::optional<double> lo, std::optional<double> hi, int64_t tag) {
   LangevinParams p =
-      langevin_params("langevin_step_", x, step_size, noise_std, step_sizes, noise_stds, rng, t,
+      langevin_params("langevin_step_", x, step_size, noise_std, step_sizes, noise_stds, rng, t, 1,
                       sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
   if (grad) check_twin("langevin_step_", "grad", *grad, x);
-  for (int64_t i = 0; i < x.dim(); ++i)
-    STD_TORCH_CHECK(x.stride(i) != 0 || x.size(i) < 2,
-                    "langevin_step_: elements of x must not share memory, as x is written to; it "
-                    "is an expanded tensor, clone it");
+  check_written("langevin_step_", "x", x);
   const Tensor g = grad ? dense(*grad) : x;
   Tensor out = dense(x);
   p.x = p.out = out.mutable_data_ptr();
@@ -44,7 +41,7 @@ std::tuple<Tensor, Tensor> langevin_step(const Tensor& x_in, const Tensor& grad_
                                          std::optional<double> hi, int64_t tag) {
   LangevinParams p =
       langevin_params("langevin_step", x_in, step_size, noise_std, step_sizes, noise_stds, rng, t,
-                      sample_ids, grad_clip, std::nullopt, lo, hi, tag);
+                      1, sample_ids, grad_clip, std::nullopt, lo, hi, tag);
   check_twin("langevin_step", "grad", grad_in, x_in);
   const Tensor x = dense(x_in), grad = dense(grad_in);
   Tensor out = empty_as(x);
@@ -65,13 +62,16 @@ std::tuple<Tensor, Tensor> langevin_step_backward(const Tensor& grad_out_in, con
   const char* op = "langevin_step_backward";
   LangevinBackwardParams p{};
   p.dtype = dtype_of(op, "grad_out", grad_out_in);
+  FASTEBM_CHECK(grad_out_in.dim() > 0, op, ": grad_out must be (B, ...), got a 0-d tensor");
   const Tensor grad_out = dense(grad_out_in);
   p.batch = grad_out.size(0);
   p.dim = sample_dim(grad_out);
+  check_coefficient(op, "step_size", step_size, grad_out);
   check_per_sample(op, "step_sizes", step_sizes, grad_out, compute_type(grad_out));
-  STD_TORCH_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() &&
-                      mask.numel() == p.batch * blocks_per_row(p.dim),
-                  op, ": mask is not the one langevin_step gave for this shape");
+  check_same_device(op, "mask", mask, grad_out);
+  FASTEBM_CHECK(mask.scalar_type() == ScalarType::Byte && mask.is_contiguous() &&
+                    mask.numel() == p.batch * blocks_per_row(p.dim),
+                op, ": mask is not the one langevin_step gave for this shape");
   Tensor grad_x = empty_as(grad_out), grad_grad = empty_as(grad_out);
   p.grad_out = grad_out.const_data_ptr();
   p.mask = static_cast<const uint8_t*>(mask.const_data_ptr());

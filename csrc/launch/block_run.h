@@ -18,7 +18,7 @@ void run_blocks(const char* op, const Tensor& x, const Params& p) {
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     const int error = kLaunch(p, 0, blocks, current_stream(x));
-    STD_TORCH_CHECK(error == 0, op, ": CUDA error ", error, ", ", cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, op, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
 }
 

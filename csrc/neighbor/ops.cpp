@@ -1,6 +1,8 @@
 // Schema, checks and registration of the nearest-neighbour operators.
 #include "neighbor/ops.h"
 
+#include <utility>
+
 #include "launch/scratch.h"
 #include "neighbor/log_distance.h"
 
@@ -10,63 +12,77 @@ namespace {
 const char* const kOp = "nearest_neighbor";
 constexpr int64_t kGrainElements = 16384;
 
-void check_skip(const OptionalTensor& skip, const Tensor& x, int64_t m, int64_t k) {
+// That of references (or winners) to queries x, which they may not be wider than.
+Dtype reference_type(const char* what, const Tensor& y, const Tensor& x) {
+  const Dtype type = dtype_of(kOp, what, y, true);
+  FASTEBM_CHECK(x.scalar_type() == ScalarType::Double || type != Dtype::kFloat64, kOp, ": ", what,
+                " must not be wider than x, Float, got ", name_of(y.scalar_type()));
+  check_same_device(kOp, what, y, x);
+  return type;
+}
+
+void check_k_and_skip(const Tensor& x, int64_t m, const OptionalTensor& skip, int64_t k) {
+  FASTEBM_CHECK(k >= 1 && k <= kMaxNeighbors, kOp, ": k must be in 1..", kMaxNeighbors, ", got ",
+                k);
+  FASTEBM_CHECK(k <= m, kOp, ": k must be at most m = ", m, ", the references of y, got ", k);
   if (!skip) return;
   check_same_device(kOp, "skip", *skip, x);
-  STD_TORCH_CHECK(skip->scalar_type() == ScalarType::Long, kOp, ": skip must be int64, got ",
-                  name_of(skip->scalar_type()));
-  STD_TORCH_CHECK(skip->dim() == 1 && skip->size(0) == x.size(0) && skip->is_contiguous(), kOp,
-                  ": skip must be contiguous with one value per query, shape (", x.size(0), ",)");
+  FASTEBM_CHECK(skip->scalar_type() == ScalarType::Long, kOp, ": skip must be int64, got ",
+                name_of(skip->scalar_type()));
+  FASTEBM_CHECK(skip->dim() == 1 && skip->size(0) == x.size(0) && skip->is_contiguous(), kOp,
+                ": skip must be contiguous with one value per query, shape (", x.size(0), ",)");
   if (x.is_cuda())
     return;  // reading them would wait for the device; one out of range skips nothing
   const auto* values = static_cast<const int64_t*>(skip->const_data_ptr());
   for (int64_t i = 0; i < x.size(0); ++i) {
-    STD_TORCH_CHECK(values[i] >= -1 && values[i] < m, kOp, ": skip must be in -1..", m - 1,
-                    ", got ", values[i], " for query ", i);
-    STD_TORCH_CHECK(values[i] < 0 || k < m, kOp, ": k must be at most ", m - 1,
-                    ", m less the reference to skip, got ", k);
+    FASTEBM_CHECK(values[i] >= -1 && values[i] < m, kOp, ": skip must be in -1..", m - 1, ", got ",
+                  values[i], " for query ", i);
+    FASTEBM_CHECK(values[i] < 0 || k < m, kOp, ": k must be at most ", m - 1,
+                  ", m less the reference to skip, got ", k);
   }
+}
+
+// Types, shapes and numbers of a search.
+NeighborParams search_params(const Tensor& x, const Tensor& y, const OptionalTensor& skip,
+                             int64_t k, double y_scale, double y_offset) {
+  const bool wide = x.scalar_type() == ScalarType::Double;
+  FASTEBM_CHECK(wide || x.scalar_type() == ScalarType::Float, kOp,
+                ": x must be float32 or float64, got ", name_of(x.scalar_type()));
+  NeighborParams p{};
+  p.x_dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  p.y_dtype = reference_type("y", y, x);
+  FASTEBM_CHECK(x.dim() > 0 && x.dim() == y.dim(), kOp,
+                ": x and y must be (n, *event) and (m, *event)");
+  for (int64_t i = 1; i < x.dim(); ++i)
+    FASTEBM_CHECK(x.size(i) == y.size(i), kOp, ": x and y must have samples of one shape, got ",
+                  x.size(i), " and ", y.size(i), " in dimension ", i);
+  p.n = x.size(0);
+  p.m = y.size(0);
+  p.dim = sample_dim(x);
+  FASTEBM_CHECK(p.m < int64_t{1} << 31, kOp, ": y may hold at most 2^31 - 1 references");
+  check_k_and_skip(x, p.m, skip, k);
+  p.k = static_cast<int>(k);
+  check_finite(kOp, "y_scale", y_scale);
+  check_finite(kOp, "y_scale's offset", y_offset);
+  p.y_scale = static_cast<float>(y_scale);
+  p.y_offset = static_cast<float>(y_offset);
+  return p;
 }
 
 template <bool kCpu>
 std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_in,
                                             const OptionalTensor& skip, int64_t k, double y_scale,
                                             double y_offset) {
-  const bool wide = x_in.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(wide || x_in.scalar_type() == ScalarType::Float, kOp,
-                  ": x must be float32 or float64, got ", name_of(x_in.scalar_type()));
-  NeighborParams p{};
-  p.x_dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
-  p.y_dtype = dtype_of(kOp, "y", y_in, true);
-  STD_TORCH_CHECK(wide || p.y_dtype != Dtype::kFloat64, kOp,
-                  ": y must not be wider than x, Float, got ", name_of(y_in.scalar_type()));
-  check_same_device(kOp, "y", y_in, x_in);
-  STD_TORCH_CHECK(x_in.dim() > 0 && y_in.dim() > 0 && x_in.dim() == y_in.dim(), kOp,
-                  ": x and y must be (n, *event) and (m, *event)");
-  for (int64_t i = 1; i < x_in.dim(); ++i)
-    STD_TORCH_CHECK(x_in.size(i) == y_in.size(i), kOp,
-                    ": x and y must have samples of one shape, got ", x_in.size(i), " and ",
-                    y_in.size(i), " in dimension ", i);
-  p.n = x_in.size(0);
-  p.m = y_in.size(0);
-  p.dim = sample_dim(x_in);
-  STD_TORCH_CHECK(p.m < int64_t{1} << 31, kOp, ": y may hold at most 2^31 - 1 references");
-  STD_TORCH_CHECK(k >= 1 && k <= kMaxNeighbors, kOp, ": k must be in 1..", kMaxNeighbors, ", got ",
-                  k);
-  STD_TORCH_CHECK(k <= p.m, kOp, ": k must be at most m = ", p.m, ", the references of y, got ", k);
-  check_skip(skip, x_in, p.m, k);
-
+  NeighborParams p = search_params(x_in, y_in, skip, k, y_scale, y_offset);
+  const bool wide = p.x_dtype == Dtype::kFloat64;
   const Tensor x = dense(x_in), y = dense(y_in);
   const int64_t sizes[2] = {p.n, k}, strides[2] = {k, 1}, dims = k == 1 ? 1 : 2;
   Tensor distance = empty_strided_on(
       x, sizes, strides, dims, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
   Tensor index = empty_strided_on(x, sizes, strides, dims, aoti_torch_dtype_int64());
   if (p.n == 0) return {distance, index};
-  p.k = static_cast<int>(k);
   p.x = x.const_data_ptr();
   p.y = y.const_data_ptr();
-  p.y_scale = static_cast<float>(y_scale);
-  p.y_offset = static_cast<float>(y_offset);
   p.skip = static_cast<const int64_t*>(data_or_null(skip));
   p.distance = distance.mutable_data_ptr();
   p.index = static_cast<int64_t*>(index.mutable_data_ptr());
@@ -86,7 +102,7 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     const int error = nearest_neighbor_cuda(p, current_stream(x));
-    STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
   return {distance, index};
 }
@@ -94,17 +110,36 @@ std::tuple<Tensor, Tensor> nearest_neighbor(const Tensor& x_in, const Tensor& y_
 template <bool kCpu>
 Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, const Tensor& winners,
                                  const Tensor& distance, double y_scale, double y_offset) {
-  const Tensor grad = dense(grad_in), x = dense(x_in);
+  const char* const op = "nearest_neighbor_backward";
+  FASTEBM_CHECK(x_in.dim() > 0, op, ": x must be (n, *event), got a 0-d tensor");
+  const ScalarType type = x_in.scalar_type();
+  FASTEBM_CHECK(type == ScalarType::Double || type == ScalarType::Float, op,
+                ": x must be float32 or float64, got ", name_of(type));
   NeighborBackwardParams p{};
-  p.x_dtype = dtype_of(kOp, "x", x);
-  p.y_dtype = dtype_of(kOp, "winners", winners, true);
-  p.n = x.size(0);
-  p.dim = sample_dim(x);
-  p.k = distance.dim() == 1 ? 1 : static_cast<int>(distance.size(1));
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.sizes().equals(distance.sizes()) &&
-                      distance.is_contiguous() && winners.is_contiguous() &&
-                      winners.numel() == p.n * p.k * p.dim,
-                  kOp, "_backward: not the tensors that ", kOp, " kept");
+  p.x_dtype = type == ScalarType::Double ? Dtype::kFloat64 : Dtype::kFloat32;
+  p.y_dtype = reference_type("winners", winners, x_in);
+  p.n = x_in.size(0);
+  p.dim = sample_dim(x_in);
+  for (const auto& [what, t] : {std::pair("distance", &distance), std::pair("grad", &grad_in)}) {
+    check_same_device(op, what, *t, x_in);
+    FASTEBM_CHECK(t->scalar_type() == type, op, ": ", what, " must have the dtype of x, ",
+                  name_of(type), ", got ", name_of(t->scalar_type()));
+    FASTEBM_CHECK((t->dim() == 1 || t->dim() == 2) && t->size(0) == p.n, op, ": ", what,
+                  " must be (n,) or (n, k), with n = ", p.n);
+  }
+  const int64_t k = distance.dim() == 1 ? 1 : distance.size(1);
+  FASTEBM_CHECK(k >= 1 && k <= kMaxNeighbors, op, ": k must be in 1..", kMaxNeighbors, ", got ", k);
+  FASTEBM_CHECK(grad_in.sizes().equals(distance.sizes()), op,
+                ": grad must have the shape of distance");
+  FASTEBM_CHECK(distance.is_contiguous() && winners.is_contiguous(), op,
+                ": distance and winners must be contiguous");
+  FASTEBM_CHECK(winners.dim() > 0 && winners.size(0) == p.n * k && sample_dim(winners) == p.dim, op,
+                ": winners must be (n k, *event), with n k = ", p.n * k, " and ", p.dim,
+                " elements a sample");
+  check_finite(op, "y_scale", y_scale);
+  check_finite(op, "y_scale's offset", y_offset);
+  const Tensor grad = dense(grad_in), x = dense(x_in);
+  p.k = static_cast<int>(k);
   p.grad = grad.const_data_ptr();
   p.distance = distance.const_data_ptr();
   p.x = x.const_data_ptr();
@@ -123,9 +158,15 @@ Tensor nearest_neighbor_backward(const Tensor& grad_in, const Tensor& x_in, cons
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     const int error = nearest_neighbor_backward_cuda(p, 0, p.n, current_stream(x));
-    STD_TORCH_CHECK(error == 0, kOp, "_backward: CUDA error ", error, ", ", cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, op, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
   return grad_x;
+}
+
+void check_eps(double eps) {
+  const double square = eps * eps;
+  FASTEBM_CHECK(eps > 0 && square > 0 && square < kInfinity,
+                "nn_log_distance: eps must be finite and > 0, and so must its square, got ", eps);
 }
 
 // The search, and the entropy term of what it finds.
@@ -133,8 +174,7 @@ template <bool kCpu>
 std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Tensor& y_in,
                                                    const OptionalTensor& skip, double eps,
                                                    double y_scale, double y_offset) {
-  STD_TORCH_CHECK(eps > 0 && eps < kInfinity, "nn_log_distance: eps must be finite and > 0, got ",
-                  eps);
+  check_eps(eps);
   const Tensor x = dense(x_in), y = dense(y_in);
   auto [distance, index] = nearest_neighbor<kCpu>(x, y, skip, 1, y_scale, y_offset);
   LogDistanceParams p{};
@@ -166,8 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Ten
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     const int error = log_distance_cuda(p, current_stream(x));
-    STD_TORCH_CHECK(error == 0, "nn_log_distance: CUDA error ", error, ", ",
-                    cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, "nn_log_distance: CUDA error ", error, ", ", cuda_error_text(error));
   }
   return {value, grad, distance};
 }
@@ -175,6 +214,12 @@ std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Ten
 }  // namespace
 
 #ifndef FASTEBM_SIMT
+void check_log_distance(const Tensor& x, const Tensor& y, const OptionalTensor& skip, double eps,
+                        double y_scale, double y_offset) {
+  check_eps(eps);
+  search_params(x, y, skip, 1, y_scale, y_offset);
+}
+
 std::tuple<Tensor, Tensor, Tensor> nn_log_distance_cpu(const Tensor& x, const Tensor& y,
                                                        const OptionalTensor& skip, double eps,
                                                        double y_scale, double y_offset) {

@@ -73,13 +73,15 @@ FASTEBM_HD bool try_crop(const ReplayParams& p, uint64_t id, int attempt, Crop* 
   return true;
 }
 
-// After ten attempts that do not fit: the middle.
+FASTEBM_HD int at_least_one(double v) { return v < 1 ? 1 : static_cast<int>(rint(v)); }
+
+// After ten attempts that do not fit: the middle, a pixel at least.
 FASTEBM_HD Crop middle_crop(const ReplayParams& p) {
   const Range& limits = p.augmentation.ratio;
   Crop crop{0, 0, static_cast<int>(p.height), static_cast<int>(p.width)};
   const double ratio = static_cast<double>(crop.width) / crop.height;
-  if (ratio > limits.hi) crop.width = static_cast<int>(rint(crop.height * limits.hi));
-  if (ratio < limits.lo) crop.height = static_cast<int>(rint(crop.width / limits.lo));
+  if (ratio > limits.hi) crop.width = at_least_one(crop.height * limits.hi);
+  if (ratio < limits.lo) crop.height = at_least_one(crop.width / limits.lo);
   crop.top = (static_cast<int>(p.height) - crop.height) / 2;
   crop.left = (static_cast<int>(p.width) - crop.width) / 2;
   return crop;

@@ -2,6 +2,7 @@
 #include "launch/ops.h"
 
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "replay/replay.h"
@@ -22,24 +23,44 @@ Dtype stored_dtype(const Tensor& data) {
     case ScalarType::Byte:
       return Dtype::kUint8;
     default:
-      STD_TORCH_CHECK(false, kOp, ": data must be float32, bfloat16 or uint8, got ",
-                      name_of(data.scalar_type()));
+      FASTEBM_CHECK(false, kOp, ": data must be float32, bfloat16 or uint8, got ",
+                    name_of(data.scalar_type()));
   }
-}
-
-void check_rows(const char* what, const Tensor& t, const Tensor& data, int64_t n) {
-  check_same_device(kOp, what, t, data);
-  STD_TORCH_CHECK(
-      t.scalar_type() == ScalarType::Long && t.dim() == 1 && t.size(0) == n && t.is_contiguous(),
-      kOp, ": ", what, " must be a contiguous int64 tensor (", n, ",)");
 }
 
 void check_index(const Tensor& index, int64_t stored) {
   if (index.is_cuda()) return;  // reading it would wait for the device; such a sample is NaN
   const auto* values = static_cast<const int64_t*>(index.const_data_ptr());
   for (int64_t i = 0; i < index.size(0); ++i)
-    STD_TORCH_CHECK(values[i] >= -1 && values[i] < stored, kOp, ": index must be in -1..",
-                    stored - 1, ", got ", values[i], " for sample ", i);
+    FASTEBM_CHECK(values[i] >= -1 && values[i] < stored, kOp, ": index must be in -1..", stored - 1,
+                  ", got ", values[i], " for sample ", i);
+}
+
+void check_range(const char* what, double lo, double hi, double least, double most) {
+  FASTEBM_CHECK(lo >= least && lo <= hi && hi <= most, kOp, ": augmentation's ", what,
+                " must be (lo, hi) with ", least, " <= lo <= hi <= ", most, ", got (", lo, ", ", hi,
+                ")");
+}
+
+// What the drawing of a crop, of colours and of a blur relies on, as fastebm.Augmentation has it.
+void check_augmentation(const std::vector<double>& v) {
+  constexpr double kSmallest = std::numeric_limits<double>::min();
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  if (v[0] != 0 || v[1] != 0) check_range("scale", v[0], v[1], kSmallest, 1);
+  check_range("ratio", v[2], v[3], kSmallest, kLargest);
+  check_range("brightness", v[5], v[6], 0, kLargest);
+  check_range("contrast", v[7], v[8], 0, kLargest);
+  check_range("saturation", v[9], v[10], 0, kLargest);
+  check_range("hue", v[11], v[12], -0.5, 0.5);
+  check_range("sigma", v[16], v[17], kSmallest, kLargest);
+  const std::pair<const char*, size_t> shares[] = {
+      {"hflip_p", 4}, {"jitter_p", 13}, {"grayscale_p", 14}, {"blur_p", 18}};
+  for (const auto& [what, i] : shares)
+    FASTEBM_CHECK(v[i] >= 0 && v[i] <= 1, kOp, ": augmentation's ", what,
+                  " must be in [0, 1], got ", v[i]);
+  FASTEBM_CHECK(v[15] >= 0 && v[15] <= kMaxBlurKernel && std::floor(v[15]) == v[15], kOp,
+                ": augmentation's kernel_size must be a whole number in 0..", kMaxBlurKernel,
+                ", got ", v[15]);
 }
 
 // The values in the order in which fastebm.Augmentation lists them.
@@ -59,17 +80,16 @@ Augmentation augmentation_of(const std::vector<double>& v) {
 }
 
 void check_image(const Tensor& data, const Augmentation& a) {
-  STD_TORCH_CHECK(data.dim() == 4, kOp,
-                  ": augmentation needs images, data (N, C, H, W), got samples of ", data.dim() - 1,
-                  " dimensions");
+  FASTEBM_CHECK(data.dim() == 4, kOp,
+                ": augmentation needs images, data (N, C, H, W), got samples of ", data.dim() - 1,
+                " dimensions");
   const int64_t side = std::min(data.size(2), data.size(3));
-  STD_TORCH_CHECK(
+  FASTEBM_CHECK(
       std::max(data.size(2), data.size(3)) <= kMaxSide && sample_dim(data) < int64_t{1} << 31, kOp,
       ": an image to augment may have at most ", kMaxSide, " pixels a side");
-  STD_TORCH_CHECK(a.kernel_size >= 0 && a.kernel_size <= kMaxBlurKernel &&
-                      (a.kernel_size == 0 || (a.kernel_size % 2 == 1 && a.kernel_size / 2 < side)),
-                  kOp, ": kernel_size must be odd, at most ", kMaxBlurKernel,
-                  " and less than twice the shorter side, got ", a.kernel_size);
+  FASTEBM_CHECK(a.kernel_size == 0 || (a.kernel_size % 2 == 1 && a.kernel_size / 2 < side), kOp,
+                ": augmentation's kernel_size must be odd, and less than twice the shorter side, ",
+                side, ", got ", a.kernel_size);
 }
 
 template <bool kCpu>
@@ -96,7 +116,7 @@ void run(const ReplayParams& params, const Tensor& data) {
     Tensor scratch = empty_strided_on(data, size, one, 1, aoti_torch_dtype_uint8());
     p.scratch = scratch.mutable_data_ptr();
     const int error = replay_gather_cuda(p, current_stream(data));
-    STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
 }
 
@@ -108,37 +128,40 @@ std::tuple<Tensor, Tensor> replay_gather(const Tensor& data_in, const Tensor& in
                                          std::vector<double> augmentation, OptionalTensor visits) {
   ReplayParams p{};
   p.dtype = stored_dtype(data_in);
-  STD_TORCH_CHECK(data_in.dim() > 0, kOp, ": data must be (N, *event), got a 0-d tensor");
-  STD_TORCH_CHECK(index.dim() == 1, kOp, ": index must be (n,)");
+  FASTEBM_CHECK(data_in.dim() > 0, kOp, ": data must be (N, *event), got a 0-d tensor");
+  FASTEBM_CHECK(index.dim() == 1, kOp, ": index must be (n,)");
   p.n = index.size(0);
   p.stored = data_in.size(0);
   p.dim = sample_dim(data_in);
-  STD_TORCH_CHECK(p.dim > 0 && p.dim < int64_t{1} << 32, kOp,
-                  ": a sample must hold 1 to 2^32 - 1 elements, got ", p.dim);
-  check_rows("index", index, data_in, p.n);
+  FASTEBM_CHECK(p.dim > 0 && p.dim < int64_t{1} << 32, kOp,
+                ": a sample must hold 1 to 2^32 - 1 elements, got ", p.dim);
+  check_same_device(kOp, "index", index, data_in);
+  FASTEBM_CHECK(index.scalar_type() == ScalarType::Long && index.is_contiguous(), kOp,
+                ": index must be a contiguous int64 tensor (n,)");
   check_index(index, p.stored);
-  if (sample_ids) check_rows("sample_ids", *sample_ids, data_in, p.n);
-  check_rows("rng", rng, data_in, 4);
+  check_sample_ids(kOp, sample_ids, data_in, p.n);
+  check_stream(kOp, rng, data_in, t, 1, sample_ids ? 0 : p.n);
   if (visits) {
     check_same_device(kOp, "visits", *visits, data_in);
-    STD_TORCH_CHECK(visits->scalar_type() == ScalarType::Int && visits->dim() == 1 &&
-                        visits->size(0) == p.stored && visits->is_contiguous(),
-                    kOp, ": visits must be a contiguous int32 tensor (", p.stored, ",)");
-    p.visits = static_cast<int32_t*>(visits->mutable_data_ptr());
+    FASTEBM_CHECK(visits->scalar_type() == ScalarType::Int && visits->dim() == 1 &&
+                      visits->size(0) == p.stored && visits->is_contiguous(),
+                  kOp, ": visits must be a contiguous int32 tensor (", p.stored, ",)");
   }
-  STD_TORCH_CHECK(t >= 0, kOp, ": t must be >= 0, got ", t);
-  STD_TORCH_CHECK(hi > lo && hi < kInfinity && lo > -kInfinity, kOp,
-                  ": value_range must be finite with lo < hi, got (", lo, ", ", hi, ")");
-  STD_TORCH_CHECK(reinit_prob >= 0 && reinit_prob <= 1, kOp,
-                  ": reinit_prob must be in [0, 1], got ", reinit_prob);
-  STD_TORCH_CHECK(init >= 0 && init <= 2, kOp, ": init must be in 0..2, got ", init);
-  STD_TORCH_CHECK(augmentation.empty() || augmentation.size() == kAugmentationValues, kOp,
-                  ": augmentation must hold ", kAugmentationValues, " values, got ",
-                  augmentation.size());
+  const float width = static_cast<float>(hi) - static_cast<float>(lo);
+  FASTEBM_CHECK(hi > lo && width > 0 && std::isfinite(width) && std::isfinite(1 / width), kOp,
+                ": value_range must be finite with lo < hi, also in float32, got (", lo, ", ", hi,
+                ")");
+  FASTEBM_CHECK(reinit_prob >= 0 && reinit_prob <= 1, kOp, ": reinit_prob must be in [0, 1], got ",
+                reinit_prob);
+  FASTEBM_CHECK(init >= 0 && init <= 2, kOp, ": init must be in 0..2, got ", init);
+  FASTEBM_CHECK(augmentation.empty() || augmentation.size() == kAugmentationValues, kOp,
+                ": augmentation must hold ", kAugmentationValues, " values, got ",
+                augmentation.size());
 
   const Tensor data = dense(data_in);
   p.augment = !augmentation.empty();
   if (p.augment) {
+    check_augmentation(augmentation);
     p.augmentation = augmentation_of(augmentation);
     check_image(data, p.augmentation);
     p.channels = data.size(1);
@@ -152,6 +175,10 @@ std::tuple<Tensor, Tensor> replay_gather(const Tensor& data_in, const Tensor& in
       empty_strided_on(data, sizes.data(), strides.data(), data.dim(), aoti_torch_dtype_float32());
   const int64_t one[1] = {1};
   Tensor slot = empty_strided_on(data, &p.n, one, 1, aoti_torch_dtype_int64());
+  if (visits) {
+    check_written(kOp, "visits", *visits);
+    p.visits = static_cast<int32_t*>(visits->mutable_data_ptr());
+  }
   if (p.n == 0) return {out, slot};
   p.data = data.const_data_ptr();
   p.index = static_cast<const int64_t*>(index.const_data_ptr());

@@ -94,10 +94,14 @@ FASTEBM_HD int64_t source_slot(const ReplayParams& p, uint64_t id, int64_t index
   return uniform32(transition_words(p, id, 0).v[0]) < p.reinit_prob ? -1 : index;
 }
 
-// Writes down where sample `row` came from. No two samples of a call that counts have one index.
+// Writes down where sample `row` came from. No two samples of a call that counts have one index. A
+// count that is full stays so.
 FASTEBM_HD void record_draw(const ReplayParams& p, int64_t row, int64_t index, int64_t slot) {
   p.slot[row] = slot;
-  if (p.visits && index >= 0 && slot != -2) p.visits[index] = slot < 0 ? 1 : p.visits[index] + 1;
+  if (p.visits && index >= 0 && slot != -2) {
+    const int32_t before = p.visits[index];
+    p.visits[index] = slot < 0 ? 1 : before < INT32_MAX ? before + 1 : before;
+  }
 }
 
 FASTEBM_HD float level_step(const ReplayParams& p) { return (p.hi - p.lo) * 0.00390625f; }

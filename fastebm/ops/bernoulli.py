@@ -43,8 +43,10 @@ def bernoulli_sigmoid(
     """
     if dtype not in (None, logits.dtype, torch.uint8):
         raise RuntimeError(f"dtype must be that of logits, {logits.dtype}, or uint8, got {dtype}")
-    as_bytes = dtype == torch.uint8
-    return library.op.bernoulli_sigmoid.default(logits, rng, t, sample_ids, beta, as_bytes, tag)
+    return library.call(
+        library.op.bernoulli_sigmoid.default,
+        *(logits, rng, t, sample_ids, beta, dtype == torch.uint8, tag),
+    )
 
 
 def bernoulli_sigmoid_(
@@ -57,7 +59,8 @@ def bernoulli_sigmoid_(
     tag: int = HIDDEN,
 ) -> Tensor:
     """``bernoulli_sigmoid`` in place: ``logits``, of any strides, become the draws."""
-    library.op.bernoulli_sigmoid_.default(logits, rng, t, sample_ids, beta, tag)
+    library.check_overwritten("bernoulli_sigmoid_", logits=logits)
+    library.call(library.op.bernoulli_sigmoid_.default, logits, rng, t, sample_ids, beta, tag)
     return logits
 
 

@@ -32,7 +32,7 @@ def choose_slots(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    return library.op.choose_slots.default(rng, size, n, slots)
+    return library.call(library.op.choose_slots.default, rng, size, n, slots)
 
 
 def register_operators(namespace: str) -> None:

@@ -57,7 +57,9 @@ def langevin_step_(
     step, steps = _coefficient("step_size", step_size, x)
     sigma, sigmas = _coefficient("noise_std", noise_std, x)
     lo, hi = clamp or (None, None)
-    library.op.langevin_step_.default(
+    library.check_overwritten("langevin_step_", x=x)
+    library.call(
+        library.op.langevin_step_.default,
         *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
         *(grad_clip, grad_norm_clip, lo, hi, tag),
     )
@@ -92,8 +94,9 @@ def langevin_step(
     step, steps = _coefficient("step_size", step_size, x)
     sigma, sigmas = _coefficient("noise_std", noise_std, x)
     lo, hi = clamp or (None, None)
-    return library.op.langevin_step.default(
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag)
+    return library.call(
+        library.op.langevin_step.default,
+        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag),
     )[0]
 
 
@@ -104,6 +107,8 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Te
         return value, None
     if value.requires_grad:
         raise RuntimeError(f"{name} must not require a gradient: the step does not provide one")
+    if x.dim() == 0:
+        raise RuntimeError("x must have a batch dimension, (B, ...), got a 0-d tensor")
     if value.numel() not in (1, x.shape[0]):
         raise RuntimeError(
             f"{name} must hold 1 or B = {x.shape[0]} values, got shape {tuple(value.shape)}"
@@ -139,7 +144,7 @@ def _check_step(x: Tensor, grad: Tensor | None) -> None:
 
 def register_operators(namespace: str) -> None:
     """Fakes and gradients of one built library; tests use it for the emulated device too."""
-    ops = getattr(torch.ops, namespace)
+    backward = getattr(torch.ops, namespace).langevin_step_backward.default
     library.record_no_gradient(namespace, "langevin_step_")
 
     @torch.library.register_fake(f"{namespace}::langevin_step_")
@@ -163,7 +168,7 @@ def register_operators(namespace: str) -> None:
 
     def step_backward(ctx, grad_out, _):
         mask, steps = ctx.saved_tensors
-        grads = ops.langevin_step_backward.default(grad_out, mask, ctx.step_size, steps)
+        grads = library.call(backward, grad_out, mask, ctx.step_size, steps)
         return (*grads, *(None,) * 11)
 
     def keep_masks_again(ctx, inputs, output):
@@ -173,8 +178,8 @@ def register_operators(namespace: str) -> None:
     def step_backward_backward(ctx, grad_x, grad_grad):
         # The backward is linear, (m, -s m c) times grad_out, so its transpose is its own rows.
         mask, steps = ctx.saved_tensors
-        to_x, _ = ops.langevin_step_backward.default(grad_x, mask, ctx.step_size, steps)
-        _, to_grad = ops.langevin_step_backward.default(grad_grad, mask, ctx.step_size, steps)
+        to_x, _ = library.call(backward, grad_x, mask, ctx.step_size, steps)
+        _, to_grad = library.call(backward, grad_grad, mask, ctx.step_size, steps)
         return to_x + to_grad, None, None, None
 
     torch.library.register_autograd(

@@ -49,11 +49,18 @@ def nearest_neighbor(
             a CPU, skip is out of range or leaves fewer than k.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    search = library.op.nearest_neighbor.default
+    search = _search
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
         search = _NearestNeighbor.apply
     distance, index = search(wide, y, skip, k, *y_scale)
     return distance.to(x.dtype), index
+
+
+def _search(
+    x: Tensor, y: Tensor, skip: Tensor | None, k: int, scale: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    search = library.op.nearest_neighbor.default
+    return library.call(search, x, y, skip, k, scale, offset)
 
 
 def nn_log_distance(
@@ -81,7 +88,7 @@ def nn_log_distance(
     Raises:
         RuntimeError: as ``nearest_neighbor``, or eps is out of range.
     """
-    return library.op.nn_log_distance.default(x, y, skip, eps, *y_scale)
+    return library.call(library.op.nn_log_distance.default, x, y, skip, eps, *y_scale)
 
 
 def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
@@ -107,7 +114,7 @@ class _NearestNeighbor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, skip, k, scale, offset):
-        distance, index = library.op.nearest_neighbor.default(x, y, skip, k, scale, offset)
+        distance, index = _search(x, y, skip, k, scale, offset)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(index)
         ctx.y_scale = (scale, offset)
@@ -124,7 +131,7 @@ class _NearestNeighbor(torch.autograd.Function):
             return (*_neighbor_gradients(ctx, grad), None, None, None, None)
         x, winners, distance, _ = ctx.saved_tensors
         backward = library.op.nearest_neighbor_backward.default
-        grad_x = backward(grad, x, winners, distance, *ctx.y_scale)
+        grad_x = library.call(backward, grad, x, winners, distance, *ctx.y_scale)
         return grad_x, None, None, None, None, None
 
 

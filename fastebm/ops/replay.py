@@ -9,6 +9,8 @@ from torch import Tensor
 
 from fastebm.ops import library
 
+_INITIAL = ("uniform", "normal", None)  # in the kernels' order
+
 
 def replay_gather(
     data: Tensor,
@@ -54,9 +56,12 @@ def replay_gather(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    return library.op.replay_gather.default(
+    if init not in _INITIAL:
+        raise RuntimeError(f"init must be one of {_INITIAL}, got {init!r}")
+    return library.call(
+        library.op.replay_gather.default,
         *(data, index, rng, t, sample_ids, *value_range, dither, reinit_prob),
-        *(("uniform", "normal", None).index(init), augmentation, visits),
+        *(_INITIAL.index(init), augmentation, visits),
     )
 
 

@@ -160,7 +160,7 @@ def test_errors():
     fails(r"x must have shape \(B, \*event\), and hold something", x=torch.randn(0, 3))
     fails("start must have the shape of x", start=torch.randn(5, 3))
     fails("start must be float32, got Double", start=torch.randn(6, 3).double())
-    fails("n_steps must be >= 0, got -1", n_steps=-1)
+    fails("n_steps must be in 0", n_steps=-1)
     fails("step_size must be finite and >= 0", step_size=-0.1)
     fails(r"step_sizes must have shape \(K or 1, B or 1\)", step_sizes=torch.ones(2, 6))
     fails("must be contiguous", noise_stds=torch.ones(6, 3).T)

@@ -11,9 +11,10 @@ const char* const kOp = "mlp_chain_";
 float* output(const char* what, OptionalTensor& t, const Tensor& x, int64_t dim) {
   if (!t) return nullptr;
   check_float32(kOp, what, *t, x);
-  STD_TORCH_CHECK(t->dim() == dim && t->size(0) == x.size(0) &&
-                      (dim == 1 || t->size(1) == x.size(1)) && t->is_contiguous(),
-                  kOp, ": ", what, " must be contiguous, of shape ", dim == 1 ? "(B,)" : "(B, D)");
+  FASTEBM_CHECK(t->dim() == dim && t->size(0) == x.size(0) &&
+                    (dim == 1 || t->size(1) == x.size(1)) && t->is_contiguous(),
+                kOp, ": ", what, " must be contiguous, of shape ", dim == 1 ? "(B,)" : "(B, D)");
+  check_written(kOp, what, *t);
   return static_cast<float*>(t->mutable_data_ptr());
 }
 
@@ -27,12 +28,12 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 std::optional<double> lo, std::optional<double> hi, int64_t tag, bool noise_first,
                 bool bfloat16, OptionalTensor energy, OptionalTensor grad) {
   check_float32(kOp, "x", x, x);
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), kOp,
-                  ": x must be contiguous, of shape (B, D) with D >= 1");
-  STD_TORCH_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
+  FASTEBM_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), kOp,
+                ": x must be contiguous, of shape (B, D) with D >= 1");
+  FASTEBM_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
   MlpChainParams p{};
   p.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t,
-                           sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
+                           n_steps, sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
   std::vector<Tensor> kept;
   p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
   p.n_steps = n_steps;
@@ -42,18 +43,19 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
       coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps, p.noise_stds_stride);
   p.noise_first = noise_first;
   p.bfloat16 = bfloat16;
-  STD_TORCH_CHECK(!kCpu || !bfloat16, kOp,
-                  ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
+  FASTEBM_CHECK(!kCpu || !bfloat16, kOp,
+                ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
+  FASTEBM_CHECK(kCpu || p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
+                " elements on a device, got ", p.mlp.dim);
   p.energy = output("energy", energy, x, 1);
   p.grad = output("grad", grad, x, 2);
+  check_written(kOp, "x", x);
   p.step.x = p.step.out = x.mutable_data_ptr();
   if (p.step.batch == 0 || n_steps == 0) return;
 
   if constexpr (kCpu) {
     run_mlp_chain_cpu(p);
   } else {
-    STD_TORCH_CHECK(p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
-                    " elements on a device, got ", p.mlp.dim);
     std::optional<DeviceGuard> guard;
     if (x.is_cuda()) guard.emplace(x.get_device_index());
     OptionalTensor scratch;
@@ -63,7 +65,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
       p.scratch = scratch->mutable_data_ptr();
     }
     const int error = mlp_chain_cuda(p, 0, 1, current_stream(x));
-    STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
 }
 

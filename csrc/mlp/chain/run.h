@@ -12,10 +12,10 @@ inline const void* coefficient_table(const char* op, const char* what, const Opt
                                      const Tensor& x, int64_t steps, int64_t* stride) {
   if (!t) return nullptr;
   check_float32(op, what, *t, x);
-  STD_TORCH_CHECK(t->dim() == 2 && (t->size(0) == 1 || t->size(0) == steps) &&
-                      (t->size(1) == 1 || t->size(1) == x.size(0)),
-                  op, ": ", what, " must have shape (K or 1, B or 1) with K = ", steps,
-                  " and B = ", x.size(0));
+  FASTEBM_CHECK(t->dim() == 2 && (t->size(0) == 1 || t->size(0) == steps) &&
+                    (t->size(1) == 1 || t->size(1) == x.size(0)),
+                op, ": ", what, " must have shape (K or 1, B or 1) with K = ", steps,
+                " and B = ", x.size(0));
   for (int i = 0; i < 2; ++i) stride[i] = t->size(i) == 1 ? 0 : t->stride(i);
   return t->const_data_ptr();
 }

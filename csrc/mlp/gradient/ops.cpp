@@ -9,8 +9,8 @@ const char* const kOp = "mlp_gradient";
 
 const float* rows(const char* what, const Tensor& t, const Tensor& x) {
   check_float32(kOp, what, t, x);
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(1) > 0 && t.sizes().equals(x.sizes()) && t.is_contiguous(),
-                  kOp, ": ", what, " must be contiguous, of shape (B, D) with D >= 1");
+  FASTEBM_CHECK(t.dim() == 2 && t.size(1) > 0 && t.sizes().equals(x.sizes()) && t.is_contiguous(),
+                kOp, ": ", what, " must be contiguous, of shape (B, D) with D >= 1");
   return static_cast<const float*>(t.const_data_ptr());
 }
 
@@ -24,22 +24,26 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
   p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
   p.batch = x.size(0);
   p.v = v ? rows("v", *v, x) : nullptr;
+  check_finite(kOp, "factor", factor);
+  check_finite(kOp, "square_factor", square_factor);
   p.factor = static_cast<float>(factor);
   p.square_factor = static_cast<float>(square_factor);
-  STD_TORCH_CHECK(n_data >= 0 && n_data <= p.batch, kOp, ": n_data must be in 0..B, got ", n_data);
+  FASTEBM_CHECK(n_data >= 0 && n_data <= p.batch, kOp, ": n_data must be in 0..B, got ", n_data);
   p.n_data = n_data;
   if (grad) {
     check_float32(kOp, "grad", *grad, x);
-    STD_TORCH_CHECK(grad->dim() == 2 && grad->size(0) == p.batch - n_data &&
-                        grad->size(1) == x.size(1) && grad->is_contiguous(),
-                    kOp, ": grad must be contiguous, of shape (B - n_data, D)");
+    FASTEBM_CHECK(grad->dim() == 2 && grad->size(0) == p.batch - n_data &&
+                      grad->size(1) == x.size(1) && grad->is_contiguous(),
+                  kOp, ": grad must be contiguous, of shape (B - n_data, D)");
+    check_written(kOp, "grad", *grad);
     p.grad = static_cast<float*>(grad->mutable_data_ptr());
   }
   if (sums) {
     const int64_t n = parameter_count(p.mlp);
     check_float32(kOp, "sums", *sums, x);
-    STD_TORCH_CHECK(sums->dim() == 1 && sums->size(0) == n && sums->is_contiguous(), kOp,
-                    ": sums must be contiguous, of shape (", n, ",), the number of parameters");
+    FASTEBM_CHECK(sums->dim() == 1 && sums->size(0) == n && sums->is_contiguous(), kOp,
+                  ": sums must be contiguous, of shape (", n, ",), the number of parameters");
+    check_written(kOp, "sums", *sums);
   }
   const int64_t size[1] = {p.batch}, one[1] = {1};
   Tensor energy = empty_strided_on(x, size, one, 1, aoti_torch_dtype_float32());

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "langevin/check.h"
@@ -34,7 +35,7 @@ LangevinParams step_after(const MlpChainParams& chain) {
     if (!*table) return;
     const float* row = static_cast<const float*>(*table) + chain.n_steps * stride[0];
     *table = stride[1] ? row : nullptr;
-    *value = *row;
+    *value = checked_coefficient(*row);
   };
   choose(&p.step_sizes, chain.step_sizes_stride, &p.step_size);
   choose(&p.noise_stds, chain.noise_stds_stride, &p.noise_std);
@@ -89,24 +90,37 @@ mlp_contrastive_divergence(
     const OptionalTensor& own, double y_scale, double y_offset) {
   check_float32(kOp, "x", x_in, x_in);
   check_float32(kOp, "start", start, x_in);
-  STD_TORCH_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
-                  ": x must have shape (B, *event), and hold something");
-  STD_TORCH_CHECK(start.sizes().equals(x_in.sizes()), kOp, ": start must have the shape of x");
-  STD_TORCH_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
+  FASTEBM_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
+                ": x must have shape (B, *event), and hold something");
+  FASTEBM_CHECK(start.sizes().equals(x_in.sizes()), kOp, ": start must have the shape of x");
+  FASTEBM_CHECK(n_steps >= 0 && n_steps < kStepEnd, kOp, ": n_steps must be in 0..2^32 - 1, got ",
+                n_steps);
   for (const OptionalTensor& table : {step_sizes, noise_stds})
-    STD_TORCH_CHECK(!table || table->is_contiguous(), kOp,
-                    ": step_sizes and noise_stds must be contiguous");
+    FASTEBM_CHECK(!table || table->is_contiguous(), kOp,
+                  ": step_sizes and noise_stds must be contiguous");
+  for (const auto& [what, v] :
+       {std::pair("energy_reg_weight", energy_reg_weight),
+        std::pair("kl_weight", kl_weight.value_or(0)), std::pair("entropy_weight", entropy_weight)})
+    check_finite(kOp, what, v);
   const Tensor x = dense(x_in);
   const int64_t n = x.size(0), dim = sample_dim(x);
   MlpChainParams chain{};
   chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0,
-                               std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
+                               n_steps + 1, std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
   std::vector<Tensor> kept;
   chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
   chain.step.step_sizes =
       coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps + 1, chain.step_sizes_stride);
   chain.step.noise_stds =
       coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps + 1, chain.noise_stds_stride);
+  // Each sample's references are the others', or those of a buffer.
+  FASTEBM_CHECK(!references || references->dim() > 0, kOp,
+                ": references must be (m, *event), got a 0-d tensor");
+  const bool entropic =
+      kl_weight && entropy_weight != 0 && (references ? references->size(0) : n) > 1;
+  const OptionalTensor skip = !entropic || references ? own : everyone(x);
+  if (entropic)
+    check_log_distance(x, references ? *references : x, skip, entropy_eps, y_scale, y_offset);
   chain.n_steps = n_steps;
   chain.noise_first = noise_first;
   Tensor before = empty_as(x);
@@ -134,12 +148,10 @@ mlp_contrastive_divergence(
   if (kl_weight) {
     // The KL term is the energy of the same points: its gradient there is known. By the last
     // step's derivative it is one in that step's own gradient.
-    const bool entropic = entropy_weight != 0 && (references ? references->size(0) : n) > 1;
     OptionalTensor push;
     if (entropic) {
-      auto found =
-          nn_log_distance_cpu(x_neg, references ? *references : x_neg,
-                              references ? own : everyone(x), entropy_eps, y_scale, y_offset);
+      auto found = nn_log_distance_cpu(x_neg, references ? *references : x_neg, skip, entropy_eps,
+                                       y_scale, y_offset);
       entropy = values(std::get<0>(found))[0];
       push = std::get<1>(found);
     }

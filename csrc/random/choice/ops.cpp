@@ -1,6 +1,8 @@
 // Schema, checks and registration of the choice of distinct slots.
 #include "launch/ops.h"
 
+#include <algorithm>
+
 #include "random/choice/choice.h"
 
 namespace fastebm {
@@ -17,18 +19,15 @@ Tensor int64s_on(const Tensor& t, int64_t n) {
 template <bool kCpu>
 std::tuple<Tensor, Tensor> choose_slots(const Tensor& rng, int64_t size, int64_t n,
                                         const OptionalTensor& slots) {
-  STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long && rng.numel() == 4 && rng.is_contiguous(),
-                  kOp, ": rng must be an int64 tensor of 4 values (ChainRNG.state)");
-  STD_TORCH_CHECK(size >= 0 && size <= kMaxChoice, kOp, ": size must be in 0..2^40, got ", size);
-  STD_TORCH_CHECK(n >= 0 && n <= size, kOp, ": n must be in 0..", size, ", the size, got ", n);
+  check_stream(kOp, rng, rng, 0, 1, 1);
+  FASTEBM_CHECK(size >= 0 && size <= kMaxChoice, kOp, ": size must be in 0..2^40, got ", size);
+  FASTEBM_CHECK(n >= 0 && n <= size, kOp, ": n must be in 0..", size, ", the size, got ", n);
   ChoiceParams p{};
-  p.size = size;
+  p.size = std::max<int64_t>(size, 1);  // of none, nothing is chosen from one
   p.n = n;
   if (slots) {
-    STD_TORCH_CHECK(device_type(*slots) == device_type(rng) &&
-                        slots->get_device_index() == rng.get_device_index(),
-                    kOp, ": slots and rng are on different devices");
-    STD_TORCH_CHECK(
+    check_same_device(kOp, "slots", *slots, rng, "rng");
+    FASTEBM_CHECK(
         slots->scalar_type() == ScalarType::Long && slots->dim() == 1 && slots->is_contiguous(),
         kOp, ": slots must be a contiguous int64 tensor (b,)");
     p.n_slots = slots->size(0);
@@ -48,7 +47,7 @@ std::tuple<Tensor, Tensor> choose_slots(const Tensor& rng, int64_t size, int64_t
     std::optional<DeviceGuard> guard;
     if (rng.is_cuda()) guard.emplace(rng.get_device_index());
     const int error = choose_slots_cuda(p, current_stream(rng));
-    STD_TORCH_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
+    FASTEBM_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
   }
   return {chosen, own};
 }

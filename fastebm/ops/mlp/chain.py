@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastebm.ops import library
 from fastebm.ops.langevin import Clamp
-from fastebm.ops.mlp.network import ACTIVATIONS, Network
+from fastebm.ops.mlp.network import Network
 from fastebm.rng import NOISE
 
 PRECISIONS = ("fp32", "bf16")
@@ -60,8 +60,12 @@ def mlp_chain_(
     step, steps = number_or_table(step_size)
     sigma, sigmas = number_or_table(noise_std)
     lo, hi = clamp or (None, None)
-    library.op.mlp_chain_.default(
-        *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
+    if precision not in PRECISIONS:
+        raise RuntimeError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    library.check_overwritten("mlp_chain_", x=x, energy=energy, grad=grad)
+    library.call(
+        library.op.mlp_chain_.default,
+        *(x, network.weights, network.biases, network.activation_index),
         *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
         *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
         *(PRECISIONS.index(precision) == 1, energy, grad),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastebm.ops import library
-from fastebm.ops.mlp.network import ACTIVATIONS, Network
+from fastebm.ops.mlp.network import Network
 
 
 def mlp_gradient(
@@ -41,8 +41,10 @@ def mlp_gradient(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit.
     """
-    return library.op.mlp_gradient.default(
-        *(x, network.weights, network.biases, ACTIVATIONS.index(network.activation)),
+    library.check_overwritten("mlp_gradient", sums=sums, grad=grad)
+    return library.call(
+        library.op.mlp_gradient.default,
+        *(x, network.weights, network.biases, network.activation_index),
         *(network.beta, network.threshold, n_data, factor, square_factor, v, sums, grad),
     )
 

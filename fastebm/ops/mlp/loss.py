@@ -9,7 +9,7 @@ from torch import Tensor
 from fastebm.ops import library
 from fastebm.ops.langevin import Clamp
 from fastebm.ops.mlp.chain import number_or_table
-from fastebm.ops.mlp.network import ACTIVATIONS, Network
+from fastebm.ops.mlp.network import Network
 from fastebm.rng import NOISE
 
 
@@ -61,9 +61,10 @@ def mlp_contrastive_divergence(
     """
     step, steps = number_or_table(step_size)
     sigma, sigmas = number_or_table(noise_std)
-    return library.op.mlp_contrastive_divergence.default(
+    return library.call(
+        library.op.mlp_contrastive_divergence.default,
         *(x, start, network.weights, network.biases),
-        *(ACTIVATIONS.index(network.activation), network.beta, network.threshold),
+        *(network.activation_index, network.beta, network.threshold),
         *(n_before, step, sigma, steps, sigmas, rng),
         *(grad_clip, grad_norm_clip, *(clamp or (None, None)), NOISE, noise_first),
         *(energy_reg_weight, kl_weight, entropy_weight, entropy_eps, references, own, *y_scale),

@@ -24,6 +24,13 @@ class Network(NamedTuple):
     threshold: float = 20.0
 
     @property
+    def activation_index(self) -> int:
+        """The activation as the kernels number it."""
+        if self.activation not in ACTIVATIONS:
+            raise RuntimeError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        return ACTIVATIONS.index(self.activation)
+
+    @property
     def parameters(self) -> list[Tensor | None]:
         """Weight and bias of each layer in turn."""
         return [p for layer in zip(self.weights, self.biases, strict=True) for p in layer]

@@ -26,8 +26,8 @@ def augmentation_of(parameters: list[float], seed: int, step: int, sample: int, 
     crop = (0, 0, height, width)
     if scale[1] > 0:
         r = width / height
-        w_mid = round(height * ratio[1]) if r > ratio[1] else width
-        h_mid = round(width / ratio[0]) if r < ratio[0] else height
+        w_mid = max(1, round(height * ratio[1])) if r > ratio[1] else width
+        h_mid = max(1, round(width / ratio[0])) if r < ratio[0] else height
         crop = ((height - h_mid) // 2, (width - w_mid) // 2, h_mid, w_mid)
         for area, log_ratio, top, left in u[3:13]:
             target = height * width * within(scale, area)

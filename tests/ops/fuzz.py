@@ -1,0 +1,308 @@
+"""Fuzz of the operators, for sanitisers (make asan): each is called with arguments that fit, and
+with some of them changed. It must give a result, or a RuntimeError that does not name a source
+file. After a crash the call that it was is printed; `python tests/ops/fuzz.py CALL` repeats it.
+
+FASTEBM_FUZZ_BUILD names the folder of the libraries to test, build/dev or build/asan.
+"""
+
+import importlib.util
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+for name in ("_C", "_simt"):
+    (path,) = Path(os.environ["FASTEBM_FUZZ_BUILD"]).glob(f"{name}.*.so")
+    spec = importlib.util.spec_from_file_location(f"fastebm.{name}", path)
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
+BUILT = sys.modules["fastebm._C"]
+SIMD = ["scalar", "avx2", "avx512"]
+SIMD = SIMD[: SIMD.index(BUILT.detected_simd()) + 1]
+
+
+def normal(seed, *shape):
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(seed, low, high, *shape):
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# Arguments that fit, one function an operator: argument -> expression, or list of them.
+BOUNDS = [None, 0.1, 1e9]
+SHAPES = [(1,), (7,), (3, 5), (64,), (3, 4, 4), (300,), (0,)]
+DTYPES = ["float", "double", "half", "bfloat16"]
+
+
+def stream(r, n):
+    state = [r.choice([0, 2**62]), r.choice([0, 2**31]), r.choice([0, 2**40]), 0]
+    return {
+        "rng": f"torch.tensor({state})",
+        "t": str(r.choice([0, 5])),
+        "sample_ids": r.choice(["None", f"whole({r.randrange(99)}, 0, 2**56, {n})"]),
+        "tag": "128",
+    }
+
+
+def floats(r, *shape):
+    return f"normal({r.randrange(10**6)}, {', '.join(map(str, shape))})"
+
+
+def coefficients(r, dtype, n):
+    table = f"{floats(r, n)}.abs().{dtype}()"
+    return {
+        "step_size": str(r.choice([0, 0.1])),
+        "noise_std": str(r.choice([0, 0.1])),
+        "step_sizes": r.choice(["None", table]),
+        "noise_stds": r.choice(["None", table]),
+        **{name: str(r.choice(BOUNDS)) for name in ("grad_clip", "grad_norm_clip", "hi")},
+        "lo": str(r.choice([None, -0.5])),
+    }
+
+
+def step(r, in_place):
+    n, shape, dtype = r.randrange(5), r.choice(SHAPES), r.choice(DTYPES)
+    x, grad = (f"{floats(r, n, *shape)}.{dtype}()" for _ in range(2))
+    table = "double" if dtype == "double" else "float"
+    grad = r.choice([grad, "None"]) if in_place else grad
+    return {"x": x, "grad": grad, **coefficients(r, table, n), **stream(r, n)}
+
+
+def step_backward(r):
+    n, d = r.randrange(1, 5), r.randrange(1, 70)
+    table = r.choice(["None", f"{floats(r, n)}.abs()"])
+    mask = f"whole({r.randrange(99)}, 0, 256, {n}, {(d + 3) // 4}).byte()"
+    return {"grad_out": floats(r, n, d), "mask": mask, "step_size": "0.1", "step_sizes": table}
+
+
+def bernoulli(r):
+    n = r.randrange(5)
+    logits = f"{floats(r, n, *r.choice(SHAPES))}.{r.choice(DTYPES)}()"
+    return {"logits": logits, **stream(r, n), "beta": "0.7", "bytes": str(r.random() < 0.5)}
+
+
+def choice(r):
+    size = r.choice([1, 5, 127, 128, 5000, 2**40])
+    slots = f"whole({r.randrange(99)}, -2, {size + 2}, {r.randrange(20)})"
+    n, rng = r.randrange(min(size, 40) + 1), stream(r, 1)["rng"]
+    return {"rng": rng, "size": str(size), "n": str(n), "slots": r.choice(["None", slots])}
+
+
+def references(r, m, shape):
+    bytes_ = f"whole({r.randrange(99)}, 0, 256, {m}, {', '.join(map(str, shape))}).byte()"
+    return r.choice([floats(r, m, *shape), f"{floats(r, m, *shape)}.half()", bytes_])
+
+
+def search(r, n=None):
+    n, m, shape = r.randrange(40), r.randrange(2, 150), r.choice(SHAPES)
+    skip = r.choice(["None", f"whole({r.randrange(99)}, -1, {m}, {n})"])
+    scale = {"y_scale": "0.5", "y_offset": "-1.0", "eps": "0.1", "k": str(r.choice([1, 1, 2, 16]))}
+    return {"x": floats(r, n, *shape), "y": references(r, m, shape), "skip": skip, **scale}
+
+
+def search_backward(r):
+    n, k, shape = r.randrange(1, 9), r.choice([1, 3]), r.choice(SHAPES)
+    pair = (n,) if k == 1 else (n, k)
+    tensors = {"x": floats(r, n, *shape), "winners": references(r, n * k, shape)}
+    return {"grad": floats(r, *pair), **tensors, "distance": f"{floats(r, *pair)}.abs()"} | {
+        "y_scale": "0.5",
+        "y_offset": "-1.0",
+    }
+
+
+def gather(r):
+    n, stored = r.randrange(20), r.randrange(1, 30)
+    shape = (r.choice([1, 2, 3]), r.randrange(3, 20), r.randrange(3, 20))
+    size = r.choice([0, 1, 3, 5])
+    moves = [0.1, 1, 0.7, 1.4, 0.5, 0.2, 1.8, 0.2, 1.8, 0.2, 1.8, -0.4, 0.4, 0.8, 0.2, size, 0.1, 2]
+    data = {"float": floats(r, stored, *shape), "byte": references(r, stored, shape)}
+    return {
+        "data": data[kind] + f".{kind}()" if (kind := r.choice([*data])) == "float" else data[kind],
+        "index": f"whole({r.randrange(99)}, -1, {stored}, {n})",
+        **stream(r, n),
+        **{"lo": "-1.0", "hi": "1.0", "dither": "True", "reinit_prob": "0.2"},
+        "init": str(r.randrange(3)),
+        "augmentation": r.choice([[], [str(v) for v in (*moves, 0.5)]]),
+        "visits": r.choice(["None", f"whole(0, 0, 9, {stored}).int()"]),
+    }
+
+
+def network(r, d):
+    widths = [d, *(r.choice([1, 7, 16, 33]) for _ in range(r.randrange(1, 5))), 1]
+    layers = list(zip(widths[1:], widths[:-1], strict=True))
+    return {
+        "weights": [floats(r, *layer) for layer in layers],
+        "biases": [r.choice(["None", floats(r, out)]) for out, _ in layers],
+        **{"activation": str(r.randrange(6)), "beta": "1.0", "threshold": "20.0"},
+    }
+
+
+def tables(r, steps, n):
+    table = f"{floats(r, r.choice([1, steps]), r.choice([1, n]))}.abs()"
+    return {name: r.choice(["None", table]) for name in ("step_sizes", "noise_stds")}
+
+
+def chain(r):
+    n, d, steps = r.randrange(1, 40), r.randrange(1, 20), r.randrange(4)
+    outputs = {"energy": r.choice(["None", floats(r, n)]), "grad": r.choice(["None", f"x{n, d}"])}
+    outputs["grad"] = outputs["grad"].replace(f"x{n, d}", floats(r, n, d))
+    common = {**coefficients(r, "float", n), **tables(r, max(steps, 1), n), **stream(r, n)}
+    common |= {"n_steps": str(steps), "noise_first": str(r.random() < 0.5), "bfloat16": "False"}
+    return {"x": floats(r, n, d), **network(r, d), **common, **outputs}
+
+
+def gradient(r):
+    n, d = r.randrange(1, 70), r.randrange(1, 20)
+    net, n_data = network(r, d), r.randrange(n + 1)
+    count = sum(math.prod(eval(w).shape) + len(eval(w)) for w in net["weights"])
+    return {
+        **{"x": floats(r, n, d), **net, "n_data": str(n_data), "factor": "0.1"},
+        **{"square_factor": r.choice(["0.0", "0.2"]), "v": r.choice(["None", floats(r, n, d)])},
+        **{"sums": r.choice(["None", floats(r, count)]), "grad": floats(r, n - n_data, d)},
+    }
+
+
+def loss(r):
+    n, shape, steps, m = r.randrange(1, 40), r.choice(SHAPES[:-1]), r.randrange(3), r.randrange(50)
+    common = {**coefficients(r, "float", n), **tables(r, steps + 1, n), **stream(r, n)}
+    common |= {"noise_first": str(r.random() < 0.5), "n_steps": str(steps)}
+    own = r.choice(["None", f"whole({r.randrange(99)}, -1, {max(m, 1)}, {n})"])
+    term = {"kl_weight": r.choice(["None", "1.0"]), "entropy_weight": r.choice(["0.0", "0.3"])}
+    term |= {"references": r.choice(["None", references(r, m, shape)]), "own": own}
+    term |= {"energy_reg_weight": "0.1", "entropy_eps": "0.1", "y_scale": "0.5", "y_offset": "-1.0"}
+    points = {"x": floats(r, n, *shape), "start": floats(r, n, *shape)}
+    return {**points, **network(r, math.prod(shape)), **common, **term}
+
+
+CALLS = {
+    "langevin_step_": lambda r: step(r, True),
+    "langevin_step": lambda r: step(r, False),
+    "langevin_step_backward": step_backward,
+    "bernoulli_sigmoid": bernoulli,
+    "bernoulli_sigmoid_": bernoulli,
+    "choose_slots": choice,
+    "nearest_neighbor": search,
+    "nn_log_distance": search,
+    "nearest_neighbor_backward": search_backward,
+    "replay_gather": gather,
+    "mlp_chain_": chain,
+    "mlp_gradient": gradient,
+    "mlp_contrastive_divergence": loss,
+}
+
+# What an argument is changed to, by its type. A valid n_steps or n that is large takes for ever.
+INTS = [-(2**63), -1, 0, 1, 2, 3, 16, 17, 255, 256, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**56]
+FEW = [-(2**63), -1, 0, 1, 5, 2**40 + 1, 2**63 - 1]
+NUMBERS = ["math.nan", "math.inf", "-math.inf", "-1.0", "0.0", "-0.0", "1.0", "7.0", "63.0"]
+NUMBERS += ["1e-300", "1e-40", "1e38", "1e300", "-1e300", "0.5", "4294967295.0"]
+VIEWS = [
+    "[:0]",
+    "[1:]",
+    "[:, :1]",
+    "[..., ::2]",
+    ".flatten()",
+    "[None]",
+    "[0]",
+    ".transpose(0, -1)",
+]
+VIEWS += [".repeat_interleave(2, 0)", "[:1].expand(5, *(-1,) * 9)", ".contiguous().t()", ".sum()"]
+VIEWS += [f".{dtype}()" for dtype in (*DTYPES, "byte", "int", "long", "bool", "cfloat")]
+VIEWS += [".mul(math.nan)", ".mul(1e30)", ".neg()", ".add(2**40)", ".sub(1)", ".to('meta')"]
+VIEWS += [
+    ".transpose(0, -1)",
+    ".clone().requires_grad_()",
+    ".to_sparse()",
+    ".squeeze()",
+    "[..., :3]",
+]
+
+
+def changed(r, kind, name, value):
+    if isinstance(value, list):
+        if r.random() < 0.3 or not value:
+            return r.choice([value[:-1], value + value[:1], [*value, "None"], []])
+        i = r.randrange(len(value))
+        return [*value[:i], changed(r, kind, name, value[i]), *value[i + 1 :]]
+    if "Tensor" in kind:
+        if value == "None":
+            value = floats(r, r.randrange(9), r.randrange(9))
+        return "None" if "Optional" in kind and r.random() < 0.2 else value + r.choice(VIEWS)
+    if "int" in kind:
+        return str(r.choice(FEW if name in ("n_steps", "n") else INTS))
+    return str(not eval(value)) if "bool" in kind else r.choice(NUMBERS)
+
+
+def calls(seed):
+    """One call after another, as text."""
+    r = random.Random(seed)
+    schemas = torch._C._jit_get_all_schemas()
+    schemas = [s for s in schemas if s.name.startswith(("fastebm::", "fastebm_simt::"))]
+    differ = {s.name.split("::")[1] for s in schemas} ^ CALLS.keys()
+    assert not differ, f"without a generator of arguments, or without an operator: {differ}"
+    schemas.sort(key=lambda s: s.name)
+    while True:
+        schema = r.choice(schemas)
+        space, operator = schema.name.split("::")
+        fitting = CALLS[operator](r)
+        arguments = {a.name: fitting[a.name] for a in schema.arguments}
+        for a in r.sample(schema.arguments, r.choice([0, 1, 1, 2, 3])):
+            arguments[a.name] = changed(r, str(a.type), a.name, arguments[a.name])
+        text = ", ".join(
+            f"{name}={v if isinstance(v, str) else '[' + ', '.join(v) + ']'}"
+            for name, v in arguments.items()
+        )
+        yield f"torch.ops.{space}.{operator}({text})"
+
+
+def run(call, r):
+    """Whether it gave a result; None where its arguments could not be made."""
+    operator, _, arguments = call.partition("(")
+    try:
+        arguments = eval(f"dict({arguments}")
+    except Exception:
+        return None
+    BUILT.set_simd(r.choice(SIMD))
+    torch.set_num_threads(r.choice([1, 3]))
+    try:
+        eval(operator)(**arguments)
+    except NotImplementedError:  # torch's dispatcher: sparse, meta
+        return False
+    except RuntimeError as e:
+        assert not any(f"{end}:" in str(e) for end in (".h", ".cpp")), e
+        return False
+    return True
+
+
+def fuzz(seconds, seed, note):
+    """Calls for so long; each stands in the file `note` while it runs."""
+    end, r, counts = time.monotonic() + seconds, random.Random(seed), {}
+    for call in calls(seed):
+        if time.monotonic() > end:
+            break
+        Path(note).write_text(call)
+        row = counts.setdefault(call.partition("(")[0], {True: 0, False: 0, None: 0})
+        row[run(call, r)] += 1
+    for operator, row in sorted(counts.items()):
+        print(f"{operator}: {row[True]} results, {row[False]} refused, {row[None]} not made")
+        assert row[True] and row[False], "each is to do both"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        print(run(sys.argv[1], random.Random(0)))
+    elif len(sys.argv) == 4:
+        fuzz(float(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    else:
+        seconds, seed = sys.argv[1:]
+        with tempfile.NamedTemporaryFile("r") as note:
+            command = ["timeout", str(60 + float(seconds)), sys.executable, __file__]
+            code = subprocess.run([*command, seconds, seed, note.name]).returncode
+            if code:
+                sys.exit(f"ended with {code} in\n{note.read()}")
