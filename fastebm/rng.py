@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from array import array
 
 import torch
 from torch import Generator, Tensor
+
+from fastebm.arguments import integer
 
 NOISE = 0x80  # tag of the noise of Langevin steps
 INIT = 0x82  # tag of starting points
@@ -16,6 +17,8 @@ HIDDEN = 0x86  # tag of hidden units drawn given visible ones
 VISIBLE = 0x87  # tag of visible units drawn given hidden ones
 ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
 CHOICE = 0x89  # tag of the choice of distinct slots
+
+_STEPS, _SAMPLES = 2**32, 2**56  # of a stream
 
 
 class ChainRNG:
@@ -38,9 +41,9 @@ class ChainRNG:
     __slots__ = ("seed", "t", "sample_offset")
 
     def __init__(self, seed: int, t: int = 0, sample_offset: int = 0) -> None:
-        self.seed = _integer("seed", seed, -(2**63), 2**64)
-        self.t = _integer("t", t, 0, 2**32)
-        self.sample_offset = _integer("sample_offset", sample_offset, 0, 2**56)
+        self.seed = integer("seed", seed, -(2**63), 2**64 - 1)
+        self.t = integer("t", t, 0, _STEPS - 1)
+        self.sample_offset = integer("sample_offset", sample_offset, 0, _SAMPLES - 1)
 
     @classmethod
     def from_generator(cls, generator: Generator | None = None) -> ChainRNG:
@@ -57,11 +60,21 @@ class ChainRNG:
         if device.type == "cpu":
             return torch.frombuffer(array("q", values), dtype=torch.int64)  # in half the time
         pinned = device.type == "cuda"  # or the copy would wait for the device
-        return torch.tensor(values, pin_memory=pinned).to(device, non_blocking=True)
+        host = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
+        return host.to(device, non_blocking=True)
+
+    def check_room(self, n_steps: int) -> None:
+        """ValueError unless ``n_steps`` more steps can be counted: to be asked before they run."""
+        if self.t + n_steps >= _STEPS:
+            raise ValueError(
+                f"t must be in 0..{_STEPS - 1}: after {self.t} steps the stream has none for"
+                f" {n_steps} more; take another seed"
+            )
 
     def advance(self, n_steps: int) -> None:
         """Count ``n_steps`` more steps as taken."""
-        self.t = _integer("t", self.t + n_steps, 0, 2**32)
+        self.check_room(n_steps)
+        self.t += integer("n_steps", n_steps, 0)
 
     def copy(self) -> ChainRNG:
         """The stream from here on, advanced by itself."""
@@ -104,6 +117,9 @@ class DeviceRNG:
             raise ValueError(f"the stream is on {self._state.device}, it was asked for on {device}")
         return self._state
 
+    def check_room(self, n_steps: int) -> None:
+        """Nothing: the count is on the device, and goes round after 2^32 steps."""
+
     def advance(self, n_steps: int) -> None:
         """Count ``n_steps`` more steps as taken; does not wait for the device."""
         self._state[1].add_(n_steps)
@@ -141,11 +157,20 @@ def as_rng(
     return ChainRNG.from_generator(generator) if seed is None else ChainRNG(seed)
 
 
-def _integer(name: str, value: int, low: int, high: int) -> int:
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}") from None
-    if not low <= value < high:
-        raise ValueError(f"{name} must be in [{low}, {high}), got {value}")
-    return value
+def check_sample_ids(ids: Tensor | None, n: int) -> None:
+    """Whether ``ids`` can say whose random numbers each of n samples gets, or are None. Their
+    values are looked at on a CPU only: a device would have to be waited for.
+
+    Raises:
+        ValueError: they are not int64 (n,), or not in [0, 2^56).
+    """
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.shape != (n,):
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"sample_ids must be an int64 tensor ({n},), got {got}")
+    if ids.device.type == "cpu" and n:
+        low, high = (int(v) for v in ids.aminmax())
+        if low < 0 or high >= _SAMPLES:
+            got = low if low < 0 else high
+            raise ValueError(f"sample_ids must be in 0..{_SAMPLES - 1}, got {got}")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from fastebm.energies import RBM
+from fastebm.modes import full_precision
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG
 
@@ -38,7 +38,8 @@ except ModuleNotFoundError as missing:
 
 __all__ = ["BernoulliRBM", "from_sklearn", "to_sklearn"]
 
-_SMALL = 1 << 20  # multiplications of a product that a second thread only slows down
+_WEIGHTS = ("components_", "intercept_visible_", "intercept_hidden_")  # W, b, c
+_CPU = torch.device("cpu")
 
 
 class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -66,11 +67,14 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         n_features_in_: as in all estimators, and ``feature_names_in_``.
 
     X holds values in [0, 1]; others are worth a warning. It may be sparse. Arithmetic is float32
-    for float32, else float64.
+    for float32, else float64. Weights may be set by hand: ``partial_fit`` goes on from what they
+    are. Arrays that are read-only are replaced by copies.
 
     Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
     gradient, 2008.
     """
+
+    _averaged = ()  # the weights as the last update left them
 
     _parameter_constraints = {
         "n_components": [Interval(Integral, 1, None, closed="left")],
@@ -122,8 +126,8 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
-        """One update with X as the batch, from the start if there was none before."""
-        first = not hasattr(self, "components_")
+        """One update with X as the batch, from the weights that are there, or from the start."""
+        first = not any(hasattr(self, name) for name in _WEIGHTS)
         X = self._validated(X, reset=first)
         if first:
             self._start(X)
@@ -133,13 +137,13 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def transform(self, X):
         """p(h = 1 | v), (n_samples, n_components)."""
         v = self._visible(X)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(_CPU):
             return from_sklearn(self).hidden_logits(v).sigmoid_().numpy()
 
     def score_samples(self, X):
         """Exact log pseudo-likelihoods ``sum_i log p(v_i | v_-i)``, (n_samples,)."""
         v = self._visible(X)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(_CPU):
             return logsigmoid(from_sklearn(self).flip_energies(v)).sum(1).numpy()
 
     def gibbs(self, v):
@@ -174,7 +178,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     def _visible(self, X) -> Tensor:
         check_is_fitted(self)
-        return _tensor(self._checked(X, reset=False)).to(_tensor(self.components_).dtype)
+        return _tensor(self._checked(X, reset=False).astype(_dtype(self), copy=False))
 
     def _seed(self) -> int:
         return int(self.random_state_.randint(np.iinfo(np.int32).max))
@@ -187,28 +191,53 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         mean = mean.clip(1e-6, 1 - 1e-6)  # of data outside [0, 1]
         self.intercept_visible_ = np.log(mean / (1 - mean)).astype(X.dtype)
         self.intercept_hidden_ = np.zeros(self.n_components, X.dtype)
-        self.h_samples_ = np.zeros((self.batch_size, self.n_components), X.dtype)
-        self._trained = [a.copy() for a in self._averages()]
+        self._start_chains()
+
+    def _start_chains(self) -> None:
+        shape = (self.batch_size, len(self.components_))
+        self.h_samples_ = np.zeros(shape, self.components_.dtype)
         self._rng = ChainRNG(self._seed())
 
-    def _averages(self) -> list[np.ndarray]:
-        return [self.components_, self.intercept_visible_, self.intercept_hidden_]
+    def _weights(self) -> list[np.ndarray]:
+        """The averages as arrays that can be changed in place, and ``_trained``, what they are the
+        averages of: the same again where they were set by hand."""
+        missing = ", ".join(name for name in _WEIGHTS if not hasattr(self, name))
+        check_is_fitted(self, _WEIGHTS, msg=f"%(name)s has some of its weights, but no {missing}")
+        if not hasattr(self, "random_state_"):
+            self.random_state_ = check_random_state(self.random_state)
+        dtype = _dtype(self)
+        W, b, c = weights = [_writeable(getattr(self, name), dtype) for name in _WEIGHTS]
+        for name, array in zip(_WEIGHTS, weights, strict=True):
+            setattr(self, name, array)
+        if W.ndim != 2 or b.shape != W.shape[1:] or c.shape != W.shape[:1]:
+            raise ValueError(
+                "components_ must be (H, V), intercept_visible_ (V,) and intercept_hidden_ (H,),"
+                f" got {W.shape}, {b.shape} and {c.shape}"
+            )
+        if not hasattr(self, "_rng") or self.h_samples_.shape[1:] != c.shape:
+            self._start_chains()
+        if self._averaged and all(map(np.array_equal, weights, self._averaged)):
+            self._trained = [_writeable(a, dtype) for a in self._trained]
+        else:
+            self._trained = [a.copy() for a in weights]
+        return weights
 
     def _update(self, batches: Iterable[Tensor]) -> None:
         """An update for each batch: of the trained weights, then of the averages, all in place.
 
         The sums over data and over chains are one sum over both, weighted by ``sign``.
         """
-        rate, n = self.learning_rate, len(self.h_samples_)
-        with torch.inference_mode(), _few_threads(n * self.components_.size):
+        weights, rate, n = self._weights(), self.learning_rate, len(self.h_samples_)
+        with torch.inference_mode(), full_precision(_CPU):
             W, b, c = trained = [_tensor(a) for a in self._trained]
-            averages, transposed = [_tensor(a) for a in self._averages()], W.T
-            h, state = _tensor(self.h_samples_), self._rng.state()
+            averages, transposed = [_tensor(a) for a in weights], W.T
+            h, state = _tensor(self.h_samples_).to(W.dtype), self._rng.state()
             t, sign = 0, W.new_empty(0)
             for t, batch in enumerate(batches, 1):
-                m = batch.shape[0]
+                m, batch = batch.shape[0], batch.to(W.dtype)
                 if sign.shape[0] != m + n:
-                    sign = torch.tensor([1 / m] * m + [-1 / n] * n, dtype=W.dtype)
+                    signs = [1 / m] * m + [-1 / n] * n
+                    sign = torch.tensor(signs, dtype=W.dtype, device=_CPU)
                     column = sign[:, None]
                 v_neg = bernoulli_sigmoid_(torch.addmm(b, h, W), state, t=t, tag=VISIBLE)
                 v = torch.cat([batch, v_neg])
@@ -221,6 +250,7 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 share = max(1 - self.averaging, 1 / (self._rng.t + t))
                 torch._foreach_lerp_(averages, trained, share)
             self.h_samples_ = h.numpy()
+            self._averaged = [a.copy() for a in weights]
             self._rng.advance(t)
 
 
@@ -228,12 +258,12 @@ def from_sklearn(estimator) -> RBM:
     """The ``RBM`` of a fitted ``BernoulliRBM``, scikit-learn's or that of this module, in the
     dtype of its weights."""
     check_is_fitted(estimator, "components_")
-    n_hidden, n_visible = estimator.components_.shape
-    rbm = RBM(n_visible, n_hidden).to(_tensor(estimator.components_).dtype)
-    with torch.no_grad():
-        rbm.W.copy_(_tensor(estimator.components_))
-        rbm.b.copy_(_tensor(estimator.intercept_visible_))
-        rbm.c.copy_(_tensor(estimator.intercept_hidden_))
+    n_hidden, n_visible = np.shape(estimator.components_)
+    with torch.device("meta"):  # no random numbers are drawn for weights that come from elsewhere
+        rbm = RBM(n_visible, n_hidden)
+    for parameter, name in zip("Wbc", _WEIGHTS, strict=True):
+        weights = np.array(getattr(estimator, name), _dtype(estimator), order="C")
+        setattr(rbm, parameter, nn.Parameter(torch.from_numpy(weights)))
     return rbm
 
 
@@ -263,12 +293,11 @@ def _tensor(x) -> Tensor:
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
-@contextmanager
-def _few_threads(size: int) -> Iterator[None]:
-    """One thread for products of few multiplications, which more threads make slower."""
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if size < _SMALL else threads)
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def _dtype(estimator) -> type:
+    """Of arithmetic with these weights."""
+    return np.float32 if np.asarray(estimator.components_).dtype == np.float32 else np.float64
+
+
+def _writeable(weights, dtype: type) -> np.ndarray:
+    """The array itself where it can be changed in place: joblib hands out read-only ones."""
+    return np.require(weights, dtype, ["C", "W"])

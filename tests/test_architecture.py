@@ -11,19 +11,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the files of a folder of fastebm/ may import from it, beside each other.
 ANY_ENERGY = "energies.protocol"  # what an energy is; the networks themselves are leaves
+EVERYWHERE = ["arguments", "modes"]  # checks of integers, modes of torch
 FASTEBM = {
-    "rng": [],
+    "arguments": [],
+    "modes": [],
+    "rng": ["arguments"],
     "ops": ["rng"],
     "info": ["ops.library"],
-    "energies": ["ops", "rng"],
-    "entropy": ["ops"],
-    "replay": ["ops", "rng"],
-    "chains": ["ops", "rng", ANY_ENERGY],
-    "samplers": ["chains", "replay.augmentation", "ops", "rng", ANY_ENERGY],
-    "likelihood": ["ops", "rng", ANY_ENERGY],
+    "energies": ["ops", "rng", *EVERYWHERE],
+    "entropy": ["ops", *EVERYWHERE],
+    "replay": ["ops", "rng", *EVERYWHERE],
+    "chains": ["ops", "rng", ANY_ENERGY, *EVERYWHERE],
+    "samplers": ["chains", "replay.augmentation", "ops", "rng", ANY_ENERGY, *EVERYWHERE],
+    "likelihood": ["ops", "rng", ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", ANY_ENERGY]
-    + ["energies.helmholtz"],
-    "sklearn": ["energies", "ops", "rng"],
+    + ["energies.helmholtz", *EVERYWHERE],
+    "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
     "app": ["losses", "likelihood", "samplers", "replay", "energies", "info", "rng"],
 }
 # What the files of a folder of csrc/ may include; bindings.cpp and simt_kernel.cpp.in know it all.

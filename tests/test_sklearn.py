@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch_modes import each_mode
 
 from fastebm import RBM
 
@@ -153,6 +154,82 @@ def test_sparse_and_read_only_input():
     assert dense.transform(X).dtype == dense.components_.dtype == np.float32
     X.setflags(write=False)
     assert np.array_equal(BernoulliRBM(5, **options).fit(X).components_, dense.components_)
+
+
+def test_training_goes_on_in_read_only_arrays(tmp_path):
+    """As joblib hands them to workers; scikit-learn's raises there."""
+    joblib = pytest.importorskip("joblib")
+    X = bits()
+    model = BernoulliRBM(6, n_iter=2, random_state=0).fit(X)
+    joblib.dump(model, tmp_path / "model")
+    mapped = joblib.load(tmp_path / "model", mmap_mode="r")
+    assert not mapped.components_.flags.writeable and not mapped._trained[0].flags.writeable
+    for _ in range(3):
+        model.partial_fit(X[:10])
+        mapped.partial_fit(X[:10])
+    for name in ("components_", "intercept_visible_", "intercept_hidden_", "h_samples_"):
+        assert np.array_equal(getattr(model, name), getattr(mapped, name)), name
+
+
+def test_training_goes_on_from_weights_set_by_hand():
+    X, options = bits(20), {"n_iter": 0, "averaging": 0.5, "random_state": 1}
+    W = np.random.RandomState(2).normal(size=(5, 12))
+
+    def in_place(model):
+        model.components_[:] = W
+
+    def assigned(model):
+        model.components_ = np.asfortranarray(W)
+        model.components_.setflags(write=False)
+
+    def alone(model):  # as of another program's weights
+        weights = model.intercept_visible_, model.intercept_hidden_, model.n_features_in_
+        for name in [name for name in vars(model) if name.endswith("_") or name[0] == "_"]:
+            delattr(model, name)
+        model.components_ = W.tolist()
+        model.intercept_visible_, model.intercept_hidden_, model.n_features_in_ = weights
+
+    for change in (in_place, assigned, alone):
+        model = BernoulliRBM(5, **options).fit(X)
+        change(model)
+        model.partial_fit(X)
+        # Nothing but one step from W: |gradient| <= 1 in each weight. The start was near 0.
+        assert 0 < np.abs(model.components_ - W).max() <= 0.1, change
+        assert 0 < np.abs(model._trained[0] - W).max() <= 0.1, change
+    model.intercept_hidden_ = np.zeros(4)
+    with pytest.raises(ValueError, match=r"got \(5, 12\), \(12,\) and \(4,\)"):
+        model.partial_fit(X)
+    del model.intercept_hidden_
+    with pytest.raises(sk.exceptions.NotFittedError, match="but no intercept_hidden_"):
+        model.partial_fit(X)
+
+
+def test_nothing_of_torch_is_changed(monkeypatch):
+    """Its threads are of the whole process, its random numbers are the caller's."""
+    monkeypatch.setattr(torch, "set_num_threads", pytest.fail)
+    before = torch.get_rng_state()
+    model = BernoulliRBM(5, n_iter=2, random_state=0).fit(bits())
+    model.transform(bits())
+    model.score_samples(bits())
+    model.gibbs(bits())
+    from_sklearn(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@each_mode
+def test_modes_of_torch_change_nothing(mode):
+    def run():
+        model = BernoulliRBM(5, n_iter=2, random_state=0).fit(bits())
+        return [
+            *(model.partial_fit(bits(10)).components_, model.h_samples_, model.transform(bits())),
+            *(model.score_samples(bits()), model.gibbs(bits())),
+            to_sklearn(from_sklearn(model)).components_,
+        ]
+
+    expected = run()
+    with mode():
+        got = run()
+    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(got, expected, strict=1))
 
 
 def test_gibbs_draws_from_the_conditional_laws():

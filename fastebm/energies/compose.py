@@ -3,6 +3,7 @@
     both = a + b                            # p_a p_b
     either = a | b                          # exp(-E_a) + exp(-E_b)
     a_not_b = a - 0.1 * b                   # p_a / p_b^0.1
+    all_of = sum(parts) / 2                 # (prod_i p_i)^(1/2)
     old_and_smiling = e.given(y=3) + e.given(y=5)
 
 The parts may be any callables that `fastebm.energies.protocol.energy` accepts; for the operators
@@ -26,9 +27,11 @@ from fastebm.energies.protocol import energy, sum_scales
 class Energy(nn.Module):
     """A module that is an energy, (B, *event) -> (B,) or (B, S), with operators to combine it.
 
-    ``a + b``, ``a - b`` and ``w * a`` (w a number) are ``SumEnergy``, ``a | b`` is
-    ``MixtureEnergy``; parameters are shared, not copied.
+    ``a + b``, ``a - b``, ``-a``, ``w * a`` and ``a / w`` (w a number) are ``SumEnergy``, ``a | b``
+    is ``MixtureEnergy``; parameters are shared, not copied. ``sum`` adds energies too.
     """
+
+    __array_ufunc__ = None  # or a number of NumPy's would take ``w * a`` for its own
 
     def given(self, **model_kwargs) -> GivenEnergy:
         """This energy with some of its arguments fixed, such as the label: ``e.given(y=3)``."""
@@ -38,6 +41,8 @@ class Energy(nn.Module):
         return SumEnergy((self, other)) if callable(other) else NotImplemented
 
     def __radd__(self, other):
+        if isinstance(other, Real) and other == 0:  # where sum() starts
+            return self
         return SumEnergy((other, self)) if callable(other) else NotImplemented
 
     def __sub__(self, other):
@@ -50,6 +55,12 @@ class Energy(nn.Module):
         return SumEnergy((self,), (weight,)) if isinstance(weight, Real) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __truediv__(self, weight):
+        return self * (1 / weight) if isinstance(weight, Real) else NotImplemented
+
+    def __neg__(self):
+        return self * -1.0
 
     def __or__(self, other):
         return MixtureEnergy((self, other)) if callable(other) else NotImplemented

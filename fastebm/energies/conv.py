@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastebm.arguments import integer
 from fastebm.energies.compose import Energy
 from fastebm.energies.layers import (
     activation as make_activation,
 )
-from fastebm.energies.layers import check_event, check_image_shape, check_size, halvings, start
+from fastebm.energies.layers import check_event, check_image_shape, halvings, start
 
 
 class ConvEnergy(Energy):
@@ -40,7 +41,7 @@ class ConvEnergy(Energy):
         super().__init__()
         self.shape = check_image_shape(shape, least=4)
         channels, height, length = self.shape
-        check_size("width", width)
+        width = integer("width", width, 1)
         layers = []
         for k in range(halvings(self.shape, until=4)):
             out = width * min(2**k, 4)

@@ -10,6 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from fastebm.arguments import integer, sizes
+from fastebm.modes import full_precision
 from fastebm.ops.bernoulli import bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng
 
@@ -38,11 +40,9 @@ class HelmholtzMachine(nn.Module):
 
     def __init__(self, n_visible: int, n_hidden: Sequence[int]) -> None:
         super().__init__()
-        self.widths = [n_visible, *n_hidden]
-        if len(self.widths) < 2 or any(not isinstance(w, int) or w < 1 for w in self.widths):
-            raise ValueError(
-                f"n_visible and n_hidden must be integers >= 1, got {n_visible}, {n_hidden!r}"
-            )
+        self.widths = [integer("n_visible", n_visible, 1), *sizes("n_hidden", n_hidden)]
+        if len(self.widths) < 2:
+            raise ValueError("n_hidden must be the width of at least one layer, got none")
         self.generative = nn.ModuleList(nn.Linear(up, down) for down, up in pairwise(self.widths))
         self.recognition = nn.ModuleList(nn.Linear(down, up) for down, up in pairwise(self.widths))
         self.top = nn.Parameter(torch.zeros(self.widths[-1]))
@@ -61,15 +61,17 @@ class HelmholtzMachine(nn.Module):
         """A state [v, h_1 .. h_L] with h from q(h | v).
 
         Args:
-            v: (B, V), or (B, *event) of V elements.
+            v: (B, V), or (B, *event) of V elements; of any dtype, taken to that of the parameters.
             seed: an int: the same bits in every call; a ``ChainRNG``: those of its next L + 1
                 steps; None: a key from ``generator``, or from torch's default generator.
             generator: see ``seed``; not both.
         """
         state = [self._visible(v)]
         rng = as_rng(seed, generator)
-        for layer in self.recognition:
-            state.append(_draw(layer(state[-1]), rng, HIDDEN))
+        rng.check_room(len(self.widths))
+        with full_precision(self.top.device):
+            for layer in self.recognition:
+                state.append(_draw(layer(state[-1]), rng, HIDDEN))
         rng.advance(1)
         return state
 
@@ -78,10 +80,12 @@ class HelmholtzMachine(nn.Module):
         self, n: int, seed: int | ChainRNG | None = None, generator: Generator | None = None
     ) -> list[Tensor]:
         """n states [v, h_1 .. h_L] from p(v, h). ``seed`` and ``generator`` as in ``recognise``."""
-        rng = as_rng(seed, generator)
+        n, rng = integer("n", n, 0), as_rng(seed, generator)
+        rng.check_room(len(self.widths))
         state = [_draw(self.top.repeat(n, 1), rng, VISIBLE)]
-        for layer in reversed(self.generative):
-            state.insert(0, _draw(layer(state[0]), rng, VISIBLE))
+        with full_precision(self.top.device):
+            for layer in reversed(self.generative):
+                state.insert(0, _draw(layer(state[0]), rng, VISIBLE))
         return state
 
     def log_joint(self, state: Sequence[Tensor]) -> Tensor:
@@ -128,6 +132,7 @@ class HelmholtzMachine(nn.Module):
     def fit_visible(self, v: Tensor) -> None:
         """Set the biases that v is generated with to the logits of its means (B, V), kept off 0 and
         1 by one sample more of each: training need not find them."""
+        self.check_data(v)
         mean = (self._visible(v).sum(0) + 1) / (len(v) + 2)
         self.generative[0].bias.copy_(mean.logit())
 
@@ -143,18 +148,19 @@ class HelmholtzMachine(nn.Module):
 
     def _log_weights(self, v: Tensor, n_samples: int, rng: ChainRNG) -> Tensor:
         """(n_samples, B) float64."""
-        if not isinstance(n_samples, int) or n_samples < 1:
-            raise ValueError(f"n_samples must be an integer >= 1, got {n_samples!r}")
+        n_samples = integer("n_samples", n_samples, 1)
         self.check_data(v)
+        rng.check_room(n_samples * len(self.widths))
         states = (self.recognise(v, rng) for _ in range(n_samples))
-        return torch.stack(
-            [self.log_joint(s).double() - self.log_recognition(s).double() for s in states]
-        )
+        with full_precision(self.top.device):
+            return torch.stack(
+                [self.log_joint(s).double() - self.log_recognition(s).double() for s in states]
+            )
 
     def _visible(self, v: Tensor) -> Tensor:
         if v.dim() < 2 or v.shape[1:].numel() != self.widths[0]:
             raise ValueError(f"v must be (B, {self.widths[0]}), got {tuple(v.shape)}")
-        return v.flatten(1)
+        return v.flatten(1).to(self.top.dtype)
 
 
 def _draw(logits: Tensor, rng: ChainRNG, tag: int) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from fastebm.arguments import sizes
+
 ACTIVATIONS = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -78,18 +80,12 @@ def check_event(x: Tensor, shape: tuple[int, ...]) -> None:
 
 def check_image_shape(shape: tuple[int, int, int], least: int) -> tuple[int, int, int]:
     """``shape`` as a tuple (C, H, W) of ints, H and W at least ``least``."""
-    shape = tuple(shape)
-    if len(shape) != 3 or not all(isinstance(s, int) for s in shape) or shape[0] < 1:
+    shape = sizes("shape", shape)
+    if len(shape) != 3:
         raise ValueError(f"shape must be (C, H, W), three integers >= 1, got {shape}")
     if min(shape[1:]) < least:
         raise ValueError(f"shape must have H and W of at least {least}, got {shape}")
     return shape
-
-
-def check_size(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-    return value
 
 
 def halvings(shape: tuple[int, int, int], until: int) -> int:

@@ -7,9 +7,10 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from fastebm.arguments import integer, sizes
 from fastebm.energies.compose import Energy
 from fastebm.energies.layers import activation as make_activation
-from fastebm.energies.layers import check_size, start
+from fastebm.energies.layers import start
 
 
 class MLPEnergy(Energy):
@@ -38,8 +39,8 @@ class MLPEnergy(Energy):
         spectral_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.dim = check_size("dim", dim)
-        widths = [dim, *(check_size("hidden", h) for h in hidden)]
+        self.dim = integer("dim", dim, 1)
+        widths = [self.dim, *sizes("hidden", hidden)]
         layers = []
         for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), make_activation(activation)]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from fastebm.arguments import sizes
 from fastebm.energies.compose import Energy, GivenEnergy
-from fastebm.energies.layers import check_size
 from fastebm.energies.protocol import energy, sum_scales
 
 
@@ -38,7 +38,7 @@ class MultiScaleEnergy(Energy):
     ) -> None:
         super().__init__()
         nets = list(nets)
-        self.factors = tuple(check_size("factors", f) for f in factors)
+        self.factors = sizes("factors", factors)
         if len(nets) != len(self.factors) or not nets:
             raise ValueError(
                 f"nets must be one for each of factors={self.factors}, got {len(nets)}"

@@ -9,11 +9,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear, softplus
 
+from fastebm.arguments import integer
 from fastebm.energies.compose import Energy
-from fastebm.energies.layers import check_size
+from fastebm.modes import full_precision
 from fastebm.ops.bernoulli import bernoulli_sigmoid_
 from fastebm.ops.langevin import langevin_step_
-from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng
+from fastebm.rng import HIDDEN, VISIBLE, ChainRNG, as_rng, check_sample_ids
 
 _START = 0.01  # standard deviation of the weights that training starts from (Hinton 2010, 8)
 
@@ -22,15 +23,16 @@ Seed = int | ChainRNG | Tensor | None
 
 class _Restricted(Energy):
     """What the machines share: ``E(v, h) = A(v) - c h - h W s(v)``, where A and s are the
-    machine's. Given one layer the units of the other are independent."""
+    machine's. Given one layer the units of the other are independent. Units of any dtype are taken
+    to that of the parameters, in which draws are made, under autocast too."""
 
     def __init__(self, n_visible: int, n_hidden: int) -> None:
         super().__init__()
-        self.n_visible = check_size("n_visible", n_visible)
-        self.n_hidden = check_size("n_hidden", n_hidden)
-        self.W = nn.Parameter(_START * torch.randn(n_hidden, n_visible))
-        self.b = nn.Parameter(torch.zeros(n_visible))
-        self.c = nn.Parameter(torch.zeros(n_hidden))
+        self.n_visible = integer("n_visible", n_visible, 1)
+        self.n_hidden = integer("n_hidden", n_hidden, 1)
+        self.W = nn.Parameter(_START * torch.randn(self.n_hidden, self.n_visible))
+        self.b = nn.Parameter(torch.zeros(self.n_visible))
+        self.c = nn.Parameter(torch.zeros(self.n_hidden))
 
     def forward(self, x: Tensor) -> Tensor:
         """``free_energy(x)``."""
@@ -76,7 +78,9 @@ class _Restricted(Energy):
             beta: inverse temperature, >= 0: h is drawn from the conditional law of exp(-beta E).
             generator: see ``seed``; not both.
         """
-        logits = self.hidden_logits(v)
+        check_sample_ids(sample_ids, len(v))
+        with full_precision(self.W.device):
+            logits = self.hidden_logits(v)
         state = _state(seed, generator, logits)
         options = {"t": t, "sample_ids": sample_ids, "beta": beta}
         return bernoulli_sigmoid_(logits, state, tag=HIDDEN, **options)
@@ -101,12 +105,12 @@ class _Restricted(Energy):
     def _visible(self, v: Tensor) -> Tensor:
         if v.dim() < 2 or v.shape[1:].numel() != self.n_visible:
             raise ValueError(f"v must be (B, {self.n_visible}), got {tuple(v.shape)}")
-        return v.flatten(1)
+        return v.flatten(1).to(self.W.dtype)
 
     def _hidden(self, h: Tensor) -> Tensor:
         if h.dim() != 2 or h.shape[1] != self.n_hidden:
             raise ValueError(f"h must be (B, {self.n_hidden}), got {tuple(h.shape)}")
-        return h
+        return h.to(self.W.dtype)
 
 
 class RBM(_Restricted):
@@ -141,11 +145,21 @@ class RBM(_Restricted):
 
     @torch.no_grad()
     def sample_visible(
-        self, h: Tensor, seed: Seed = None, *, generator: Generator | None = None, **options
+        self,
+        h: Tensor,
+        seed: Seed = None,
+        *,
+        t: int = 0,
+        sample_ids: Tensor | None = None,
+        beta: float = 1.0,
+        generator: Generator | None = None,
     ) -> Tensor:
         """v (B, V) in {0, 1} given h (B, H). Other arguments as in ``sample_hidden``."""
-        logits = self.visible_logits(h)
+        check_sample_ids(sample_ids, len(h))
+        with full_precision(self.W.device):
+            logits = self.visible_logits(h)
         state = _state(seed, generator, logits)
+        options = {"t": t, "sample_ids": sample_ids, "beta": beta}
         return bernoulli_sigmoid_(logits, state, tag=VISIBLE, **options)
 
     def flip_energies(self, v: Tensor) -> Tensor:
@@ -172,6 +186,7 @@ class RBM(_Restricted):
 
         Source: Hinton 2010, 8.1.
         """
+        self.check_data(v)
         n = len(v)
         self.b.copy_(((self._visible(v).sum(0) + 1) / (n + 2)).logit())
 
@@ -212,7 +227,7 @@ class GaussianRBM(_Restricted):
 
     def __init__(self, n_visible: int, n_hidden: int) -> None:
         super().__init__(n_visible, n_hidden)
-        self.log_var = nn.Parameter(torch.zeros(n_visible))
+        self.log_var = nn.Parameter(torch.zeros(self.n_visible))
 
     def visible_mean(self, h: Tensor) -> Tensor:
         """E[v | h] = ``b + h W`` (B, V)."""
@@ -233,7 +248,9 @@ class GaussianRBM(_Restricted):
         ``sample_hidden``."""
         if not beta > 0:
             raise ValueError(f"beta must be > 0 for Gaussian units, got {beta}")
-        mean = self.visible_mean(h)
+        check_sample_ids(sample_ids, len(h))
+        with full_precision(self.W.device):
+            mean = self.visible_mean(h)
         state = _state(seed, generator, mean)
         noise = langevin_step_(
             *(torch.zeros_like(mean), None, 0.0, beta**-0.5, state),
@@ -251,6 +268,7 @@ class GaussianRBM(_Restricted):
     def fit_visible(self, v: Tensor) -> None:
         """Set the visible biases and variances to those of v (B, V), where the machine without
         hidden units fits it best; variances at least a hundredth of their mean."""
+        self.check_data(v)
         var, mean = torch.var_mean(self._visible(v), 0, correction=0)
         self.b.copy_(mean)
         self.log_var.copy_(var.clamp(min=0.01 * float(var.mean())).log())

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, silu
 from torch.nn.utils import parametrize
 
+from fastebm.arguments import integer
 from fastebm.energies.compose import Energy
 from fastebm.energies.layers import (
     WeightStandardization,
     check_event,
     check_image_shape,
-    check_size,
     constrain,
     halvings,
 )
@@ -59,12 +59,11 @@ class ResNetEnergy(Energy):
     ) -> None:
         super().__init__()
         self.shape = check_image_shape(shape, least=8)
-        check_size("width", width)
-        check_size("blocks", blocks)
+        width, blocks = integer("width", width, 1), integer("blocks", blocks, 1)
         if norm not in ("group", "instance"):
             raise ValueError(f"norm must be group or instance, got {norm!r}")
         if n_classes is not None:
-            check_size("n_classes", n_classes)
+            n_classes = integer("n_classes", n_classes, 1)
         self.n_classes = n_classes
         self.stem = standardized(nn.Conv2d(shape[0], width, 3, padding=1))
         self.layers = nn.ModuleList()
@@ -95,10 +94,8 @@ class ResNetEnergy(Energy):
         if (y is None) != (self.n_classes is None):
             need = "labels y" if y is None else "no y, as it was made without n_classes"
             raise ValueError(f"this energy takes {need}")
-        if isinstance(y, int):
-            if not 0 <= y < self.n_classes:
-                raise ValueError(f"y must be in 0..{self.n_classes - 1}, got {y}")
-            return torch.tensor([y], device=x.device)
+        if y is not None and not isinstance(y, Tensor):
+            return torch.tensor([integer("y", y, 0, self.n_classes - 1)], device=x.device)
         if y is not None and (y.dtype != torch.int64 or y.shape != x.shape[:1]):
             raise ValueError(
                 f"y must be an int, or int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}"

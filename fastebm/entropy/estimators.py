@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastebm.arguments import integer
 from fastebm.entropy.search import nearest_neighbor
 from fastebm.ops import neighbor as neighbor_ops
 
@@ -40,7 +41,8 @@ def knn_entropy(x: Tensor, k: int = 1, *, backend: str = "exact") -> Tensor:
     Source: Kozachenko and Leonenko 1987; bias: Delattre and Fournier 2017.
     """
     n = x.shape[0] if x.dim() else 0
-    if not isinstance(k, int) or not 1 <= k < n:
+    k = integer("k", k, 1)
+    if k >= n:
         raise ValueError(f"k must be in 1..n-1, x being n = {n} samples, got {k}")
     # Each sample sees m = n - 1 references, and psi(m + 1) is psi(n).
     return knn_cross_entropy(x, x, k, torch.arange(n, device=x.device), backend=backend)
@@ -75,7 +77,7 @@ def knn_cross_entropy(
 
     Source: Leonenko, Pronzato and Savani 2008.
     """
-    dim = x[:1].numel()
+    k, dim = integer("k", k, 1), x[:1].numel()
     if dim == 0:
         raise ValueError(f"x must hold n >= 1 points of dimension >= 1, got {tuple(x.shape)}")
     distance, _ = nearest_neighbor(x, y, skip=skip, k=k, backend=backend)
@@ -88,7 +90,7 @@ def knn_cross_entropy(
     coincide = rho == 0
     log_rho = rho.masked_fill(coincide, 1.0).log().masked_fill(coincide, -torch.inf)
     log_volume = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
-    psi_k = torch.digamma(torch.tensor(k, dtype=torch.float64)).item()
+    psi_k = torch.digamma(torch.tensor(k, dtype=torch.float64, device="cpu")).item()
     value = (torch.digamma(m + 1) - psi_k + dim * log_rho).mean() + log_volume
     return value.to(torch.promote_types(x.dtype, torch.float32))
 

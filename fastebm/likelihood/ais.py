@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from fastebm.arguments import integer
 from fastebm.likelihood.annealing import GaussianGibbsChains, GibbsChains, MetropolisChains
 from fastebm.likelihood.bases import BernoulliBase, GaussianBase, UniformBase
+from fastebm.modes import full_precision, outside_inference
 from fastebm.rng import ChainRNG, as_rng
 
 Base = BernoulliBase | GaussianBase | UniformBase
@@ -84,7 +87,7 @@ def ais(
     Source: Neal, Annealed importance sampling, 2001; Salakhutdinov and Murray, On the quantitative
     analysis of deep belief networks, 2008; acceptance: Roberts and Rosenthal, 1998.
     """
-    _at_least("n_chains", n_chains, 2)
+    n_chains = integer("n_chains", n_chains, 2)
     return _run(
         model, base, betas, None, n_chains, n_steps, step_size, confidence, as_rng(seed, generator)
     )
@@ -128,7 +131,7 @@ def reverse_ais(
 @torch.no_grad()
 def _run(model, base, betas, x, n, n_steps, step_size, confidence, rng) -> AISEstimate:
     ladder = _ladder(betas)
-    _at_least("n_steps", n_steps, 1)
+    n_steps = integer("n_steps", n_steps, 1)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     if step_size is not None and not 0 < step_size < math.inf:
@@ -146,15 +149,15 @@ def _run(model, base, betas, x, n, n_steps, step_size, confidence, rng) -> AISEs
         )
     if x is not None:
         chains.check(x)
-    with chains.ready():
+    rng.check_room(chains.n_draws(ladder))
+    with outside_inference(), torch.no_grad(), full_precision(chains.device), chains.ready():
         if chains.needs_pilot:
             chains.start(None, n, rng)
             chains.find_step_sizes(ladder, rng)
         chains.start(x, n, rng)
         log_w, acceptance = (_forward if x is None else _backward)(chains, ladder, rng)
-    if x is None:
-        return _estimate(log_w + chains.base_log_z, acceptance, confidence, 1)
-    return _estimate(log_w - chains.base_log_z, acceptance, confidence, -1)
+        sign = 1 if x is None else -1
+        return _estimate(log_w + sign * chains.base_log_z, acceptance, confidence, sign)
 
 
 def _forward(chains, betas: list[float], rng: ChainRNG) -> tuple[Tensor, Tensor]:
@@ -163,7 +166,7 @@ def _forward(chains, betas: list[float], rng: ChainRNG) -> tuple[Tensor, Tensor]
         log_w = log_w + chains.log_ratio(betas[k - 1], betas[k])
         if k < len(betas) - 1:
             acceptance.append(chains.move(k, betas[k], rng))
-    return log_w, torch.stack(acceptance) if acceptance else torch.ones(0)
+    return log_w, _stacked(acceptance)
 
 
 def _backward(chains, betas: list[float], rng: ChainRNG) -> tuple[Tensor, Tensor]:
@@ -172,7 +175,13 @@ def _backward(chains, betas: list[float], rng: ChainRNG) -> tuple[Tensor, Tensor
         if k < len(betas) - 1:
             acceptance.append(chains.move(k, betas[k], rng))
         log_w = log_w - chains.log_ratio(betas[k - 1], betas[k])
-    return log_w, torch.stack(acceptance[::-1]) if acceptance else torch.ones(0)
+    return log_w, _stacked(acceptance[::-1])
+
+
+def _stacked(acceptance: list[Tensor]) -> Tensor:
+    if acceptance:
+        return torch.stack(acceptance)
+    return torch.ones(0, dtype=torch.float64, device="cpu")
 
 
 def _estimate(log_w: Tensor, acceptance: Tensor, confidence: float, sign: int = 1) -> AISEstimate:
@@ -212,16 +221,11 @@ def _ladder(betas: Betas) -> list[float]:
             raise ValueError(f'betas must be "sm2008", a number or a list, got {betas!r}')
         parts = [(0.0, 0.5, 500), (0.5, 0.9, 4000), (0.9, 1.0, 10_000)]
         return [a + (b - a) * k / n for a, b, n in parts for k in range(n)] + [1.0]
-    if isinstance(betas, int):
-        _at_least("betas", betas, 1)
+    if isinstance(betas, Integral):
+        betas = integer("betas", betas, 1)
         return [k / betas for k in range(betas + 1)]
     ladder = [float(b) for b in betas]
     rising = all(a < b for a, b in zip(ladder, ladder[1:], strict=False))
     if len(ladder) < 2 or ladder[0] != 0 or ladder[-1] != 1 or not rising:
         raise ValueError(f"betas must rise from 0 to 1, got {len(ladder)} of them: {ladder[:4]}...")
     return ladder
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")

@@ -46,8 +46,16 @@ class GibbsChains:
         self.base_log_z = float(softplus(self.base_logits.double()).sum())
         self.base_log_z += len(self.c) * math.log(2)
 
+    @property
+    def device(self) -> torch.device:
+        return self.b.device
+
     def ready(self) -> AbstractContextManager:
         return nullcontext()
+
+    def n_draws(self, betas: list[float]) -> int:
+        """How many steps of the stream a run takes."""
+        return 1 + self.n_steps * (len(betas) - 2)
 
     def check(self, x: Tensor) -> None:
         """ValueError unless x is (B, V), or (B, *event) of V elements, of bits."""
@@ -75,7 +83,7 @@ class GibbsChains:
             h = bernoulli_sigmoid(self.inputs, state, beta=beta, tag=HIDDEN)
             self._set(self._draw_visible(h, beta, state))
             rng.advance(1)
-        return torch.ones(())
+        return torch.ones((), dtype=torch.float64, device=self.v.device)
 
     def _visible_slope(self) -> Tensor:
         """What log p_beta gains with beta by the visible units alone: (B,) float64."""
@@ -168,14 +176,23 @@ class MetropolisChains:
     def needs_pilot(self) -> bool:
         return self.step_sizes is None
 
+    @property
+    def device(self) -> torch.device:
+        return self.base.scale.device
+
     def ready(self) -> AbstractContextManager:
         """The model in eval mode and its parameters frozen."""
         return sampling_mode(self.model)
 
+    def n_draws(self, betas: list[float]) -> int:
+        """How many steps of the stream a run takes."""
+        pilot = 1 + self._repeats(betas) * (len(betas) - 1) if self.needs_pilot else 0
+        return pilot + 1 + self.n_steps * (len(betas) - 2)
+
     def check(self, x: Tensor) -> None:
         """ValueError unless x has the base's shape and support."""
         event = self.base.event
-        if x.shape[1:] != event or not bool(torch.as_tensor(self.base.inside(x)).all()):
+        if x.shape[1:] != event or not bool(self.base.inside(x).all()):
             raise ValueError(
                 f"x must be (B, *event), event {tuple(event)}, where the base has density,"
                 f" got {tuple(x.shape)}"
@@ -186,7 +203,7 @@ class MetropolisChains:
         if x is None:
             x = self.base.sample(n, rng)
             rng.advance(1)
-        self.x = x.to(self.base.scale)
+        self.x = x.to(self.base.scale, copy=True)  # of no inference mode
         self.at = self._look(self.x)
 
     def log_ratio(self, low: float, high: float) -> Tensor:
@@ -203,13 +220,15 @@ class MetropolisChains:
         """One size for each beta, by stochastic approximation along a run that is then thrown away:
         sizes that followed the chains they serve would bias them."""
         size, sizes = 0.1 * float(self.base.scale.min()) ** 2, [0.0]
-        repeats = max(1, PILOT_STEPS // len(betas))
         for beta in betas[1:]:
-            for _ in range(repeats):
+            for _ in range(self._repeats(betas)):
                 accepted = float(self._step(size, beta, rng))
                 size *= math.exp(PILOT_GAIN * (accepted - TARGET_ACCEPTANCE))
             sizes.append(size)
         self.step_sizes = sizes
+
+    def _repeats(self, betas: list[float]) -> int:
+        return max(1, PILOT_STEPS // len(betas))
 
     def _look(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Energies (B,) float64 and gradients (B, *event) of model and base."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastebm.arguments import sizes
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 
@@ -24,10 +25,10 @@ class BernoulliBase:
 
     @classmethod
     def fit(cls, x: Tensor) -> BernoulliBase:
-        """The means of x (N, V), with one more sample of ones and one of zeros, so that no
-        probability is 0 or 1."""
+        """The means of x (N, V), any dtype, with one more sample of ones and one of zeros, so that
+        no probability is 0 or 1."""
         mean = (x.double().sum(0) + 1) / (len(x) + 2)
-        return cls(torch.logit(mean).to(x.dtype))
+        return cls(torch.logit(mean).to(_floating(x.dtype)))
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class GaussianBase:
     def fit(cls, x: Tensor) -> GaussianBase:
         """Mean and standard deviation of each element of x (N, *event), N >= 2; no deviation less
         than a hundredth of the largest."""
-        std = x.double().std(0)
-        std = std.clamp(min=max(0.01 * float(std.max()), torch.finfo(x.dtype).tiny))
-        return cls(x.double().mean(0).to(x.dtype), std.to(x.dtype))
+        std, dtype = x.double().std(0), _floating(x.dtype)
+        std = std.clamp(min=max(0.01 * float(std.max()), torch.finfo(dtype).tiny))
+        return cls(x.double().mean(0).to(dtype), std.to(dtype))
 
     @property
     def event(self) -> torch.Size:
@@ -79,9 +80,9 @@ class GaussianBase:
         log_scale = self.std.double().log().sum() + self.std.numel() * math.log(2 * math.pi) / 2
         return z.double().square().flatten(1).sum(1) / 2 + log_scale, z / self.std
 
-    def inside(self, x: Tensor) -> bool:
-        """Where the density is not 0."""
-        return True
+    def inside(self, x: Tensor) -> Tensor:
+        """Where the density is not 0, bool (B,): everywhere."""
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,10 @@ class UniformBase:
             )
 
     @classmethod
-    def box(cls, lo: float, hi: float, event: tuple[int, ...]) -> UniformBase:
+    def box(cls, lo: float, hi: float, event: int | tuple[int, ...]) -> UniformBase:
         """The same sides for every element, float32."""
-        return cls(torch.full(event, float(lo)), torch.full(event, float(hi)))
+        sides = (torch.full(sizes("event", event), v, dtype=torch.float32) for v in (lo, hi))
+        return cls(*sides)
 
     @property
     def event(self) -> torch.Size:
@@ -134,6 +136,11 @@ class UniformBase:
     def inside(self, x: Tensor) -> Tensor:
         """Where the density is not 0, bool (B,)."""
         return ((x >= self.lo) & (x <= self.hi)).flatten(1).all(1)
+
+
+def _floating(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a base fitted to data of ``dtype``: counts and bits are none for it."""
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
 
 
 def _normals(n: int, like: Tensor, rng: ChainRNG) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from fastebm.arguments import integer
 from fastebm.energies.protocol import energy, sampling_mode, sum_scales
+from fastebm.modes import full_precision
 
 MAX_UNITS = 25  # 2^25 states of 784 units take minutes
 _BLOCK = 2**22  # numbers in a block of states
@@ -26,7 +28,8 @@ def log_partition(model: Callable[..., Tensor], n_units: int | None = None) -> T
     in the same pass.
 
     Args:
-        model: a machine, or an energy (B, n_units) -> (B,); a module is copied to float64.
+        model: a machine, or an energy (B, n_units) -> (B,); a module is copied to float64, any
+            other energy is called with float64 on torch's default device.
         n_units: of an energy that is no machine, 1..25.
 
     Returns:
@@ -42,13 +45,16 @@ def log_partition(model: Callable[..., Tensor], n_units: int | None = None) -> T
     else:
         double, sources, parameters = model, [], []
     n, layer = enumerable_layer(double, n_units)
-    wanted = torch.is_grad_enabled() and any(p.requires_grad for p in sources)
-    device = sources[0].device if sources else torch.device("cpu")
-    log_z, gradients = _sum_states(layer, n, parameters if wanted else [], device)
+    device = sources[0].device if sources else torch.get_default_device()
+    trained = [pair for pair in zip(sources, parameters, strict=True) if pair[0].requires_grad]
+    if not torch.is_grad_enabled():
+        trained = []
+    with full_precision(device):
+        log_z, gradients = _sum_states(layer, n, [p for _, p in trained], device)
     if not log_z.isfinite():
         raise ValueError(f"log Z is {float(log_z)}: the parameters or energies are not finite")
-    for source, g in zip(sources, gradients, strict=False):
-        if g is not None and source.requires_grad:  # adds 0, and the gradient g
+    for (source, _), g in zip(trained, gradients, strict=True):
+        if g is not None:  # adds 0, and the gradient g
             log_z = log_z + (g * (source - source.detach())).sum()
     return log_z
 
@@ -76,8 +82,9 @@ def pseudo_likelihood(model: Callable[..., Tensor], x: Tensor) -> Tensor:
     """
     check_unit_interval(x)
     if hasattr(model, "flip_energies"):
-        return logsigmoid(model.flip_energies(x).double()).sum(1)
-    with sampling_mode(model):
+        with full_precision(x.device):
+            return logsigmoid(model.flip_energies(x).double()).sum(1)
+    with full_precision(x.device), sampling_mode(model):
         before = sum_scales(energy(model, x)).double()
         total = torch.zeros_like(before)
         for i in range(x[0].numel()):
@@ -104,9 +111,9 @@ def enumerable_layer(model, n_units: int | None) -> tuple[int, Callable[[Tensor]
             raise ValueError(f"n_units is known of a machine, got n_units={n_units}")
         n, layer = min(model.binary_layers(), key=lambda pair: pair[0])
     else:
-        if n_units is None or n_units < 1:
-            raise ValueError(f"n_units of the energy must be at least 1, got {n_units}")
-        n, layer = n_units, lambda x: sum_scales(energy(model, x))
+        if n_units is None:
+            raise ValueError("n_units of the energy must be given, an integer >= 1")
+        n, layer = integer("n_units", n_units, 1), lambda x: sum_scales(energy(model, x))
     if n > MAX_UNITS:
         raise ValueError(
             f"at most {MAX_UNITS} units can be enumerated, and the smallest layer has {n}:"
@@ -130,7 +137,7 @@ def _sum_states(
         with torch.set_grad_enabled(bool(parameters)):
             block = torch.logsumexp(-layer(states), 0)
         total = torch.logaddexp(log_z, block.detach())
-        if parameters:  # weighted by the share of the sum that each part has
+        if block.requires_grad:  # weighted by the share of the sum that each part has
             new = torch.autograd.grad(block, parameters, allow_unused=True)
             old, own = (log_z - total).exp(), (block.detach() - total).exp()
             gradients = [

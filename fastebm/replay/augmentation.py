@@ -9,8 +9,9 @@ from numbers import Real
 import torch
 from torch import Generator, Tensor
 
+from fastebm.arguments import integer
 from fastebm.ops.replay import replay_gather
-from fastebm.rng import ChainRNG, as_rng
+from fastebm.rng import ChainRNG, as_rng, check_sample_ids
 
 Factor = float | tuple[float, float]
 MAX_KERNEL_SIZE = 63
@@ -72,13 +73,10 @@ class Augmentation:
         put("hue", _factor("hue", self.hue, 0.0, -0.5, 0.5))
         for name in ("hflip_p", "jitter_p", "grayscale_p", "blur_p"):
             put(name, _number(name, getattr(self, name), 0, 1))
-        size = self.kernel_size
-        if size is not None and (
-            not isinstance(size, int) or not 1 <= size <= MAX_KERNEL_SIZE or size % 2 == 0
-        ):
-            raise ValueError(
-                f"kernel_size must be an odd integer in 1..{MAX_KERNEL_SIZE}, or None, got {size!r}"
-            )
+        if self.kernel_size is not None:
+            put("kernel_size", integer("kernel_size", self.kernel_size, 1, MAX_KERNEL_SIZE))
+            if self.kernel_size % 2 == 0:
+                raise ValueError(f"kernel_size must be odd, or None, got {self.kernel_size}")
         sigma = (self.sigma, self.sigma) if isinstance(self.sigma, Real) else self.sigma
         put("sigma", _range("sigma", sigma, 0, math.inf, above=True))
         lo, hi = _range("value_range", self.value_range, -math.inf, math.inf)
@@ -164,6 +162,7 @@ class Augmentation:
             sample_ids: int64 (B,), whose random numbers each image gets; default: its row.
         """
         rng = as_rng(seed, generator)
+        rng.check_room(1)
         out = self.transform(x, rng.state(x.device), sample_ids=sample_ids)
         rng.advance(1)
         return out
@@ -177,6 +176,7 @@ class Augmentation:
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating-point tensor (B, C, H, W), got {kind}")
         self.check_shape(tuple(x.shape[1:]))
+        check_sample_ids(sample_ids, len(x))
         index = torch.arange(len(x), device=x.device)
         wide = x if x.dtype in (torch.float32, torch.bfloat16) else x.float()
         out, _ = replay_gather(

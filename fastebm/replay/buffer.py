@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
+from fastebm.arguments import integer, sizes
+from fastebm.modes import outside_inference
 from fastebm.ops.choice import choose_slots
 from fastebm.ops.replay import replay_gather
 from fastebm.replay.augmentation import Augmentation
@@ -16,6 +18,7 @@ from fastebm.rng import ChainRNG, as_rng
 
 MODES = ("slot", "fifo", "reservoir")
 DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _FILL = 1 << 24  # elements of the buffer filled at once
 Init = str | Callable[[int], Tensor]
 
@@ -32,11 +35,14 @@ class ReplayBuffer(nn.Module):
     it goes in and out, and the mean does not drift. Values outside are brought to the ends.
 
     Everything lives on the buffer's device and nothing waits for it. ``state_dict`` holds all that
-    later samples depend on, the random state too: one stream, the same on every device.
+    later samples depend on, the random state too: one stream, the same on every device. A state of
+    another dtype is converted where float32 holds its samples exactly (uint8 at the middle of its
+    steps), else refused. ``to``, ``half`` and the like of a module that holds the buffer move the
+    samples to another device, but never to another dtype.
 
     Args:
         capacity: number of samples.
-        shape: shape of one, ``*event``.
+        shape: shape of one, ``*event``; a number for vectors.
         reinit_prob: probability that a sample is replaced by an initial one as it is drawn.
         mode: above.
         init: initial samples: ``"uniform"`` in value_range, ``"normal"`` (standard), or a function
@@ -57,7 +63,7 @@ class ReplayBuffer(nn.Module):
     def __init__(
         self,
         capacity: int,
-        shape: tuple[int, ...],
+        shape: int | tuple[int, ...],
         reinit_prob: float = 0.05,
         mode: str = "slot",
         init: Init = "uniform",
@@ -69,8 +75,7 @@ class ReplayBuffer(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(capacity, int) or capacity < 1:
-            raise ValueError(f"capacity must be an integer >= 1, got {capacity!r}")
+        capacity, shape = integer("capacity", capacity, 1), sizes("shape", shape)
         if not 0 <= reinit_prob <= 1:
             raise ValueError(f"reinit_prob must be in [0, 1], got {reinit_prob}")
         if mode not in MODES:
@@ -82,7 +87,7 @@ class ReplayBuffer(nn.Module):
         lo, hi = (float(v) for v in value_range)
         if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
-        self.capacity, self.shape = capacity, tuple(shape)
+        self.capacity, self.shape = capacity, shape
         self.reinit_prob, self.mode, self.init = float(reinit_prob), mode, init
         self.value_range = (lo, hi)
         if augmentation is not None:
@@ -94,17 +99,17 @@ class ReplayBuffer(nn.Module):
                 )
         self.augmentation = augmentation
         self.n_pushed = 0
-        self.register_buffer(
-            "data", torch.zeros((capacity, *self.shape), dtype=dtype, device=device)
-        )
-        # Mode slot: how often the chain in a slot has been drawn since it started.
-        self.register_buffer("visits", torch.zeros(capacity, dtype=torch.int32, device=device))
         rng = ChainRNG(as_rng(seed, generator).seed)
-        self.register_buffer("stream", rng.state(self.data.device))
-        if mode == "slot":  # in parts, as float32 may be four times the storage
-            for part in self.data.split(max(1, _FILL // math.prod(self.shape))):
-                none = torch.full((len(part),), -1, device=self.data.device)
-                part.copy_(self._store(self._draw(none)[0]))
+        with outside_inference():
+            data = torch.zeros((capacity, *shape), dtype=dtype, device=device)
+            self.register_buffer("data", data)
+            # Mode slot: how often the chain in a slot has been drawn since it started.
+            self.register_buffer("visits", torch.zeros(capacity, dtype=torch.int32, device=device))
+            self.register_buffer("stream", rng.state(data.device))
+            if mode == "slot":  # in parts, as float32 may be four times the storage
+                for part in data.split(max(1, _FILL // math.prod(shape))):
+                    none = torch.full((len(part),), -1, device=data.device)
+                    part.copy_(self._store(self._draw(none)[0]))
 
     def __len__(self) -> int:
         """Number of samples stored."""
@@ -121,8 +126,12 @@ class ReplayBuffer(nn.Module):
         Raises:
             ValueError: n is not in 1..capacity.
         """
+        n = integer("n", n, 0)
         if not 1 <= n <= self.capacity:
-            raise ValueError(f"n must be in 1..{self.capacity}, the capacity, got {n}")
+            raise ValueError(
+                f"n must be in 1..{self.capacity}, the capacity of this ReplayBuffer, got a batch"
+                f" of {n}"
+            )
         stored = min(n, len(self))
         idx, _ = choose_slots(self.stream, len(self), stored)
         if stored < n:
@@ -138,17 +147,18 @@ class ReplayBuffer(nn.Module):
             idx: (n,) int64, distinct: the slots to write, mode slot only (other modes ignore it).
 
         Raises:
-            ValueError: a shape is wrong, or idx is missing in mode slot.
+            ValueError: a shape is wrong, or in mode slot idx is missing or no slot (on a device,
+                which would have to be waited for, that is an error of its own, as of any index);
+                nothing is stored then.
         """
         n = x.shape[0] if x.dim() else 0
         if x.shape[1:] != self.shape or x.dim() != len(self.shape) + 1 or n > self.capacity:
             raise ValueError(
                 f"x must be (n, {', '.join(map(str, self.shape))}) with n <= {self.capacity}, the"
-                f" capacity, got {tuple(x.shape)}"
+                f" capacity of this ReplayBuffer, got {tuple(x.shape)}"
             )
-        if self.mode == "slot" and (idx is None or idx.shape != (n,)):
-            got = None if idx is None else tuple(idx.shape)
-            raise ValueError(f"idx must hold the {n} slots of x in mode slot, got {got}")
+        if self.mode == "slot":
+            idx = self._slots(idx, n)
         if n == 0:
             return
         q = self._store(x.detach().to(self.data.device))
@@ -163,9 +173,7 @@ class ReplayBuffer(nn.Module):
     def all(self) -> Tensor:
         """The samples stored, (len, *event) float32; uint8 at the middle of its steps, so nothing
         random is drawn."""
-        everyone = torch.arange(len(self), device=self.data.device)
-        options = {"value_range": self.value_range, "dither": False}
-        return replay_gather(self.data, everyone, self.stream, **options)[0]
+        return _read(self.data[: len(self)], self.value_range)
 
     def references(self, slots: Tensor, n: int | None = None) -> References:
         """``n`` distinct stored samples as they are (None, or fewer stored: all of them, as a view
@@ -174,7 +182,7 @@ class ReplayBuffer(nn.Module):
         Args:
             slots: (b,) int64, as ``sample`` returned them.
         """
-        size = len(self)
+        size, n = len(self), None if n is None else integer("n", n, 0)
         if n is None or n >= size:
             return References(self.data[:size], slots, self._y_scale)
         chosen, own = choose_slots(self.stream, size, n, slots)
@@ -188,12 +196,27 @@ class ReplayBuffer(nn.Module):
         scale = (hi - lo) / 256
         return scale, lo + scale / 2
 
+    def _slots(self, idx: Tensor | None, n: int) -> Tensor:
+        """The slots that n samples go to."""
+        if idx is None or idx.shape != (n,) or idx.dtype != torch.int64:
+            got = None if idx is None else f"{idx.dtype} {tuple(idx.shape)}"
+            raise ValueError(
+                f"idx must be int64 and hold the {n} slots of x in mode slot, got {got}"
+            )
+        if idx.device.type != "cpu":  # where -1 would be the last slot
+            return idx.masked_fill(idx < 0, self.capacity)
+        wrong = idx[(idx < 0) | (idx >= self.capacity)]
+        if len(wrong):
+            raise ValueError(f"idx must be in 0..{self.capacity - 1}, the slots, got {wrong[0]}")
+        return idx
+
     def _push_reservoir(self, q: Tensor) -> None:
         """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""
         n = len(q)
         i = self.n_pushed + torch.arange(n, device=q.device)
         # Two uniform numbers of 24 bits each make one of 48.
-        none, nothing = torch.full_like(i, -1), torch.empty((0, 2), device=q.device)
+        nothing = torch.empty((0, 2), dtype=torch.float32, device=q.device)
+        none = torch.full_like(i, -1)
         parts, _ = replay_gather(nothing, none, self.stream, init="uniform")
         self.stream[1].add_(1)
         high, low = parts.double().unbind(1)
@@ -239,17 +262,79 @@ class ReplayBuffer(nn.Module):
         return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
 
     def get_extra_state(self) -> dict:
-        return {"mode": self.mode, "n_pushed": self.n_pushed}
+        return {"mode": self.mode, "n_pushed": self.n_pushed, "value_range": self.value_range}
 
     def set_extra_state(self, state: dict) -> None:
-        if state["mode"] != self.mode:
-            raise ValueError(
-                f"the state is of mode {state['mode']!r}, this buffer is {self.mode!r}"
-            )
         self.n_pushed = state["n_pushed"]
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        """What does not fit is refused before anything changes."""
+        extra = state_dict.get(f"{prefix}_extra_state")
+        if extra is not None:
+            given = {name: state_dict.get(prefix + name) for name in self._buffers}
+            fitting = self._fitting({k: v for k, v in given.items() if v is not None}, extra)
+            state_dict = state_dict | {prefix + name: v for name, v in fitting.items()}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _fitting(self, tensors: dict[str, Tensor], extra: dict) -> dict[str, Tensor]:
+        """A state's tensors, the samples in the dtype of this buffer."""
+        if extra["mode"] != self.mode:
+            raise ValueError(
+                f"the state is of mode {extra['mode']!r}, this buffer is {self.mode!r}"
+            )
+        integer("the state's n_pushed", extra["n_pushed"], 0)
+        for name, tensor in tensors.items():
+            own = self._buffers[name]
+            if tensor.shape != own.shape:
+                raise ValueError(
+                    f"the state's {name} must be {tuple(own.shape)}, got {tuple(tensor.shape)}"
+                )
+        if "data" in tensors:
+            tensors["data"] = self._converted(tensors["data"], extra.get("value_range"))
+        return tensors
+
+    def _converted(self, data: Tensor, value_range: tuple[float, float] | None) -> Tensor:
+        """Samples of a state, which may not say of which value_range its uint8 is."""
+        own = f"this buffer is {self.data.dtype} of value_range {self.value_range}"
+        if data.dtype == torch.uint8:
+            same = value_range is None or tuple(value_range) == self.value_range
+            if self.data.dtype == torch.uint8 and same:
+                return data
+            if self.data.dtype == torch.float32 and value_range is not None:
+                return _read(data, tuple(value_range))
+            raise ValueError(
+                f"the state's samples are torch.uint8 of value_range {value_range}, {own}"
+            )
+        if torch.promote_types(data.dtype, self.data.dtype) != self.data.dtype:
+            raise ValueError(f"the state's samples are {data.dtype}, {own}: they would be rounded")
+        return data.to(self.data.dtype)
+
+    def _apply(self, fn, recurse: bool = True):
+        """As nn.Module's, but the samples go as integers, which casts of floating-point tensors
+        pass by."""
+
+        def move(tensor: Tensor) -> Tensor:
+            bits = tensor.view(_BITS.get(tensor.dtype, tensor.dtype))
+            moved = fn(bits)
+            if moved.dtype != bits.dtype:  # type(...) casts integers too
+                moved = bits.to(moved.device)
+            return moved.view(tensor.dtype)
+
+        if recurse:  # init may be a module
+            for child in self.children():
+                child._apply(fn)
+        with outside_inference():
+            return super()._apply(move, recurse=False)
 
     def extra_repr(self) -> str:
         return f"{self.capacity}, {self.shape}, mode={self.mode!r}, stored={len(self)}"
+
+
+def _read(data: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Stored samples as float32, uint8 at the middle of its steps; nothing random is drawn."""
+    everyone = torch.arange(len(data), device=data.device)
+    stream = ChainRNG(0).state(data.device)
+    return replay_gather(data, everyone, stream, value_range=value_range, dither=False)[0]
 
 
 def _as_rows(mask: Tensor, shape: tuple[int, ...]) -> Tensor:

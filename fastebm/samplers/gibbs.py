@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from fastebm.arguments import integer
 from fastebm.energies.protocol import sampling_mode
-from fastebm.rng import ChainRNG, as_rng
+from fastebm.modes import full_precision
+from fastebm.rng import ChainRNG, as_rng, check_sample_ids
 from fastebm.samplers.diagnostics import Log, finite_rows
-from fastebm.samplers.settings import integer, number
+from fastebm.samplers.settings import number
 
 __all__ = ["GibbsSampler"]
 
@@ -73,7 +75,8 @@ class GibbsSampler:
 
         Args:
             x: visible units that chains start from, (B, V) or (B, *event), not modified; give the
-                result back to go on with the chains. None: drawn from p(v | h = 0).
+                result back to go on with the chains; of any dtype, taken to that of the machine's
+                parameters, which draws have under autocast too. None: drawn from p(v | h = 0).
             n_steps: steps after ``burn_in``.
             n_samples: number of chains when ``x`` is None.
             burn_in: steps before the trajectory and the diagnostics begin.
@@ -98,27 +101,27 @@ class GibbsSampler:
             ValueError, TypeError: an argument is not what it should be; nothing has run then. On a
                 device the values of ``x`` are not looked at, as that would wait for it.
         """
-        for name, value, least in (
-            ("n_steps", n_steps, 0),
-            ("burn_in", burn_in, 0),
-            ("thin", thin, 1),
-        ):
-            integer(name, value, least)
+        n_steps, burn_in = integer("n_steps", n_steps, 0), integer("burn_in", burn_in, 0)
+        thin = integer("thin", thin, 1)
         if model_kwargs:
             raise ValueError(f"an RBM takes no further arguments, got {', '.join(model_kwargs)}")
         total = burn_in + n_steps
         betas = [self._beta(k) for k in range(total)]
         rng = as_rng(seed, generator)
+        rng.check_room(total + (x is None))
         if x is None:
             x = self._start(n_samples, rng, sample_ids)
         elif n_samples is not None:
             raise ValueError("give x or n_samples, not both")
+        elif not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor (B, V) or (B, *event), got {type(x).__name__}")
         elif x.device.type == "cpu":
             self.model.check_data(x)
+        check_sample_ids(sample_ids, len(x))
         state = rng.state(x.device)
-        v = x.detach().flatten(1).clone()
+        v = x.detach().flatten(1).to(self.model.c.dtype, copy=True)
         log = Log(v.view(x.shape), burn_in, thin, energy=(len(v),), change=())
-        with sampling_mode(self.model, freeze=False):
+        with full_precision(x.device), sampling_mode(self.model, freeze=False):
             for k, beta in enumerate(betas):
                 before = v
                 v, _ = self.model.gibbs_step(v, state, t=k, sample_ids=sample_ids, beta=beta)
@@ -174,8 +177,7 @@ class GibbsSampler:
     def _start(self, n: int | None, rng: ChainRNG, sample_ids: Tensor | None) -> Tensor:
         if n is None:
             raise ValueError("give x or n_samples")
-        integer("n_samples", n, 0)
-        h = self.model.c.new_zeros((n, self.model.n_hidden))
+        h = self.model.c.new_zeros((integer("n_samples", n, 0), self.model.n_hidden))
         return self.model.sample_visible(h, rng, sample_ids=sample_ids)
 
 

@@ -117,7 +117,7 @@ def test_log_partition_refuses_what_it_cannot_do():
         log_partition(RBM(784, 30))
     with pytest.raises(ValueError, match="at most 25 units.*has 26"):
         log_partition(GaussianRBM(2, 26))  # its visible units are no bits
-    with pytest.raises(ValueError, match="n_units of the energy must be at least 1, got None"):
+    with pytest.raises(ValueError, match="n_units of the energy must be given, an integer >= 1"):
         log_partition(MLPEnergy(3))
     with pytest.raises(ValueError, match="n_units is known of a machine, got n_units=3"):
         log_partition(RBM(3, 3), 3)
