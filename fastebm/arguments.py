@@ -1,9 +1,49 @@
-"""Checks of the integers that users give: counts, sizes, shapes."""
+"""Checks of what users give: attributes, choices, counts, sizes, shapes."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Check = Callable[[str, Any], Any]  # (name, value) -> what is kept; or raises
+
+
+class Setting:
+    """An attribute that is checked whenever it is set, and read as any attribute of an instance."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __set__(self, instance: object, value: Any) -> None:
+        vars(instance)[self.name] = self.check(self.name, value)
+
+
+class Fixed(Setting):
+    """An attribute that is set once."""
+
+    def __set__(self, instance: object, value: Any) -> None:
+        if self.name in vars(instance):
+            kind = type(instance).__name__
+            raise AttributeError(f"{self.name} of a {kind} is fixed: make another {kind}")
+        super().__set__(instance, value)
+
+
+def optional(check: Check) -> Check:
+    """``check`` of what is not None."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def one_of(*values: Any) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if not any(type(value) is type(v) and value == v for v in values):  # 1 is not True here
+            raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {value!r}")
+        return value
+
+    return check
 
 
 def integer(name: str, value: int, least: int, most: int | None = None) -> int:

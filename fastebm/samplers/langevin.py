@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from fastebm.arguments import Setting, integer, one_of, optional, sizes
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
+from fastebm.modes import outside_inference
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
-from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
+from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
 from fastebm.samplers.scale import warn_of_wide_noise
-from fastebm.samplers.settings import (
-    Setting,
-    box,
-    callable_model,
-    chains,
-    integer,
-    number,
-    one_of,
-    optional,
-    setting,
-    value_at,
-)
+from fastebm.samplers.settings import box, callable_model, chains, number, setting, value_at
 
 Schedule = Callable[[int], float]
 
@@ -225,22 +214,21 @@ class LangevinDynamics:
             ValueError, TypeError: an argument is not what it should be, or the model is not one
                 for ``backend="fused"``; nothing has run then.
         """
-        for name, value, least in (
-            ("n_steps", n_steps, 0),
-            ("burn_in", burn_in, 0),
-            ("thin", thin, 1),
-            ("augment_every", augment_every, 1),
-        ):
-            integer(name, value, least)
+        n_steps, burn_in = integer("n_steps", n_steps, 0), integer("burn_in", burn_in, 0)
+        thin, augment_every = integer("thin", thin, 1), integer("augment_every", augment_every, 1)
         total = burn_in + n_steps
+        if total >= 2**32:  # of any stream; and before a plan of so many steps is made
+            raise ValueError(f"n_steps and burn_in must be less than 2^32 together, got {total}")
         plan = self.plan(range(total))
         rng = as_rng(seed, generator)
+        rng.check_room(total)
         if x is None:
             x = self._start(n_samples, dim, rng, sample_ids)
         elif n_samples is not None or dim is not None:
             raise ValueError("give x, or n_samples and dim, not both")
         else:
             x = chains(x)
+        check_sample_ids(sample_ids, len(x))
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
         fused, state = self.fused_chain(x, model_kwargs or {}), rng.state(x.device)
@@ -260,7 +248,7 @@ class LangevinDynamics:
 
         on_step = keep if return_trajectory or return_diagnostics else None
         before_step = None if augmentation is None else augment
-        with _no_inference():
+        with outside_inference():
             x = x.clone(memory_format=torch.contiguous_format)
             if fused is not None:
                 fused.run(
@@ -312,10 +300,11 @@ class LangevinDynamics:
         Returns:
             x after the step, and grad E(x), both (B, *event) and with a graph.
         """
-        integer("k", k, 0)
+        k = integer("k", k, 0)
         coefficients = self.coefficients(k)
         rng = as_rng(seed, generator)
         x = chains(x)
+        check_sample_ids(sample_ids, len(x))
         freeze = not create_graph
 
         def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
@@ -360,10 +349,7 @@ class LangevinDynamics:
     ) -> Tensor:
         if n is None or dim is None:
             raise ValueError("give x, or n_samples and dim")
-        integer("n_samples", n, 0)
-        event = (dim,) if isinstance(dim, Integral) else tuple(dim)
-        for d in event:
-            integer("dim", d, 1)
+        n, event = integer("n_samples", n, 0), sizes("dim", dim)
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
         like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
@@ -372,8 +358,3 @@ class LangevinDynamics:
             return langevin_step_(
                 x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
             )
-
-
-def _no_inference() -> AbstractContextManager:
-    """Outside inference mode; nothing is entered where that changes nothing, as it takes time."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

@@ -4,40 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
-from typing import Any
+from numbers import Real
 
 from torch import Tensor
 
 from fastebm.ops.langevin import Clamp
-
-
-class Setting:
-    """An attribute that is checked whenever it is set: ``check(name, value)`` gives what is kept or
-    raises. It is read as any attribute of an instance is."""
-
-    def __init__(self, check: Callable[[str, Any], Any]) -> None:
-        self.check = check
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __set__(self, instance: object, value: Any) -> None:
-        vars(instance)[self.name] = self.check(self.name, value)
-
-
-def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    """``check`` of what is not None."""
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def one_of(*values: Any) -> Callable[[str, Any], Any]:
-    def check(name: str, value: Any) -> Any:
-        if not any(type(value) is type(v) and value == v for v in values):  # 1 is not True here
-            raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {value!r}")
-        return value
-
-    return check
 
 
 def callable_model(name: str, model: Callable) -> Callable:
@@ -82,11 +53,6 @@ def real(name: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
     return float(value)
-
-
-def integer(name: str, value: int, least: int) -> None:
-    if not isinstance(value, (int, Integral)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
 def chains(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastebm import ImprovedContrastiveDivergence, LangevinDynamics
+from fastebm import ChainRNG, ImprovedContrastiveDivergence, LangevinDynamics
 from fastebm.energies import MLPEnergy
 
 WAYS = {
@@ -168,3 +168,29 @@ def test_integers_of_numpy_are_integers():
         n_samples=np.int64(3), dim=np.int64(2), n_steps=np.int32(2), seed=np.uint8(1)
     )
     assert torch.equal(a, sampler.sample(n_samples=3, dim=2, n_steps=2, seed=1))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 2), None])
+def test_a_stream_near_its_end_is_refused_before_anything_runs(x):
+    calls = []
+    sampler = LangevinDynamics(lambda x: calls.append(1) or x.square().sum(1), 0.1)
+    rng = ChainRNG(0, t=2**32 - 4)
+    start = {} if x is not None else {"n_samples": 2, "dim": 2}
+    with pytest.raises(ValueError, match="t must be in 0..4294967295: after 4294967292 steps"):
+        sampler.sample(x, 5, seed=rng, **start)
+    assert not calls and rng.t == 2**32 - 4
+    with pytest.raises(ValueError, match="less than 2.32 together, got 1000000000000"):
+        sampler.sample(x, 10**12, **start)
+    sampler.sample(x, 3, seed=rng, **start)
+    assert rng.t == 2**32 - 1
+
+
+@pytest.mark.parametrize("ids", [[0, -1], [0, 2**56], [0], [0.0, 1.0]])
+def test_sample_ids_out_of_range_are_refused_before_anything_runs(ids):
+    calls = []
+    sampler = LangevinDynamics(lambda x: calls.append(1) or x.square().sum(1), 0.1)
+    with pytest.raises(ValueError, match="sample_ids must be"):
+        sampler.sample(torch.zeros(2, 2), 3, sample_ids=torch.tensor(ids))
+    with pytest.raises(ValueError, match="sample_ids must be"):
+        sampler.last_step(torch.zeros(2, 2), sample_ids=torch.tensor(ids))
+    assert not calls
