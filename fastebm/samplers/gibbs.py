@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from fastebm.arguments import integer
+from fastebm.arguments import Setting, integer
 from fastebm.energies.protocol import sampling_mode
 from fastebm.modes import full_precision
 from fastebm.rng import ChainRNG, as_rng, check_sample_ids
 from fastebm.samplers.diagnostics import Log, finite_rows
-from fastebm.samplers.settings import number
+from fastebm.samplers.settings import setting, value_at
 
 __all__ = ["GibbsSampler"]
+
+
+def _machine(name: str, model):
+    if not hasattr(model, "gibbs_step"):
+        raise TypeError(
+            f"{name} must have conditional laws to draw from, as RBM and GaussianRBM do, got"
+            f" {type(model).__name__}"
+        )
+    return model
 
 
 class GibbsSampler:
@@ -38,17 +48,11 @@ class GibbsSampler:
     """
 
     step_size_checked = True  # there is no step size
+    model = Setting(_machine)
+    temperature = Setting(partial(setting, above_zero=True))
 
     def __init__(self, model, temperature: float | Callable[[int], float] = 1.0) -> None:
-        if not hasattr(model, "gibbs_step"):
-            raise TypeError(
-                f"model must have conditional laws to draw from, as RBM and GaussianRBM do, got"
-                f" {type(model).__name__}"
-            )
-        self.model = model
-        if not callable(temperature):
-            number("temperature", temperature, above_zero=True)
-        self.temperature = temperature
+        self.model, self.temperature = model, temperature
 
     @property
     def effective_temperature(self) -> float:
@@ -170,9 +174,7 @@ class GibbsSampler:
         return v.view(x.shape), None
 
     def _beta(self, k: int) -> float:
-        if not callable(self.temperature):
-            return 1 / self.temperature
-        return 1 / number(f"temperature({k})", self.temperature(k), above_zero=True)
+        return 1 / value_at(k, "temperature", self.temperature, above_zero=True)
 
     def _start(self, n: int | None, rng: ChainRNG, sample_ids: Tensor | None) -> Tensor:
         if n is None:

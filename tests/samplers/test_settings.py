@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastebm import ChainRNG, ImprovedContrastiveDivergence, LangevinDynamics
+from fastebm import RBM, ChainRNG, GibbsSampler, ImprovedContrastiveDivergence, LangevinDynamics
 from fastebm.energies import MLPEnergy
 
 WAYS = {
@@ -81,6 +81,19 @@ def test_a_setting_is_checked_when_it_is_set_and_refused_values_change_nothing(n
     assert vars(sampler) == before
     with pytest.raises(AttributeError):
         sampler.options = None
+
+
+def test_settings_of_gibbs_chains_are_checked_when_they_are_set():
+    sampler = GibbsSampler(RBM(4, 3))
+    for name, value, match in [
+        ("temperature", 0.0, "temperature must be finite and > 0, got 0.0"),
+        ("model", nn.Linear(4, 1), "model must have conditional laws to draw from"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=match):
+            setattr(sampler, name, value)
+    sampler.model, sampler.temperature = RBM(4, 3), 2.0
+    expected = GibbsSampler(sampler.model, 2.0).sample(n_samples=5, n_steps=3, seed=0)
+    assert torch.equal(sampler.sample(n_samples=5, n_steps=3, seed=0), expected)
 
 
 def test_settings_that_go_against_each_other_are_refused_before_anything_runs():
