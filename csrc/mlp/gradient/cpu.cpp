@@ -1,7 +1,7 @@
 // Gradients in the parameters of a small perceptron on a CPU: plain, AVX2 and AVX-512 paths.
-// Mapping: a task owns a range of samples, and takes tiles of them through both passes and the
-// derivatives along v; then kTiles of them at once into the sums over its samples. All of that
-// stays in the caches of its core.
+// Mapping: a share of the batch has sums of its own; a task takes shares, one after another, and
+// tiles of their samples through both passes and the derivatives along v; then kTiles of them at
+// once into the sums of their share. All of that stays in the caches of its core.
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -34,14 +34,13 @@ struct Tile {
   float *moved, *grad;
 };
 
-// A task's memory.
+// A task's memory, and the sums of a share.
 struct Work {
   Tile tile[kTiles];
   float* transposed;
-  // Sums over the samples. Of weights: panels of columns, (columns / panel, rows, panel); of the
-  // rest each lane's own sum.
+  // Sums over the share's samples. Of weights: panels of columns, (columns / panel, rows, panel);
+  // of the rest each lane's own sum.
   float *weight[kMaxHidden], *bias[kMaxHidden], *last_weight, *last_bias;
-  float *sums, *end;
 };
 
 // clang-format off
@@ -100,17 +99,24 @@ float lane_sum(const float* lanes, int64_t count) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// Lays a task's memory out at `base`; returns how many floats it takes.
-int64_t lay_out(const Mlp& mlp, float* base, Work* work) {
-  const int64_t lanes = panel();
-  const auto padded = [&](int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+// Hands out floats from `base` on, or only counts them where it is null.
+struct Floor {
+  float* base;
   int64_t used = 0;
-  const auto take = [&](int64_t floats) {
+  float* take(int64_t floats) {
     float* at = base ? base + used : nullptr;
     used += floats;
     return at;
-  };
-  const auto features = [&](int64_t n) { return take(padded(n) * lanes); };
+  }
+};
+
+int64_t padded(int64_t n) { return (n + panel() - 1) / panel() * panel(); }
+
+// Lays a task's memory out at `base`; returns how many floats it takes.
+int64_t lay_out_task(const Mlp& mlp, float* base, Work* work) {
+  const int64_t lanes = panel();
+  Floor floor{base};
+  const auto features = [&](int64_t n) { return floor.take(padded(n) * lanes); };
   const int64_t widest =
       std::max<int64_t>(mlp.dim, *std::max_element(mlp.width, mlp.width + mlp.hidden));
   Tile shared{};
@@ -124,68 +130,101 @@ int64_t lay_out(const Mlp& mlp, float* base, Work* work) {
       for (float** array : {&tile.h[l], &tile.t[l]}) *array = features(mlp.inputs(l));
     for (int l = 0; l < mlp.hidden; ++l)
       for (float** array : {&tile.to_z[l], &tile.through[l]}) *array = features(mlp.width[l]);
-    for (float** array : {&tile.energy, &tile.factor}) *array = take(lanes);
+    for (float** array : {&tile.energy, &tile.factor}) *array = floor.take(lanes);
   }
   work->transposed = features(kTiles * padded(widest));
-  work->sums = take(0);
-  for (int l = 0; l < mlp.hidden; ++l) {
-    work->weight[l] = take(padded(mlp.inputs(l)) * mlp.width[l]);
-    work->bias[l] = take(mlp.width[l] * lanes);
-  }
-  work->last_weight = take(mlp.inputs(mlp.hidden) * lanes);
-  work->last_bias = take(lanes);
-  work->end = take(0);
-  return used;
+  return floor.used;
 }
 
-Work task_work(const MlpGradientParams& p, int64_t task) {
-  Work work;
-  const int64_t size = lay_out(p.mlp, nullptr, &work);
-  lay_out(p.mlp, static_cast<float*>(p.scratch) + task * size, &work);
-  return work;
+// The same for the sums of a share.
+int64_t lay_out_sums(const Mlp& mlp, float* base, Work* work) {
+  const int64_t lanes = panel();
+  Floor floor{base};
+  for (int l = 0; l < mlp.hidden; ++l) {
+    work->weight[l] = floor.take(padded(mlp.inputs(l)) * mlp.width[l]);
+    work->bias[l] = floor.take(mlp.width[l] * lanes);
+  }
+  work->last_weight = floor.take(mlp.inputs(mlp.hidden) * lanes);
+  work->last_bias = floor.take(lanes);
+  return padded(floor.used);
+}
+
+float* sums_of(const MlpGradientParams& p, int64_t share) {
+  return static_cast<float*>(p.scratch) + share * mlp_gradient_sums_cpu(p);
+}
+
+int64_t tiles_of(int64_t batch) { return (batch + panel() - 1) / panel(); }
+
+// Shares of a batch: a function of its size alone. To begin and to join the sums of one takes as
+// long as a few samples do.
+int shares_of(int64_t batch) {
+  constexpr int64_t kShareSamples = 64, kMostShares = 32;
+  return static_cast<int>(std::clamp<int64_t>(batch / kShareSamples, 1, kMostShares));
 }
 
 }  // namespace
 
-int64_t mlp_gradient_scratch_cpu(MlpGradientParams* p, int threads) {
-  const int64_t tiles = (p->batch + panel() - 1) / panel();
-  p->tasks = static_cast<int>(std::min<int64_t>(threads, tiles));
+int64_t mlp_gradient_sums_cpu(const MlpGradientParams& p) {
   Work work;
-  return p->tasks * lay_out(p->mlp, nullptr, &work) * static_cast<int64_t>(sizeof(float));
+  return lay_out_sums(p.mlp, nullptr, &work);
+}
+
+int64_t mlp_gradient_scratch_cpu(MlpGradientParams* p, int threads) {
+  p->shares = shares_of(p->batch);
+  p->tasks = std::min(threads, p->shares);
+  Work work;
+  const int64_t floats =
+      p->shares * mlp_gradient_sums_cpu(*p) + p->tasks * lay_out_task(p->mlp, nullptr, &work);
+  return floats * static_cast<int64_t>(sizeof(float));
 }
 
 int mlp_gradient_cpu(const MlpGradientParams& p, int64_t begin, int64_t end, void*) {
-  const int64_t tiles = (p.batch + panel() - 1) / panel();
-  const auto first = [&](int64_t task) {
-    return std::min(p.batch, task * tiles / p.tasks * panel());
+  const int64_t tiles = tiles_of(p.batch), shares = shares_of(p.batch);
+  const auto first = [&](int64_t share) {
+    return std::min(p.batch, share * tiles / shares * panel());
   };
   for (int64_t task = begin; task < end; ++task) {
-    const Work work = task_work(p, task);
-    if (p.fresh) std::fill(work.sums, work.end, 0.0f);
-    run(p, work, first(task), first(task + 1));
+    Work work;
+    const int64_t size = lay_out_task(p.mlp, nullptr, &work);
+    lay_out_task(p.mlp, sums_of(p, p.shares) + task * size, &work);
+    const int64_t first_share = task * shares / p.tasks, last = (task + 1) * shares / p.tasks;
+    if (p.fresh)  // the last task begins those that this batch does not have too
+      std::fill(sums_of(p, first_share), sums_of(p, task + 1 < p.tasks ? last : p.shares), 0.0f);
+    for (int64_t s = first_share; s < last; ++s) {
+      lay_out_sums(p.mlp, sums_of(p, s), &work);
+      run(p, work, first(s), first(s + 1));
+    }
   }
   return 0;
 }
 
+void mlp_gradient_join_cpu(const MlpGradientParams& p, int64_t begin, int64_t end) {
+  constexpr int64_t kBlock = 2048;  // stays in the first cache while the shares go by
+  float* to = sums_of(p, 0);
+  for (; begin < end; begin += kBlock)
+    for (int64_t share = 1; share < p.shares; ++share) {
+      const float* from = sums_of(p, share);
+      for (int64_t i = begin; i < std::min(begin + kBlock, end); ++i) to[i] += from[i];
+    }
+}
+
 void mlp_gradient_sum_cpu(const MlpGradientParams& p, float* sums) {
   const int64_t lanes = panel();
-  for (int64_t task = 0; task < p.tasks; ++task) {
-    const Work work = task_work(p, task);
-    float* to = sums;
-    for (int l = 0; l < p.mlp.hidden; ++l) {
-      const int64_t rows = p.mlp.width[l], columns = p.mlp.inputs(l);
-      for (int64_t row = 0; row < rows; ++row)
-        for (int64_t begin = 0; begin < columns; begin += lanes) {
-          const float* from = work.weight[l] + (begin * rows + row * lanes);
-          const int64_t count = std::min(lanes, columns - begin);
-          for (int64_t i = 0; i < count; ++i) *to++ += from[i];
-        }
-      for (int64_t row = 0; row < rows; ++row) *to++ += lane_sum(work.bias[l] + row * lanes, lanes);
-    }
-    for (int64_t i = 0; i < p.mlp.inputs(p.mlp.hidden); ++i)
-      *to++ += lane_sum(work.last_weight + i * lanes, lanes);
-    *to += lane_sum(work.last_bias, lanes);
+  Work work;
+  lay_out_sums(p.mlp, sums_of(p, 0), &work);
+  for (int l = 0; l < p.mlp.hidden; ++l) {
+    const int64_t rows = p.mlp.width[l], columns = p.mlp.inputs(l);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t begin = 0; begin < columns; begin += lanes) {
+        const float* from = work.weight[l] + (begin * rows + row * lanes);
+        const int64_t count = std::min(lanes, columns - begin);
+        for (int64_t i = 0; i < count; ++i) *sums++ += from[i];
+      }
+    for (int64_t row = 0; row < rows; ++row) *sums++ += lane_sum(work.bias[l] + row * lanes, lanes);
   }
+  for (int64_t i = 0; i < p.mlp.inputs(p.mlp.hidden); ++i)
+    *sums++ += lane_sum(work.last_weight + i * lanes, lanes);
+  *sums += lane_sum(work.last_bias, lanes);
 }
 
 }  // namespace fastebm

@@ -25,16 +25,22 @@ struct MlpGradientParams {
   bool summed;    // whether the gradient in the parameters is wanted
   bool fresh;     // and whether it begins at zero, not at what the run before left in the scratch
   void* scratch;  // mlp_gradient_scratch_cpu() bytes, 64-byte aligned
-  int tasks;      // shares of the batch, each of which has a part of the scratch
+  int shares;     // most shares of a batch that have sums of their own in the scratch
+  int tasks;      // go through the shares, each with memory of its own there
 };
 
-// The tasks [begin, end) of p.tasks; 0.
+// The tasks [begin, end) of p.tasks; 0. A batch has as many shares as its size says, and sums are
+// added up share by share: so neither threads nor tasks change a bit.
 int mlp_gradient_cpu(const MlpGradientParams& p, int64_t begin, int64_t end, void* stream);
 
-// Adds what all tasks found to `sums`: for each layer its weights, row by row, then its biases.
+// Adds the numbers [begin, end) of the sums of all shares to those of the first one, out of
+// mlp_gradient_sums_cpu() of them.
+int64_t mlp_gradient_sums_cpu(const MlpGradientParams& p);
+void mlp_gradient_join_cpu(const MlpGradientParams& p, int64_t begin, int64_t end);
+// Adds the first share's to `sums`: for each layer its weights, row by row, then its biases.
 void mlp_gradient_sum_cpu(const MlpGradientParams& p, float* sums);
 
-// Sets p->tasks for so many threads, and returns the bytes of scratch.
+// Sets p->shares and, for so many threads, p->tasks, and returns the bytes of scratch.
 int64_t mlp_gradient_scratch_cpu(MlpGradientParams* p, int threads);
 
 }  // namespace fastebm

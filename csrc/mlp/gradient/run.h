@@ -26,6 +26,7 @@ class MlpGradientRuns {
 
   void run(MlpGradientParams p) {
     p.mlp = shared_.mlp;
+    p.shares = shared_.shares;
     p.tasks = shared_.tasks;
     p.scratch = shared_.scratch;
     p.fresh = p.summed && !summed_;
@@ -37,7 +38,12 @@ class MlpGradientRuns {
 
   // Adds the sums of all runs that have some.
   void add_to(float* sums) const {
-    if (summed_) mlp_gradient_sum_cpu(shared_, sums);
+    if (!summed_) return;
+    constexpr int64_t kGrain = 16384;
+    torch::stable::parallel_for(
+        0, mlp_gradient_sums_cpu(shared_), kGrain,
+        [&](int64_t begin, int64_t end) { mlp_gradient_join_cpu(shared_, begin, end); });
+    mlp_gradient_sum_cpu(shared_, sums);
   }
 
  private:

@@ -24,8 +24,8 @@ def mlp_gradient(
     ``sum_i c_i E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx``, c_i = factor for the first
     ``n_data`` samples, and -factor for the others; on a CPU.
 
-    Exact up to float32 rounding, second derivatives included. The order of its sums depends on the
-    number of threads.
+    Exact up to float32 rounding, second derivatives included. The same bits for any number of
+    threads.
 
     Args:
         network: the energy, float32 on a CPU; ``plain_mlp`` makes one of a module.
