@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ANY_ENERGY = "energies.protocol"  # what an energy is; the networks themselves are leaves
 FASTEBM = {
     "rng": [],
+    "modes": [],
     "ops": ["rng"],
     "info": ["ops.library"],
     "energies": ["ops", "rng"],
     "entropy": ["ops"],
     "replay": ["ops", "rng"],
     "chains": ["ops", "rng", ANY_ENERGY],
-    "samplers": ["chains", "replay.augmentation", "ops", "rng", ANY_ENERGY],
+    "samplers": ["chains", "replay.augmentation", "ops", "rng", "modes", ANY_ENERGY],
     "likelihood": ["ops", "rng", ANY_ENERGY],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", ANY_ENERGY]
     + ["energies.helmholtz"],

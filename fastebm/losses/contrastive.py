@@ -185,7 +185,7 @@ class ContrastiveDivergence(nn.Module):
     def _phases(self, batch: Batch, x_neg: Tensor, grad: Tensor | None) -> Terms:
         """The positive phase, the negative phase, and the energies' squares."""
         e_pos = energy(self.model, batch.x, **batch.kwargs_pos)
-        e_neg = energy(self.model, x_neg, **batch.kwargs_neg)
+        e_neg = self._energy_neg(batch, x_neg)
         mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
         squares = e_pos.square().mean() + e_neg.square().mean()
         std_pos, std_neg = spread(e_pos), spread(e_neg)
@@ -204,6 +204,9 @@ class ContrastiveDivergence(nn.Module):
             **step_metrics(self.sampler, x_neg, grad),
         }
         return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg)
+
+    def _energy_neg(self, batch: Batch, x_neg: Tensor) -> Tensor:
+        return energy(self.model, x_neg, **batch.kwargs_neg)
 
     def _check(self, x: Tensor) -> None:
         check_batch(x)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastebm.chains.second_order import eager_code, uncompiled
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
@@ -95,6 +96,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight, last_step)
         )
 
+    @uncompiled
     @torch.enable_grad()
     def _by_graph(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> Terms:
         # The negative phase and the KL term are energies of the same points, so one forward serves
@@ -113,6 +115,10 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         loss = terms.loss + (self.kl_weight * kl - self.entropy_weight * entropy)
         terms.metrics.update(kl_energy=kl.detach(), entropy=entropy.detach())
         return terms._replace(loss=loss, x_neg=x_neg)
+
+    def _energy_neg(self, batch: Batch, x_neg: Tensor) -> Tensor:
+        with eager_code():  # its graph is walked twice
+            return super()._energy_neg(batch, x_neg)
 
     def _entropy(self, x_kl: Tensor, references: References | None) -> Tensor | None:
         """None where there is no entropy term, or too few references for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -13,7 +13,9 @@ from torch import Generator, Tensor, nn
 
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
+from fastebm.chains.second_order import twice_differentiable, uncompiled
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
+from fastebm.modes import outside_inference
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
@@ -260,7 +262,7 @@ class LangevinDynamics:
 
         on_step = keep if return_trajectory or return_diagnostics else None
         before_step = None if augmentation is None else augment
-        with _no_inference():
+        with outside_inference():
             x = x.clone(memory_format=torch.contiguous_format)
             if fused is not None:
                 fused.run(
@@ -285,6 +287,7 @@ class LangevinDynamics:
             "effective_temperature": self.effective_temperature,
         }
 
+    @uncompiled
     def last_step(
         self,
         x: Tensor,
@@ -321,10 +324,15 @@ class LangevinDynamics:
         def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
             return leaf_gradient(self.model, leaf, model_kwargs, create_graph)
 
-        with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model, freeze):
+        with (
+            outside_inference(),
+            torch.enable_grad(),
+            sampling_mode(self.model, freeze) as switched,
+            twice_differentiable(switched) if create_graph else nullcontext(),
+        ):
             out = run_last_step(
-                *(gradient, x, coefficients, rng.state(x.device), self.options),
-                *(model_kwargs or {}, sample_ids),
+                *(gradient, x.clone() if x.is_inference() else x, coefficients),
+                *(rng.state(x.device), self.options, model_kwargs or {}, sample_ids),
             )
         rng.advance(1)
         return out
@@ -372,8 +380,3 @@ class LangevinDynamics:
             return langevin_step_(
                 x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
             )
-
-
-def _no_inference() -> AbstractContextManager:
-    """Outside inference mode; nothing is entered where that changes nothing, as it takes time."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
