@@ -7,7 +7,6 @@ Pipeline([("rbm", BernoulliRBM(n_components=100)), ("classes", LogisticRegressio
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from fastebm.caller import warn
 from fastebm.energies import RBM
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.rng import HIDDEN, VISIBLE, ChainRNG
@@ -161,10 +161,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         X = self._checked(X, reset)
         low, high = X.min(), X.max()
         if low < 0 or high > 1:
-            warnings.warn(
+            warn(
                 f"X has values from {low:g} to {high:g}, and the units of a BernoulliRBM take"
-                " values in [0, 1]: scale X first, for example by MinMaxScaler",
-                stacklevel=3,
+                " values in [0, 1]: scale X first, for example by MinMaxScaler"
             )
         return X
 

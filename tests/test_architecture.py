@@ -14,17 +14,18 @@ ANY_ENERGY = "energies.protocol"  # what an energy is; the networks themselves a
 FASTEBM = {
     "rng": [],
     "modes": [],
+    "caller": [],
     "ops": ["rng"],
     "info": ["ops.library"],
     "energies": ["ops", "rng"],
     "entropy": ["ops"],
     "replay": ["ops", "rng"],
-    "chains": ["ops", "rng", ANY_ENERGY],
-    "samplers": ["chains", "replay.augmentation", "ops", "rng", "modes", ANY_ENERGY],
+    "chains": ["ops", "rng", "caller", ANY_ENERGY],
+    "samplers": ["chains", "replay.augmentation", "ops", "rng", "modes", "caller", ANY_ENERGY],
     "likelihood": ["ops", "rng", ANY_ENERGY],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", ANY_ENERGY]
-    + ["energies.helmholtz"],
-    "sklearn": ["energies", "ops", "rng"],
+    + ["energies.helmholtz", "energies.compose", "modes", "caller"],
+    "sklearn": ["energies", "ops", "rng", "caller"],
     "app": ["losses", "likelihood", "samplers", "replay", "energies", "info", "rng"],
 }
 # What the files of a folder of csrc/ may include; bindings.cpp and simt_kernel.cpp.in know it all.

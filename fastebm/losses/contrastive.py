@@ -11,14 +11,16 @@ from fastebm.energies.protocol import check_batch, energy
 from fastebm.losses.mlp_loss import terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.losses.output import LossOutput
+from fastebm.losses.same_model import check_given, check_same_model
 from fastebm.losses.terms import Batch, Terms, spread, step_metrics
+from fastebm.modes import ordinary
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.diagnostics import finite_rows
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.scale import MIN_POINTS
-from fastebm.samplers.settings import real
+from fastebm.samplers.settings import integer, real
 
 
 class ContrastiveDivergence(nn.Module):
@@ -73,8 +75,8 @@ class ContrastiveDivergence(nn.Module):
                 f"sampler must be a LangevinDynamics or a GibbsSampler, got"
                 f" {type(sampler).__name__}"
             )
-        if not isinstance(k_steps, int) or k_steps < 1:
-            raise ValueError(f"k_steps must be an integer >= 1, got {k_steps!r}")
+        check_same_model(model, sampler.model)
+        integer("k_steps", k_steps, 1)
         if on_nonfinite not in ON_NONFINITE:
             raise ValueError(
                 f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
@@ -85,7 +87,7 @@ class ContrastiveDivergence(nn.Module):
         self.__dict__["model"] = model  # past nn.Module, which would register it
         self.sampler = sampler
         self.buffer: ReplayBuffer | None = None
-        self.k_steps = k_steps
+        self.k_steps = int(k_steps)
         self.energy_reg_weight = real("energy_reg_weight", energy_reg_weight)
         self.on_nonfinite = on_nonfinite
         self.calls = 0
@@ -110,8 +112,14 @@ class ContrastiveDivergence(nn.Module):
             NonFiniteError: see ``on_nonfinite``.
             ValueError, TypeError: an argument is not what it should be; nothing has run then.
         """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(x, model_kwargs, seed, generator)
         self._check(x)
-        rng, kwargs, x = as_rng(seed, generator), model_kwargs or {}, x.detach()
+        rng, x = as_rng(seed, generator), ordinary(x.detach())
+        if isinstance(rng, ChainRNG):
+            rng.copy().advance(self.k_steps)  # or it has not as many left
+        kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
         if not self.sampler.step_size_checked and len(x) >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
@@ -210,6 +218,14 @@ class ContrastiveDivergence(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         check_batch(x)
+        check_same_model(self.model, self.sampler.model)
+        if self.on_nonfinite == "skip":
+            check_given((self.model, self.sampler.model), len(x))
+        if self.buffer is not None and len(x) > self.buffer.capacity:
+            raise ValueError(
+                f"x must have at most as many samples as the ReplayBuffer where chains start,"
+                f" {self.buffer.capacity}, got a batch of {len(x)}"
+            )
         if self.buffer is not None and x.shape[1:] != self.buffer.shape:
             raise ValueError(
                 f"x must have samples of the buffer's shape {self.buffer.shape},"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from fastebm.replay.references import References
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.gibbs import NO_DERIVATIVE
 from fastebm.samplers.langevin import LangevinDynamics
-from fastebm.samplers.settings import real
+from fastebm.samplers.settings import integer, number, real
 
 
 class ImprovedContrastiveDivergence(ContrastiveDivergence):
@@ -74,11 +72,11 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         self.buffer = buffer
         self.kl_weight = real("kl_weight", kl_weight)
         self.entropy_weight = real("entropy_weight", entropy_weight)
-        if not 0 < entropy_eps < math.inf:
-            raise ValueError(f"entropy_eps must be finite and > 0, got {entropy_eps}")
-        if n_entropy_refs is not None and n_entropy_refs < 2:
-            raise ValueError(f"n_entropy_refs must be None or >= 2, got {n_entropy_refs}")
-        self.entropy_eps, self.n_entropy_refs = float(entropy_eps), n_entropy_refs
+        self.entropy_eps = number("entropy_eps", entropy_eps, above_zero=True)
+        if n_entropy_refs is not None:
+            integer("n_entropy_refs", n_entropy_refs, 2)
+            n_entropy_refs = int(n_entropy_refs)
+        self.n_entropy_refs = n_entropy_refs
 
     def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
         """With stored samples, and for each chain which of them is its own slot (or -1)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from fastebm.likelihood.exact import enumerable_layer, log_partition
 from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
+from fastebm.modes import ordinary
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers.diagnostics import finite_rows
@@ -63,7 +65,7 @@ class ExactMaximumLikelihood(nn.Module):
         check_batch(x)
         if hasattr(self.model, "check_data"):
             self.model.check_data(x)
-        e = sum_scales(energy(self.model, x)).double()
+        e = sum_scales(energy(self.model, ordinary(x))).double()
         n_bad = int((~finite_rows(e)).sum())
         if n_bad:
             raise NonFiniteError(f"{n_bad} of {len(x)} energies of the data are not finite")
@@ -109,9 +111,15 @@ class MaximumLikelihood(ContrastiveDivergence):
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         if init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range must be (lo, hi) with lo < hi, got {value_range!r}")
-        self.init, self.value_range = init, value_range
+        try:
+            lo, hi = map(float, value_range)
+        except (TypeError, ValueError):
+            lo = hi = math.nan
+        if not -math.inf < lo < hi < math.inf:
+            raise ValueError(
+                f"value_range must be finite (lo, hi) with lo < hi, got {value_range!r}"
+            )
+        self.init, self.value_range = init, (lo, hi)
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, None]:
         noise = torch.zeros_like(x, memory_format=torch.contiguous_format)

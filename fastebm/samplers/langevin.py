@@ -15,7 +15,7 @@ from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, 
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.chains.second_order import twice_differentiable, uncompiled
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
-from fastebm.modes import outside_inference
+from fastebm.modes import ordinary, outside_inference
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
@@ -330,9 +330,10 @@ class LangevinDynamics:
             sampling_mode(self.model, freeze) as switched,
             twice_differentiable(switched) if create_graph else nullcontext(),
         ):
+            kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
             out = run_last_step(
-                *(gradient, x.clone() if x.is_inference() else x, coefficients),
-                *(rng.state(x.device), self.options, model_kwargs or {}, sample_ids),
+                *(gradient, ordinary(x), coefficients, rng.state(x.device), self.options),
+                *(kwargs, sample_ids),
             )
         rng.advance(1)
         return out
