@@ -101,16 +101,24 @@ def _copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
                 places.append((module, name, *copies[id(buffer)]))
     try:
         for module, name, _, copy in places:
-            setattr(module, name, copy)
+            _assign(module, name, copy)
         yield
     finally:
         for module, name, buffer, copy in places:
-            if getattr(module, name) is copy:  # else the module has replaced it
-                setattr(module, name, buffer)
+            if getattr(module, name, None) is copy:  # else the module has replaced it
+                _assign(module, name, buffer)
         with torch.no_grad():
             for buffer, copy in copies.values():
-                if copy._version:
-                    buffer.copy_(copy)
+                # Not every update shows in the version, so all are taken over; but graphs made of a
+                # buffer that has not changed go on.
+                (buffer if copy._version else buffer.data).copy_(copy)
+
+
+def _assign(module: nn.Module, name: str, buffer: Tensor) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        setattr(module, name, buffer)
+    else:  # past nn.Module's own assignment, which takes longer than the copies
+        module._buffers[name] = buffer
 
 
 def uncompiled(function: Callable) -> Callable:

@@ -90,11 +90,13 @@ def test_buffers_are_the_same_tensors_afterwards_with_what_the_last_step_did_to_
             super().__init__()
             self.w = nn.Parameter(torch.randn(3))
             self.register_buffer("in_place", torch.zeros(()))
+            self.register_buffer("unseen", torch.zeros(()))
             self.register_buffer("replaced", torch.zeros(()))
 
         def forward(self, x):
             if x.requires_grad and not self.training:
                 self.in_place.add_(1)
+                self.unseen.data.add_(1)
                 self.replaced = self.replaced + 1
             return torch.tanh(x @ self.w)
 
@@ -102,7 +104,13 @@ def test_buffers_are_the_same_tensors_afterwards_with_what_the_last_step_did_to_
     in_place = model.in_place
     icd(model, torch.randn(4, 3), k_steps=3)
     assert model.in_place is in_place and model._buffers["replaced"] is model.replaced
-    assert in_place == 3 and model.replaced == 3
+    assert in_place == model.unseen == model.replaced == 3
+
+    unchanged = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Tanh(), nn.Linear(4, 1))
+    unchanged.register_buffer("factor", torch.ones(1))
+    loss = (unchanged(torch.randn(4, 3)) * unchanged.factor).sum()
+    icd(unchanged, torch.randn(4, 3))
+    loss.backward()  # no change that autograd would refuse
 
     def fails(x):
         raise KeyError
