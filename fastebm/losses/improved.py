@@ -37,9 +37,10 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
     alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
 
-    The last step is taken in eval mode and then differentiated: attention runs by its formula there,
-    what ``torch.compile`` made as it is written, and activation checkpointing, or any other hook on
-    saved tensors, saves no memory there. The other steps and energies have all of these.
+    The last step is differentiated again in ``backward()``. So attention runs by its formula there
+    and what ``torch.compile`` made as it is written, and activation checkpointing, or any other
+    hook on saved tensors, saves no memory there. The other steps and the data's energies have all
+    of these; those of the chains' ends are not compiled.
 
     Args:
         buffer: where chains start and end; None: they start at the data.
