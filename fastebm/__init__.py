@@ -1,5 +1,7 @@
 """Fused Langevin sampling and improved contrastive divergence for energy-based models."""
 
+from importlib.metadata import version as _version
+
 import torch  # noqa: F401  (loads libtorch before the extension)
 
 try:
@@ -41,6 +43,7 @@ from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.scale import StepSizeWarning
 
+__version__ = _version("fastebm")
 __all__ = [
     "RBM",
     "Augmentation",

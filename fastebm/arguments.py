@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 Check = Callable[[str, Any], Any]  # (name, value) -> what is kept; or raises
@@ -70,3 +72,21 @@ def sizes(name: str, values: int | Iterable[int]) -> tuple[int, ...]:
     """
     values = tuple(values) if isinstance(values, Iterable) else (values,)
     return tuple(integer(name, value, 1) for value in values)
+
+
+def finite_range(name: str, value: Iterable[float]) -> tuple[float, float]:
+    """(lo, hi), finite, with lo < hi, or a ValueError."""
+    try:
+        lo, hi = map(float, value)
+    except (TypeError, ValueError):
+        lo = hi = math.nan
+    if not -math.inf < lo < hi < math.inf:
+        raise ValueError(f"{name} must be finite (lo, hi) with lo < hi, got {value!r}")
+    return lo, hi
+
+
+def share(name: str, value: float) -> float:
+    """A number in [0, 1], or a ValueError."""
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+    return float(value)

@@ -7,7 +7,6 @@ Pipeline([("rbm", BernoulliRBM(n_components=100)), ("classes", LogisticRegressio
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable
 from numbers import Integral, Real
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from fastebm.caller import warn
 from fastebm.energies import RBM
 from fastebm.modes import full_precision
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
@@ -165,10 +165,9 @@ class BernoulliRBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         X = self._checked(X, reset)
         low, high = X.min(), X.max()
         if low < 0 or high > 1:
-            warnings.warn(
+            warn(
                 f"X has values from {low:g} to {high:g}, and the units of a BernoulliRBM take"
-                " values in [0, 1]: scale X first, for example by MinMaxScaler",
-                stacklevel=3,
+                " values in [0, 1]: scale X first, for example by MinMaxScaler"
             )
         return X
 

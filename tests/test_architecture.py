@@ -11,10 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the files of a folder of fastebm/ may import from it, beside each other.
 ANY_ENERGY = "energies.protocol"  # what an energy is; the networks themselves are leaves
-EVERYWHERE = ["arguments", "modes"]  # checks of integers, modes of torch
+EVERYWHERE = ["arguments", "caller", "modes"]  # checks, warnings, modes of torch
 FASTEBM = {
     "arguments": [],
     "modes": [],
+    "caller": [],
     "rng": ["arguments"],
     "ops": ["rng"],
     "info": ["ops.library"],
@@ -25,7 +26,7 @@ FASTEBM = {
     "samplers": ["chains", "replay.augmentation", "ops", "rng", ANY_ENERGY, *EVERYWHERE],
     "likelihood": ["ops", "rng", ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", ANY_ENERGY]
-    + ["energies.helmholtz", *EVERYWHERE],
+    + ["energies.helmholtz", "energies.compose", *EVERYWHERE],
     "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
     "app": ["losses", "likelihood", "samplers", "replay", "energies", "info", "rng"],
 }

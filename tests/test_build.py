@@ -31,6 +31,8 @@ def test_only_the_stable_interface_of_torch_is_used():
 
 def test_build_info_says_what_there_is(monkeypatch):
     facts = fastebm.build_info()
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{fastebm.__version__}"' in project and facts["fastebm"] in project
     assert facts["cpu"].split(",")[0] in ("avx512", "avx2", "scalar")
     assert facts["gpu"].startswith(("usable: ", "not usable: "))
     monkeypatch.setattr(info.extension, "cuda_archs", "")

@@ -244,8 +244,9 @@ def test_gibbs_draws_from_the_conditional_laws():
 
 def test_bad_input():
     X = bits()
-    with pytest.warns(UserWarning, match=r"X has values from 0 to 16.*MinMaxScaler"):
+    with pytest.warns(UserWarning, match=r"X has values from 0 to 16.*MinMaxScaler") as caught:
         BernoulliRBM(3, n_iter=0).fit(X * 16)
+    assert caught[0].filename == __file__  # past scikit-learn's wrappers
     for bad in (np.nan, np.inf):
         Y = X.copy()
         Y[3, 3] = bad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fastebm.chains.capture as cuda
+from fastebm.caller import warn
 from fastebm.chains.capture import Body
 from fastebm.chains.snapshot import Snapshot
 
@@ -276,8 +276,7 @@ def segments(n_steps: int) -> list[int]:
 
 
 def _warn(reason: str) -> None:
-    text = f"the chain runs eagerly, not as a CUDA graph: {reason}"
-    warnings.warn(text, GraphWarning, stacklevel=2)
+    warn(f"the chain runs eagerly, not as a CUDA graph: {reason}", GraphWarning)
 
 
 GRAPHS = ChainGraphs()

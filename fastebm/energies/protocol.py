@@ -93,22 +93,23 @@ def checked_energies(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict
 
 
 @contextmanager
-def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator[None]:
+def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator[list[nn.Module]]:
     """The model as chains need it: in eval mode and, with ``freeze``, its parameters constants.
 
     Constant parameters make parametrised weights (``torch.nn.utils.parametrize``: spectral norm,
     weight standardisation) constant too: each is computed once, by torch's own cache. So a model
     must not exchange its parametrised parameters from one call to the next while it is frozen.
 
-    On leaving, also by an exception, every parameter's ``requires_grad`` and every submodule's
-    ``training`` are what they were. A plain function is left alone.
+    Gives the modules that were in training mode. On leaving, also by an exception, every
+    parameter's ``requires_grad`` and every submodule's ``training`` are what they were. A plain
+    function is left alone.
 
     Raises:
         RuntimeError: the caller's own ``parametrize.cached()`` is open; the constants would stay in
             it, and later gradients would pass the weights by.
     """
     if not isinstance(model, nn.Module):
-        yield
+        yield []
         return
     modules = [m for m in model.modules() if m.training]
     parameters = [p for p in model.parameters() if p.requires_grad] if freeze else []
@@ -120,7 +121,7 @@ def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator
         for parameter in parameters:
             parameter.requires_grad_(False)
         with parametrize.cached() if freeze else nullcontext():
-            yield
+            yield modules
     finally:
         for module in modules:
             vars(module)["training"] = True

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
+from fastebm.arguments import Setting, integer, one_of
 from fastebm.energies.protocol import check_batch, energy
+from fastebm.losses.loss import Loss
 from fastebm.losses.mlp_loss import terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.losses.output import LossOutput
+from fastebm.losses.same_model import check_given, check_same_model
 from fastebm.losses.terms import Batch, Terms, spread, step_metrics
+from fastebm.modes import ordinary
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.diagnostics import finite_rows
@@ -21,7 +26,15 @@ from fastebm.samplers.scale import MIN_POINTS
 from fastebm.samplers.settings import real
 
 
-class ContrastiveDivergence(nn.Module):
+def _sampler(name: str, sampler: LangevinDynamics | GibbsSampler):
+    if not isinstance(sampler, (LangevinDynamics, GibbsSampler)):
+        raise TypeError(
+            f"{name} must be a LangevinDynamics or a GibbsSampler, got {type(sampler).__name__}"
+        )
+    return sampler
+
+
+class ContrastiveDivergence(Loss):
     """CD-k: ``mean E(x) - mean E(sg x_neg) + energy_reg_weight (mean E(x)^2 + mean E(x_neg)^2)``.
 
     The chains start at the data and take ``k_steps`` steps; sg stops the gradient. Energies (B, S)
@@ -56,6 +69,10 @@ class ContrastiveDivergence(nn.Module):
     """
 
     _outside_graphs = ("calls",)  # what no graph of a step bakes in
+    sampler = Setting(_sampler)
+    k_steps = Setting(partial(integer, least=1))
+    energy_reg_weight = Setting(real)
+    on_nonfinite = Setting(one_of(*ON_NONFINITE))
 
     def __init__(
         self,
@@ -66,29 +83,12 @@ class ContrastiveDivergence(nn.Module):
         on_nonfinite: str = "raise",
     ) -> None:
         super().__init__()
-        if not callable(model):
-            raise TypeError(f"model must be callable, got {type(model).__name__}")
-        if not isinstance(sampler, (LangevinDynamics, GibbsSampler)):
-            raise TypeError(
-                f"sampler must be a LangevinDynamics or a GibbsSampler, got"
-                f" {type(sampler).__name__}"
-            )
-        if not isinstance(k_steps, int) or k_steps < 1:
-            raise ValueError(f"k_steps must be an integer >= 1, got {k_steps!r}")
-        if on_nonfinite not in ON_NONFINITE:
-            raise ValueError(
-                f"on_nonfinite must be one of {', '.join(ON_NONFINITE)}, got {on_nonfinite!r}"
-            )
-        per_chain = [getattr(sampler, name, None) for name in ("step_size", "noise_std")]
-        if on_nonfinite == "skip" and any(isinstance(v, Tensor) and v.dim() for v in per_chain):
-            raise ValueError('on_nonfinite="skip" needs one step_size and noise_std for all chains')
-        self.__dict__["model"] = model  # past nn.Module, which would register it
-        self.sampler = sampler
+        self.model, self.sampler, self.k_steps = model, sampler, k_steps
+        self.energy_reg_weight, self.on_nonfinite = energy_reg_weight, on_nonfinite
         self.buffer: ReplayBuffer | None = None
-        self.k_steps = k_steps
-        self.energy_reg_weight = real("energy_reg_weight", energy_reg_weight)
-        self.on_nonfinite = on_nonfinite
         self.calls = 0
+        check_same_model(model, sampler.model)
+        self._check_skip()
 
     def forward(
         self,
@@ -110,8 +110,13 @@ class ContrastiveDivergence(nn.Module):
             NonFiniteError: see ``on_nonfinite``.
             ValueError, TypeError: an argument is not what it should be; nothing has run then.
         """
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(x, model_kwargs, seed, generator)
         self._check(x)
-        rng, kwargs, x = as_rng(seed, generator), model_kwargs or {}, x.detach()
+        rng, x = as_rng(seed, generator), ordinary(x.detach())
+        rng.check_room(self.k_steps)
+        kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
         if not self.sampler.step_size_checked and len(x) >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
@@ -185,7 +190,7 @@ class ContrastiveDivergence(nn.Module):
     def _phases(self, batch: Batch, x_neg: Tensor, grad: Tensor | None) -> Terms:
         """The positive phase, the negative phase, and the energies' squares."""
         e_pos = energy(self.model, batch.x, **batch.kwargs_pos)
-        e_neg = energy(self.model, x_neg, **batch.kwargs_neg)
+        e_neg = self._energy_neg(batch, x_neg)
         mean_pos, mean_neg = e_pos.mean(), e_neg.mean()
         squares = e_pos.square().mean() + e_neg.square().mean()
         std_pos, std_neg = spread(e_pos), spread(e_neg)
@@ -205,8 +210,18 @@ class ContrastiveDivergence(nn.Module):
         }
         return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg)
 
+    def _energy_neg(self, batch: Batch, x_neg: Tensor) -> Tensor:
+        return energy(self.model, x_neg, **batch.kwargs_neg)
+
     def _check(self, x: Tensor) -> None:
         check_batch(x)
+        check_same_model(self.model, self.sampler.model)
+        self._check_skip(len(x))
+        if self.buffer is not None and len(x) > self.buffer.capacity:
+            raise ValueError(
+                f"x must have at most as many samples as the ReplayBuffer where chains start,"
+                f" {self.buffer.capacity}, got a batch of {len(x)}"
+            )
         if self.buffer is not None and x.shape[1:] != self.buffer.shape:
             raise ValueError(
                 f"x must have samples of the buffer's shape {self.buffer.shape},"
@@ -215,6 +230,15 @@ class ContrastiveDivergence(nn.Module):
         # On a device, which this waits for, the first batch only.
         if isinstance(self.sampler, GibbsSampler) and (x.device.type == "cpu" or not self.calls):
             self.sampler.model.check_data(x)
+
+    def _check_skip(self, n: int = 0) -> None:
+        """ValueError where no rows of n samples could be left out, and might have to be."""
+        if self.on_nonfinite != "skip":
+            return
+        per_chain = [getattr(self.sampler, name, None) for name in ("step_size", "noise_std")]
+        if any(isinstance(v, Tensor) and v.dim() for v in per_chain):
+            raise ValueError('on_nonfinite="skip" needs one step_size and noise_std for all chains')
+        check_given((self.model, self.sampler.model), n)
 
 
 class PersistentContrastiveDivergence(ContrastiveDivergence):

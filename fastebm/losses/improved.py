@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from fastebm.arguments import Setting, integer, optional
+from fastebm.chains.second_order import eager_code, uncompiled
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
@@ -16,7 +18,7 @@ from fastebm.replay.references import References
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.gibbs import NO_DERIVATIVE
 from fastebm.samplers.langevin import LangevinDynamics
-from fastebm.samplers.settings import real
+from fastebm.samplers.settings import number, real
 
 
 class ImprovedContrastiveDivergence(ContrastiveDivergence):
@@ -38,6 +40,11 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     KL(data || p) - KL(q || p), up to the earlier steps. Where steps are small for the data, CD
     alone does as well. The total says nothing about the fit, as E(x_neg) cancels in its value.
 
+    The last step is differentiated again in ``backward()``. So attention runs by its formula there
+    and what ``torch.compile`` made as it is written, and activation checkpointing, or any other
+    hook on saved tensors, saves no memory there. The other steps and the data's energies have all
+    of these; those of the chains' ends are not compiled.
+
     Args:
         buffer: where chains start and end; None: they start at the data.
         kl_weight, entropy_weight: any real numbers.
@@ -51,6 +58,10 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
     models, 2021.
     """
+
+    kl_weight, entropy_weight = Setting(real), Setting(real)
+    entropy_eps = Setting(partial(number, above_zero=True))
+    n_entropy_refs = Setting(optional(partial(integer, least=2)))
 
     def __init__(
         self,
@@ -71,13 +82,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         if buffer is not None:
             check_buffer(buffer)
         self.buffer = buffer
-        self.kl_weight = real("kl_weight", kl_weight)
-        self.entropy_weight = real("entropy_weight", entropy_weight)
-        if not 0 < entropy_eps < math.inf:
-            raise ValueError(f"entropy_eps must be finite and > 0, got {entropy_eps}")
-        if n_entropy_refs is not None and n_entropy_refs < 2:
-            raise ValueError(f"n_entropy_refs must be None or >= 2, got {n_entropy_refs}")
-        self.entropy_eps, self.n_entropy_refs = float(entropy_eps), n_entropy_refs
+        self.kl_weight, self.entropy_weight = kl_weight, entropy_weight
+        self.entropy_eps, self.n_entropy_refs = entropy_eps, n_entropy_refs
 
     def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
         """With stored samples, and for each chain which of them is its own slot (or -1)."""
@@ -95,6 +101,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight, last_step)
         )
 
+    @uncompiled
     @torch.enable_grad()
     def _by_graph(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> Terms:
         # The negative phase and the KL term are energies of the same points, so one forward serves
@@ -113,6 +120,10 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         loss = terms.loss + (self.kl_weight * kl - self.entropy_weight * entropy)
         terms.metrics.update(kl_energy=kl.detach(), entropy=entropy.detach())
         return terms._replace(loss=loss, x_neg=x_neg)
+
+    def _energy_neg(self, batch: Batch, x_neg: Tensor) -> Tensor:
+        with eager_code():  # its graph is walked twice
+            return super()._energy_neg(batch, x_neg)
 
     def _entropy(self, x_kl: Tensor, references: References | None) -> Tensor | None:
         """None where there is no entropy term, or too few references for it."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
+from fastebm.arguments import Setting, finite_range, one_of
 from fastebm.energies.protocol import check_batch, energy, sum_scales
 from fastebm.likelihood.exact import enumerable_layer, log_partition
 from fastebm.losses.contrastive import ContrastiveDivergence
+from fastebm.losses.loss import Loss
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
+from fastebm.modes import ordinary
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers.diagnostics import finite_rows
@@ -19,7 +22,7 @@ from fastebm.samplers.diagnostics import finite_rows
 INITS = ("uniform", "normal")
 
 
-class ExactMaximumLikelihood(nn.Module):
+class ExactMaximumLikelihood(Loss):
     """``mean E(x) + log Z``, minus the mean log-likelihood, with its exact gradient ``mean dE(x) -
     E_p[dE]`` by enumeration of all states.
 
@@ -40,9 +43,11 @@ class ExactMaximumLikelihood(nn.Module):
 
     def __init__(self, model: Callable[..., Tensor], n_units: int | None = None) -> None:
         super().__init__()
-        enumerable_layer(model, n_units)
-        self.__dict__["model"] = model  # past nn.Module, which would register it
         self.n_units = n_units
+        self.model = model
+
+    def _check_model(self, model: Callable[..., Tensor]) -> None:
+        enumerable_layer(model, self.n_units)
 
     def forward(
         self,
@@ -63,7 +68,7 @@ class ExactMaximumLikelihood(nn.Module):
         check_batch(x)
         if hasattr(self.model, "check_data"):
             self.model.check_data(x)
-        e = sum_scales(energy(self.model, x)).double()
+        e = sum_scales(energy(self.model, ordinary(x))).double()
         n_bad = int((~finite_rows(e)).sum())
         if n_bad:
             raise NonFiniteError(f"{n_bad} of {len(x)} energies of the data are not finite")
@@ -96,6 +101,9 @@ class MaximumLikelihood(ContrastiveDivergence):
     al., On the anatomy of MCMC-based maximum likelihood learning of energy-based models, 2020.
     """
 
+    init = Setting(one_of(*INITS))
+    value_range = Setting(finite_range)
+
     def __init__(
         self,
         model,
@@ -107,10 +115,6 @@ class MaximumLikelihood(ContrastiveDivergence):
         on_nonfinite: str = "raise",
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
-        if init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range must be (lo, hi) with lo < hi, got {value_range!r}")
         self.init, self.value_range = init, value_range
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 from torch import Tensor
+
+from fastebm.caller import warn
 
 ON_NONFINITE = ("raise", "warn", "skip", "count")
 
@@ -21,8 +22,7 @@ def all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
 
 
 def report(where: str, on_nonfinite: str, n_pos: int, n_neg: int, n: int) -> float:
-    """How many energies of the data and chains, of n each, are not finite. If any, raises or warns
-    in the name of who called the loss; called by the loss's ``forward``.
+    """How many energies of the data and chains, of n each, are not finite. If any, raises or warns.
 
     Raises:
         NonFiniteError: with "raise", or with "skip" if nothing is left.
@@ -35,5 +35,5 @@ def report(where: str, on_nonfinite: str, n_pos: int, n_neg: int, n: int) -> flo
     left = n_pos < n and n_neg < n
     if on_nonfinite == "raise" or (on_nonfinite == "skip" and not left):
         raise NonFiniteError(message)
-    warnings.warn(message, stacklevel=5)  # past forward and nn.Module
+    warn(message)
     return float(n_pos + n_neg)

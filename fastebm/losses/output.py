@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 class LossOutput(NamedTuple):
-    """What a loss returns.
+    """What a loss returns: ``out = criterion(x)`` with the attributes below, or the three of them,
+    ``loss, x_neg, metrics = criterion(x)``, of which ``_`` leaves one out.
 
     Attributes:
         loss: 0-d, to call ``backward()`` on; of a small perceptron on a CPU without create_graph.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastebm.caller import warn
 from fastebm.chains.capture import Body, capture, ordered, warm_up
 from fastebm.chains.graph import GraphWarning
 from fastebm.chains.settings import settings_key
@@ -76,8 +75,13 @@ class GraphedTrainStep:
         Raises:
             ValueError: ``x`` has another shape, dtype or device than before; or the loss has become
                 one that cannot be captured.
-            RuntimeError: the step cannot be captured, and why.
+            RuntimeError: the step cannot be captured, and why; or gradients are off.
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "a training step needs gradients: call it outside of torch.no_grad() and"
+                " torch.inference_mode()"
+            )
         with ordered(self._device):
             if self._x is None:
                 self._x = x.detach().to(self._device, copy=True)
@@ -132,7 +136,7 @@ class GraphedTrainStep:
         if change is not None and not self._has_warned:
             self._has_warned = True
             text = f"the step runs eagerly once and is captured anew, since it changed: {change}"
-            warnings.warn(text, GraphWarning, stacklevel=3)
+            warn(text, GraphWarning)
         return change is not None
 
     def _look(self) -> Snapshot:

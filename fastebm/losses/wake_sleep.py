@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from fastebm.energies.helmholtz import HelmholtzMachine
 from fastebm.energies.protocol import check_batch
+from fastebm.losses.loss import Loss
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
 from fastebm.rng import ChainRNG, as_rng
 
 
-class WakeSleep(nn.Module):
+class WakeSleep(Loss):
     """``-mean log p(x, h) - mean log q(h' | v')``: h is recognised of the data x (wake), v' and h'
     are dreamt by the machine (sleep).
 
@@ -34,9 +35,11 @@ class WakeSleep(nn.Module):
 
     def __init__(self, model: HelmholtzMachine) -> None:
         super().__init__()
+        self.model = model
+
+    def _check_model(self, model: HelmholtzMachine) -> None:
         if not isinstance(model, HelmholtzMachine):
             raise TypeError(f"model must be a HelmholtzMachine, got {type(model).__name__}")
-        self.__dict__["model"] = model  # past nn.Module, which would register it
 
     def forward(
         self,
@@ -57,6 +60,7 @@ class WakeSleep(nn.Module):
         check_batch(x)
         self.model.check_data(x)
         rng = as_rng(seed, generator)
+        rng.copy().advance(2)  # or it has not as many left
         awake, dream = self.model.recognise(x, rng), self.model.dream(len(x), rng)
         log_p, log_q = self.model.log_joint(awake), self.model.log_recognition(dream)
         n_bad = int((~(log_p.isfinite() & log_q.isfinite())).sum())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from fastebm.arguments import integer, sizes
+from fastebm.arguments import Fixed, Setting, finite_range, integer, one_of, share, sizes
 from fastebm.modes import outside_inference
 from fastebm.ops.choice import choose_slots
 from fastebm.ops.replay import replay_gather
@@ -60,6 +61,12 @@ class ReplayBuffer(nn.Module):
 
     _outside_graphs = ("n_pushed",)  # what no graph of a step bakes in
 
+    capacity = Fixed(partial(integer, least=1))
+    shape = Fixed(sizes)
+    mode = Fixed(one_of(*MODES))
+    value_range = Fixed(finite_range)
+    reinit_prob = Setting(share)
+
     def __init__(
         self,
         capacity: int,
@@ -75,21 +82,12 @@ class ReplayBuffer(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        capacity, shape = integer("capacity", capacity, 1), sizes("shape", shape)
-        if not 0 <= reinit_prob <= 1:
-            raise ValueError(f"reinit_prob must be in [0, 1], got {reinit_prob}")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        self.capacity, self.shape, self.mode = capacity, shape, mode
+        self.value_range, self.reinit_prob, self.init = value_range, reinit_prob, init
         if not callable(init) and init not in ("uniform", "normal"):
             raise ValueError(f"init must be 'uniform', 'normal' or a function, got {init!r}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be float32, bfloat16 or uint8, got {dtype}")
-        lo, hi = (float(v) for v in value_range)
-        if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
-            raise ValueError(f"value_range must be finite with lo < hi, got {value_range}")
-        self.capacity, self.shape = capacity, shape
-        self.reinit_prob, self.mode, self.init = float(reinit_prob), mode, init
-        self.value_range = (lo, hi)
         if augmentation is not None:
             augmentation.check_shape(self.shape)
             if augmentation.value_range != self.value_range:
@@ -101,13 +99,15 @@ class ReplayBuffer(nn.Module):
         self.n_pushed = 0
         rng = ChainRNG(as_rng(seed, generator).seed)
         with outside_inference():
-            data = torch.zeros((capacity, *shape), dtype=dtype, device=device)
+            data = torch.zeros((self.capacity, *self.shape), dtype=dtype, device=device)
             self.register_buffer("data", data)
             # Mode slot: how often the chain in a slot has been drawn since it started.
-            self.register_buffer("visits", torch.zeros(capacity, dtype=torch.int32, device=device))
+            self.register_buffer(
+                "visits", torch.zeros(self.capacity, dtype=torch.int32, device=device)
+            )
             self.register_buffer("stream", rng.state(data.device))
             if mode == "slot":  # in parts, as float32 may be four times the storage
-                for part in data.split(max(1, _FILL // math.prod(shape))):
+                for part in data.split(max(1, _FILL // math.prod(self.shape))):
                     none = torch.full((len(part),), -1, device=data.device)
                     part.copy_(self._store(self._draw(none)[0]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Generator, Tensor, nn
 from fastebm.arguments import Setting, integer, one_of, optional, sizes
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
+from fastebm.chains.second_order import twice_differentiable, uncompiled
 from fastebm.energies.protocol import leaf_gradient, sampling_mode
-from fastebm.modes import outside_inference
+from fastebm.modes import ordinary, outside_inference
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
@@ -273,6 +275,7 @@ class LangevinDynamics:
             "effective_temperature": self.effective_temperature,
         }
 
+    @uncompiled
     def last_step(
         self,
         x: Tensor,
@@ -310,10 +313,16 @@ class LangevinDynamics:
         def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
             return leaf_gradient(self.model, leaf, model_kwargs, create_graph)
 
-        with torch.inference_mode(False), torch.enable_grad(), sampling_mode(self.model, freeze):
+        with (
+            outside_inference(),
+            torch.enable_grad(),
+            sampling_mode(self.model, freeze) as switched,
+            twice_differentiable(switched) if create_graph else nullcontext(),
+        ):
+            kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
             out = run_last_step(
-                *(gradient, x, coefficients, rng.state(x.device), self.options),
-                *(model_kwargs or {}, sample_ids),
+                *(gradient, ordinary(x), coefficients, rng.state(x.device), self.options),
+                *(kwargs, sample_ids),
             )
         rng.advance(1)
         return out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastebm.caller import warn
 
 MIN_POINTS = 32
 _MAX_POINTS = 2000
@@ -26,16 +27,15 @@ class StepSizeWarning(UserWarning):
 
 
 def warn_of_wide_noise(step_size: float, noise_std: float, data: Tensor) -> None:
-    """Warn in the name of who called the caller, when the noise of one step is wider than the
-    tightest scale of the data: see ``LangevinDynamics.check_step_size``."""
+    """Warn when the noise of one step is wider than the tightest scale of the data: see
+    ``LangevinDynamics.check_step_size``."""
     variance, v = noise_std**2, data_scale(data)
     if variance > v:
-        warnings.warn(
+        warn(
             f"step_size={step_size:.3g} adds noise of variance {variance:.3g} a step, more than the"
             f" tightest scale of the data, {v:.3g}: no energy makes these chains reproduce the"
             f" data; at this effective temperature use step_size <= {step_size * v / variance:.2g}",
             StepSizeWarning,
-            stacklevel=3,
         )
 
 

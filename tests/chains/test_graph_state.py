@@ -155,6 +155,7 @@ def test_a_model_that_counts_its_calls_is_no_graph(captures):
     model, x = Counts(), torch.randn(5, 3)
     with pytest.warns(GraphWarning, match="changes as it runs, model.calls: 4 -> 8") as caught:
         ours = ends(model, x, 4)
+    assert caught[0].filename == __file__  # in the name of who called
     model.calls = 0
     assert len(caught) == 1 and all(map(torch.equal, ours, ends(model, x, 4, graph=False)))
     with pytest.raises(RuntimeError, match="changes as it runs"):

@@ -192,6 +192,10 @@ def test_errors_come_before_work():
         loss(torch.zeros(2, 4).double())
     with pytest.raises(ValueError, match="floating-point tensor"):
         loss(torch.zeros(2, 3, dtype=torch.long))
+    rng = ChainRNG(0, t=2**32 - 2)
+    with pytest.raises(ValueError, match="t must be in"):
+        loss(torch.zeros(2, 3).double(), seed=rng)
+    assert rng.t == 2**32 - 2
     with pytest.raises(ValueError, match="n_samples must be an integer >= 1, got 0"):
         net.log_likelihood(torch.zeros(2, 3).double(), 0)
     with torch.no_grad():

@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from loss_reference import EPS, K, assert_same, gradients, langevin, mlp, naive
@@ -305,7 +306,7 @@ def test_errors():
             loss(x)
     with pytest.raises(ValueError, match=r"buffer's shape \(2,\), got \(3,\)"):
         loss(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match=r"n must be in 1\.\.12"):
+    with pytest.raises(ValueError, match="as the ReplayBuffer .*, 12, got a batch of 13"):
         loss(torch.zeros(13, 2, dtype=torch.float64))
 
 
@@ -319,9 +320,45 @@ def test_the_first_batch_is_checked_for_the_step_size():
             warnings.simplefilter("always")
             for x in batches:
                 loss(x)
+        assert all(w.filename == __file__ for w in caught)  # in the name of who called
         return [w.category for w in caught]
 
     assert warnings_of(LangevinDynamics(model, 0.02), data, data) == [StepSizeWarning]
     assert warnings_of(LangevinDynamics(model, 0.02), data[:31]) == []
     assert warnings_of(LangevinDynamics(model, 0.02), torch.zeros(64, 2)) == []
     assert warnings_of(LangevinDynamics(model, 1e-6), data) == []
+
+
+def test_integers_of_numpy_are_integers():
+    model, x = mlp(), torch.randn(9, 2, dtype=torch.float64)
+    options = {"k_steps": 3, "n_entropy_refs": 2}
+    of_numpy = {name: np.int64(value) for name, value in options.items()}
+    losses = [
+        ImprovedContrastiveDivergence(model, langevin(model), ReplayBuffer(12, (2,), seed=1), **o)
+        for o in (options, of_numpy)
+    ]
+    assert losses[0](x, seed=1).loss == losses[1](x, seed=1).loss
+    assert type(losses[1].k_steps) is type(losses[1].n_entropy_refs) is int
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_stream_with_too_few_steps_is_refused_before_any_is_taken(seed):
+    calls, x = [], torch.randn(4, 2)
+
+    def model(x):
+        calls.append(1)
+        return x.square().sum(1)
+
+    buffer = ReplayBuffer(12, (2,), seed=seed)
+    before = buffer.state_dict()
+    before = {name: value.clone() for name, value in before.items() if torch.is_tensor(value)}
+    loss = PersistentContrastiveDivergence(model, LangevinDynamics(model, 0.1), buffer, k_steps=5)
+    rng = ChainRNG(seed, t=2**32 - 5)
+    with pytest.raises(ValueError, match="t must be in"):
+        loss(x, seed=rng)
+    assert not calls and rng.t == 2**32 - 5 and loss.calls == 0
+    for name, value in before.items():
+        assert torch.equal(buffer.state_dict()[name], value)
+    rng = ChainRNG(seed, t=2**32 - 6)
+    loss(x, seed=rng)
+    assert rng.t == 2**32 - 1

@@ -217,8 +217,9 @@ def test_errors_come_before_work():
     rbm = machine()
     with pytest.raises(ValueError, match="init must be one of uniform, normal, got 'data'"):
         MaximumLikelihood(rbm, GibbsSampler(rbm), init="data")
-    with pytest.raises(ValueError, match="value_range must be"):
-        MaximumLikelihood(rbm, GibbsSampler(rbm), value_range=(1.0, 0.0))
+    for value_range in ((1.0, 0.0), (0.0, float("inf")), (0.0,), "ab", None):
+        with pytest.raises(ValueError, match="value_range must be"):
+            MaximumLikelihood(rbm, GibbsSampler(rbm), value_range=value_range)
     exact = ExactMaximumLikelihood(rbm)
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
         exact(data(2) * 2)

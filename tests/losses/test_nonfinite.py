@@ -6,6 +6,7 @@ import pytest
 import torch
 from loss_reference import EPS, K, gradients, langevin, mlp, naive_row
 
+from fastebm.energies import GivenEnergy
 from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
@@ -141,3 +142,36 @@ def test_sums_that_overflow_are_not_taken_for_samples_that_do():
 
     loss = ContrastiveDivergence(model, langevin(model), 1)
     assert loss(torch.zeros(8, 2)).metrics["n_nonfinite"] == 0
+
+
+def test_what_given_fixed_cannot_be_left_out_with_skip():
+    w = torch.rand(5)
+    calls = []
+
+    def weighted(x, w):
+        calls.append(1)
+        return w * x.square().sum(1)
+
+    x = torch.zeros(5, 2)
+    x[3] = math.nan
+    given = GivenEnergy(weighted, w=w) + GivenEnergy(lambda x: x.square().sum(1))
+    loss = ContrastiveDivergence(given, langevin(given), K, on_nonfinite="skip")
+    with pytest.raises(ValueError, match="cannot leave out rows of 'w', which given.*model_kwargs"):
+        loss(x)
+    assert not calls
+    loss = ContrastiveDivergence(weighted, langevin(weighted), K, on_nonfinite="skip")
+    kept = [0, 1, 2, 4]
+    right = ContrastiveDivergence(weighted, langevin(weighted, noise_std=0.0), K)
+    loss.sampler.noise_std = 0.0
+    with pytest.warns(UserWarning, match="1 of 5 chains"):
+        found = loss(x, model_kwargs={"w": w})  # which is cut
+    assert found.metrics["n_nonfinite"] == 2
+    torch.testing.assert_close(found.loss, right(x[kept], model_kwargs={"w": w[kept]}).loss)
+
+
+def test_the_warning_points_at_the_caller():
+    model = rotten(mlp())
+    loss = ContrastiveDivergence(model, langevin(model), K, on_nonfinite="warn")
+    with pytest.warns(UserWarning, match="3 of 3 chains") as caught:
+        torch.nn.Sequential(loss)(torch.full((3, 2), 9.0, dtype=torch.float64))
+    assert caught[0].filename == __file__

@@ -234,6 +234,14 @@ def test_settings_of_torch(captures):
     assert captures.captured == 2
 
 
+def test_a_step_without_gradients_is_refused(captures):
+    twins = Twins()
+    for off in (torch.no_grad, torch.inference_mode):
+        with off(), pytest.raises(RuntimeError, match="needs gradients"):
+            twins.take(1)
+    twins.take(1)
+
+
 def test_a_tensor_learning_rate_needs_no_new_graph(captures):
     twins = Twins()
     rate = torch.tensor(0.01)
