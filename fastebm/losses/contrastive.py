@@ -23,7 +23,7 @@ from fastebm.samplers.diagnostics import finite_rows
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.scale import MIN_POINTS
-from fastebm.samplers.settings import real
+from fastebm.samplers.settings import callable_model, real
 
 
 def _sampler(name: str, sampler: LangevinDynamics | GibbsSampler):
@@ -69,6 +69,7 @@ class ContrastiveDivergence(Loss):
     """
 
     _outside_graphs = ("calls",)  # what no graph of a step bakes in
+    model = Setting(callable_model)
     sampler = Setting(_sampler)
     k_steps = Setting(partial(integer, least=1))
     energy_reg_weight = Setting(real)

@@ -1,27 +1,18 @@
-"""What losses have in common: the model that they train."""
+"""What losses have in common: their settings, of which the model is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import nn
 
-from torch import Tensor, nn
-
-from fastebm.samplers.settings import callable_model
+from fastebm.arguments import Setting
 
 
 class Loss(nn.Module):
-    """A loss of a model, which is an attribute and not a submodule, so that its parameters are not
-    listed twice."""
-
-    model: Callable[..., Tensor]
+    """A loss, whose settings are attributes and never submodules: the parameters of its model are
+    not listed twice."""
 
     def __setattr__(self, name: str, value) -> None:
-        if name == "model":  # past nn.Module, which would register it
-            self._check_model(value)
-            self.__dict__[name] = value
+        if isinstance(getattr(type(self), name, None), Setting):
+            object.__setattr__(self, name, value)  # past nn.Module, which would register a module
         else:
             super().__setattr__(name, value)
-
-    def _check_model(self, model: Callable[..., Tensor]) -> None:
-        """Raises where this is no model of the loss."""
-        callable_model("model", model)

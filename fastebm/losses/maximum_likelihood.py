@@ -18,6 +18,7 @@ from fastebm.modes import ordinary
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers.diagnostics import finite_rows
+from fastebm.samplers.settings import callable_model
 
 INITS = ("uniform", "normal")
 
@@ -41,13 +42,12 @@ class ExactMaximumLikelihood(Loss):
         ValueError: the machine is too large to be enumerated.
     """
 
+    model = Setting(callable_model)
+
     def __init__(self, model: Callable[..., Tensor], n_units: int | None = None) -> None:
         super().__init__()
-        self.n_units = n_units
-        self.model = model
-
-    def _check_model(self, model: Callable[..., Tensor]) -> None:
-        enumerable_layer(model, self.n_units)
+        self.model, self.n_units = model, n_units
+        enumerable_layer(model, n_units)
 
     def forward(
         self,

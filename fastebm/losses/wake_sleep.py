@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from fastebm.arguments import Setting
 from fastebm.energies.helmholtz import HelmholtzMachine
 from fastebm.energies.protocol import check_batch
 from fastebm.losses.loss import Loss
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
 from fastebm.rng import ChainRNG, as_rng
+
+
+def _machine(name: str, model: HelmholtzMachine) -> HelmholtzMachine:
+    if not isinstance(model, HelmholtzMachine):
+        raise TypeError(f"{name} must be a HelmholtzMachine, got {type(model).__name__}")
+    return model
 
 
 class WakeSleep(Loss):
@@ -33,13 +40,11 @@ class WakeSleep(Loss):
     1995.
     """
 
+    model = Setting(_machine)
+
     def __init__(self, model: HelmholtzMachine) -> None:
         super().__init__()
         self.model = model
-
-    def _check_model(self, model: HelmholtzMachine) -> None:
-        if not isinstance(model, HelmholtzMachine):
-            raise TypeError(f"model must be a HelmholtzMachine, got {type(model).__name__}")
 
     def forward(
         self,

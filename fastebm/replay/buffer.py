@@ -205,9 +205,10 @@ class ReplayBuffer(nn.Module):
             )
         if idx.device.type != "cpu":  # where -1 would be the last slot
             return idx.masked_fill(idx < 0, self.capacity)
-        wrong = idx[(idx < 0) | (idx >= self.capacity)]
-        if len(wrong):
-            raise ValueError(f"idx must be in 0..{self.capacity - 1}, the slots, got {wrong[0]}")
+        values = idx.numpy()  # which no mode of torch takes for a wait
+        if n and not 0 <= values.min() <= values.max() < self.capacity:
+            got = values.min() if values.min() < 0 else values.max()
+            raise ValueError(f"idx must be in 0..{self.capacity - 1}, the slots, got {got}")
         return idx
 
     def _push_reservoir(self, q: Tensor) -> None:

@@ -53,6 +53,7 @@ def test_an_option_that_is_set_is_gone_by(name):
         ("n_entropy_refs", 1, "n_entropy_refs must be an integer >= 2, got 1"),
         ("on_nonfinite", "hide", "on_nonfinite must be one of raise, .*, got 'hide'"),
         ("sampler", 3, "sampler must be a LangevinDynamics or a GibbsSampler, got int"),
+        ("sampler", nn.Linear(2, 1), "sampler must be .* got Linear"),
         ("model", 3, "model must be callable, got int"),
     ],
 )
@@ -74,8 +75,10 @@ def test_another_model_is_followed_and_stays_no_submodule():
     exact.model = RBM(4, 3)
     v = torch.rand(6, 4).round()
     assert torch.equal(exact(v).loss, ExactMaximumLikelihood(exact.model)(v).loss)
+    assert not list(exact.parameters())
+    exact.model = RBM(40, 40)
     with pytest.raises(ValueError, match="at most"):
-        exact.model = RBM(40, 40)
+        exact(torch.rand(6, 40).round())
     with pytest.raises(TypeError, match="model must be a HelmholtzMachine, got Linear"):
         WakeSleep(HelmholtzMachine(4, 3)).model = nn.Linear(4, 1)
 
