@@ -126,8 +126,8 @@ def test_unreadable_files_are_one_line(tmp_path, suffix, content):
 def test_pickles_are_not_executed(tmp_path):
     np.save(tmp_path / "o.npy", np.array([[object()]] * 50), allow_pickle=True)
     torch.save({"x": object()}, tmp_path / "o.pt")
-    for name, why in (("o.npy", "Object arrays"), ("o.pt", "holds more than tensors")):
-        with pytest.raises(DataError, match=f"cannot be read .*{why}"):
+    for name, why in (("o.npy", "is of dtype object"), ("o.pt", "holds more than tensors")):
+        with pytest.raises(DataError, match=why):
             load(str(tmp_path / name))
 
 
@@ -142,7 +142,7 @@ def test_other_bad_requests(tmp_path):
         (str(tmp_path), {}, "unknown data"),
         (str(tmp_path / "two.npz"), {}, "holds a, b"),
         (str(tmp_path / "odd.npz"), {}, "x_test"),
-        (str(tmp_path / "list.pt"), {}, "dense real tensor"),
+        (str(tmp_path / "list.pt"), {}, "is of type list, not a tensor"),
         ("ring", {"dim": 3}, "gaussian' only"),
         ("gaussian", {"dim": 0}, "dim must be"),
         ("ring", {"samples": 2}, "samples must be"),
