@@ -114,8 +114,10 @@ class TrainConfig:
             if optional and value is None:
                 continue
             ok = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
-            if ok and kind is float:
-                ok = abs(value) <= sys.float_info.max  # not NaN, nor an integer beyond
+            if ok and isinstance(value, int):
+                ok = kind is not float or abs(value) <= sys.float_info.max
+            elif ok and kind is float:
+                ok = math.isfinite(value)
             expect(ok, name, wanted)
             if kind is int and name != "seed":
                 expect(value < MOST, name, "below 2^31")

@@ -106,12 +106,17 @@ def _check_buffer(found: dict | None, own: dict | None) -> None:
     if own is None or found is None:
         check_form(found, own, "buffer")
         return
+    _check_keys(found.keys(), own.keys(), "buffer")
     for name in (k for k, v in own.items() if isinstance(v, Tensor)):
-        check_form(found.get(name), own[name], f"buffer.{name}")
+        check_form(found[name], own[name], f"buffer.{name}")
+    _, t, offset, zero = found["stream"].tolist()
+    ok = 0 <= t < 2**32 and 0 <= offset < 2**56 and zero == 0  # as ChainRNG has them
+    _expect(ok, "buffer.stream", f"at step {t} of sample {offset}, {zero}")
     _expect(int(found["visits"].min()) >= 0, "buffer.visits", "negative")
-    extra = found.get("_extra_state")
+    extra = found["_extra_state"]
     _expect(isinstance(extra, dict), "buffer._extra_state", brief(extra))
-    n = extra.get("n_pushed")
+    mode, n = extra.get("mode"), extra.get("n_pushed")
+    _expect(isinstance(mode, str), "buffer.mode", brief(mode))
     _expect(_is_count(n, 2**63), "buffer.n_pushed", brief(n))
 
 

@@ -261,6 +261,8 @@ class Trainer:
             )
         own = self.state_dict()
         check_state(state, own, list(self.model.parameters()))
+        if self.buffer is not None:  # first, as it may still refuse
+            self.buffer.load_state_dict(state["buffer"])
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
@@ -269,8 +271,6 @@ class Trainer:
         group["lr"] = state["optimizer"]["param_groups"][0]["lr"]
         moments = state["optimizer"]["state"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": [group]})
-        if self.buffer is not None:
-            self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda":  # of as many devices as both machines have
