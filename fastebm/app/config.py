@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
+import numbers
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass, replace
+from typing import get_args, get_type_hints
 
 import torch
 
+from fastebm.app.arrays import LARGEST
 from fastebm.app.data import Dataset
+from fastebm.app.stored import brief
 from fastebm.samplers.scale import data_scale
 
 LOSSES = ("cd", "pcd", "icd", "mle", "wake-sleep")
@@ -27,6 +32,10 @@ _OF_NETWORKS = {"step_size": None, "noise_std": None, "noise_first": False, "aug
 _OF_NETWORKS |= {"precision": "float32", "scales": 1}
 PRECISIONS = ("float32", "bfloat16")
 ON_DIVERGENCE = ("stop", "step", "lr")
+MOST = 2**31  # whole numbers are smaller, the seed excepted
+WIDEST = 2**20
+_TYPES = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a finite number")}
+_TYPES |= {str: (str, "text"), bool: (bool, "True or False")}
 
 
 class ConfigError(ValueError):
@@ -97,8 +106,22 @@ class TrainConfig:
     def __post_init__(self):
         def expect(ok: bool, name: str, wanted: str):
             if not ok:
-                raise ConfigError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be {wanted}, got {brief(getattr(self, name))}")
 
+        for name, hint in get_type_hints(TrainConfig).items():
+            kind, *optional = get_args(hint) or (hint,)
+            value, (accepted, wanted) = getattr(self, name), _TYPES[kind]
+            if optional and value is None:
+                continue
+            ok = isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)
+            if ok and isinstance(value, int):
+                ok = kind is not float or abs(value) <= sys.float_info.max
+            elif ok and kind is float:
+                ok = math.isfinite(value)
+            expect(ok, name, wanted)
+            if kind is int and name != "seed":
+                expect(value < MOST, name, "below 2^31")
+            object.__setattr__(self, name, kind(value))  # NumPy's become Python's
         for name, known in {
             "loss": LOSSES,
             "lr_schedule": SCHEDULES,
@@ -111,23 +134,23 @@ class TrainConfig:
         expect(self.loss in known, "loss", f"{' or '.join(known)} with energy={self.energy!r}")
         for name, value in _OF_NETWORKS.items() if self.energy in MACHINES else ():
             expect(getattr(self, name) == value, name, f"left alone with energy={self.energy!r}")
-        for name in ("steps", "batch_size", "k_steps", "hidden", "scales"):
+        for name in ("steps", "batch_size", "k_steps"):
             expect(getattr(self, name) >= 1, name, "at least 1")
+        expect(1 <= self.hidden <= WIDEST, "hidden", "between 1 and 2^20")
+        expect(1 <= self.scales <= 16, "scales", "between 1 and 16")
         expect(self.scales == 1 or self.energy != "mlp", "scales", "1 with energy mlp")
         expect(self.epochs is None or self.epochs >= 1, "epochs", "at least 1")
-        expect(0 < self.lr < math.inf, "lr", "a positive number")
+        expect(self.lr > 0, "lr", "a positive number")
         for name in ("ema", "adam_beta2"):
             expect(0 <= getattr(self, name) < 1, name, "in [0, 1)")
         expect(self.max_rollbacks >= 0, "max_rollbacks", "at least 0")
         expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
         expect(self.n_entropy_refs is None or self.n_entropy_refs >= 2, "n_entropy_refs", ">= 2")
-        for name in ("energy_reg_weight", "max_grad_norm", "noise_std"):
-            value = getattr(self, name)
-            expect(value is None or 0 <= value < math.inf, name, "a number >= 0")
-        step = self.step_size
-        expect(step is None or 0 < step < math.inf, "step_size", "a positive number")
-        for name in ("kl_weight", "entropy_weight"):
-            expect(math.isfinite(getattr(self, name)), name, "a finite number")
+        for name in ("energy_reg_weight", "max_grad_norm", "buffer_size"):
+            expect(getattr(self, name) >= 0, name, "at least 0")
+        noise, step = self.noise_std, self.step_size
+        expect(noise is None or 0 <= noise <= LARGEST, "noise_std", f"between 0 and {LARGEST:g}")
+        expect(step is None or 0 < step <= LARGEST, "step_size", f"above 0, at most {LARGEST:g}")
         if self.loss == "pcd" or (self.loss == "icd" and self.buffer_size != 0):
             enough = self.buffer_size >= self.batch_size
             expect(enough, "buffer_size", f">= batch_size={self.batch_size}")

@@ -11,17 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm.app.arrays import (
-    MIN_SAMPLES,
-    Arrays,
-    DataError,
-    box_of,
-    first_line,
-    load_tensors,
-    read_arrays,
-)
+from fastebm.app.arrays import MIN_SAMPLES, Arrays, box_of, read_arrays
+from fastebm.app.stored import DataError, first_line
 
-__all__ = ["DataError", "Dataset", "MissingExtra", "first_line", "load", "load_tensors", "need"]
+__all__ = ["DataError", "Dataset", "MissingExtra", "first_line", "load", "need"]
 
 
 class MissingExtra(ImportError):
@@ -49,6 +42,7 @@ class Dataset:
         bin_width: 1/256 of samples that were uint8: q became (q + 1/2) / 256, the middle of the
             values it stands for; training draws one of these values at each visit. 0 of others.
         labels: (len(train),) int64 classes of the training samples, or None.
+        no_labels: why there are none.
     """
 
     name: str
@@ -60,6 +54,7 @@ class Dataset:
     n_modes: int = 0
     bin_width: float = 0.0
     labels: Tensor | None = None
+    no_labels: str = "it has none"
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -101,7 +96,7 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Hash of the training samples: a resumed run must see the same ones."""
-        return hashlib.sha256(self.train.contiguous().numpy().tobytes()).hexdigest()[:16]
+        return hashlib.sha256(self.train.flatten().numpy()).hexdigest()[:16]
 
 
 def _circle(radius: float, n: int, turn: float = 2 * math.pi, phase: float = 0.0) -> Tensor:
@@ -127,6 +122,7 @@ def _law(name: str, dim: int) -> tuple[Tensor, float, tuple[float, float], int]:
     return moons, 0.15, (-4.0, 4.0), 0
 
 
+MOST_VALUES = 1 << 26  # of a synthetic set: so much is drawn at once
 SYNTHETIC = ("ring", "gaussian", "25gaussians", "rings", "moons")
 NAMES = ("digits", *SYNTHETIC)
 
@@ -159,7 +155,7 @@ def load(name: str, samples: int | None = None, dim: int | None = None, seed: in
     if name == "digits":
         bunch = need("sklearn.datasets").load_digits()
         x = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
-        digits = Arrays(x, None, torch.from_numpy(bunch.target), 0.0)
+        digits = Arrays(x, None, torch.from_numpy(bunch.target), "", 0.0)
         return _real(name, digits, (0.0, 1.0), samples, seed)
     path = Path(name)
     if path.suffix not in (".npz", ".npy", ".pt"):
@@ -171,6 +167,8 @@ def load(name: str, samples: int | None = None, dim: int | None = None, seed: in
 
 
 def _synthetic(name: str, samples: int, dim: int, seed: int) -> Dataset:
+    if max(samples, 2000) * dim > MOST_VALUES:
+        raise DataError(f"samples={samples} of dim={dim} are more than {MOST_VALUES} values")
     centres, std, clamp, n_modes = _law(name, dim)
     g = torch.Generator().manual_seed(seed)
 
@@ -184,7 +182,7 @@ def _synthetic(name: str, samples: int, dim: int, seed: int) -> Dataset:
 def _real(
     name: str, arrays: Arrays, clamp: tuple[float, float], samples: int | None, seed: int
 ) -> Dataset:
-    x, test, labels, bin_width = arrays
+    x, test, labels, no_labels, bin_width = arrays
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     if test is None:
         n_test = len(x) // 5
@@ -194,4 +192,5 @@ def _real(
     order = order[:samples]
     labels = None if labels is None else labels[order]
     test = test.clamp(*clamp)
-    return Dataset(name, x[order], test, clamp, bin_width=bin_width, labels=labels)
+    known = {"bin_width": bin_width, "labels": labels, "no_labels": no_labels}
+    return Dataset(name, x[order], test, clamp, **known)

@@ -47,11 +47,11 @@ def train_classifier(data: Dataset, seed: int = 0) -> Classifier:
     Raises:
         ConfigError: no labels, or no pictures of 4x4 or more.
     """
-    if data.labels is None or not data.is_image or min(data.event_shape[1:]) < 4:
-        raise ConfigError(
-            f"features=classifier needs pictures with labels (y_train), {data.name} has none:"
-            " use pixels"
-        )
+    need = "features=classifier needs pictures with labels"
+    if not data.is_image or min(data.event_shape[1:]) < 4:
+        raise ConfigError(f"{need}, of 4x4 or more, {data.name} has none: use pixels")
+    if data.labels is None:
+        raise ConfigError(f"{need}, {data.name}: {data.no_labels}: use pixels")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier(data.event_shape, int(data.labels.max()) + 1, data.clamp)

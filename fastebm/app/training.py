@@ -15,6 +15,7 @@ from fastebm.app.data import Dataset, load
 from fastebm.app.evaluation import total_energy
 from fastebm.app.networks import build_energy, weight_average
 from fastebm.app.run_samplers import build_sampler
+from fastebm.app.states import check_head, check_state
 from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import MaximumLikelihood
@@ -247,20 +248,33 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from a `state_dict`.
+
+        Raises:
+            ConfigError: it is of other samples, or not what this run's would be: then nothing has
+                been loaded.
+        """
+        check_head(state)
         if state["data"] != self._fingerprint:
             raise ConfigError(
                 f"the samples of {self.config.data!r} are not those of the checkpoint"
             )
+        own = self.state_dict()
+        check_state(state, own, list(self.model.parameters()))
+        if self.buffer is not None:  # first, as it may still refuse
+            self.buffer.load_state_dict(state["buffer"])
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.buffer is not None:
-            self.buffer.load_state_dict(state["buffer"])
+        # How Adam computes follows from the configuration and the device, not from a file.
+        group = {**own["optimizer"]["param_groups"][0]}
+        group["lr"] = state["optimizer"]["param_groups"][0]["lr"]
+        moments = state["optimizer"]["state"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": [group]})
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if self.device.type == "cuda":  # of as many devices as both machines have
+            torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         self.iteration = state["iteration"]
         step, lr, self.n_rollbacks = state["guard"]
         self.set_factors(step, lr)

@@ -117,5 +117,5 @@ def test_bad_checkpoints(tmp_path):
         with pytest.raises(ConfigError, match=wanted) as error:
             read_checkpoint(tmp_path / name)
         assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match="does not fit the model"):
+    with pytest.raises(ConfigError, match="model does not fit the run"):
         restore(tmp_path / "good.pt", model=nn.Linear(2, 1))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,20 @@ def test_presets_are_configurations(name):
         ("on_divergence", "pray"),
         ("max_rollbacks", -1),
         ("seed", -1),
+        ("seed", 2**63),
+        ("steps", 2**31),
+        ("hidden", 2**20 + 1),
+        ("scales", 17),
+        ("buffer_size", 64.0),
+        ("k_steps", "3"),
+        ("k_steps", True),
+        ("lr", "fast"),
+        ("lr", None),
+        ("kl_weight", 10**400),
+        ("noise_std", 1e19),
+        ("noise_first", 1),
+        ("data", 3),
+        ("loss", torch.zeros(2, 2)),
     ],
 )
 def test_bad_configurations_name_the_value(name, value):
@@ -83,3 +98,10 @@ def test_no_step_size_for_points_that_all_coincide(tmp_path):
     with pytest.raises(ConfigError, match="give a step size"):
         Trainer(config)
     assert Trainer(replace(config, step_size=0.1)).step()
+
+
+def test_numbers_of_numpy_become_pythons():
+    given = {"steps": np.int64(7), "lr": np.float32(0.5), "data": np.str_("ring"), "step_size": 1}
+    config = replace(SMALL, **given)
+    for name, kind in {"steps": int, "lr": float, "data": str, "step_size": float}.items():
+        assert type(getattr(config, name)) is kind and getattr(config, name) == given[name]
