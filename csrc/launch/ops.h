@@ -127,7 +127,12 @@ inline void check_written(const char* op, const char* what, Tensor& t) {
     FASTEBM_CHECK(t.stride(i) != 0 || t.size(i) < 2, op, ": elements of ", what,
                   " must not share memory, as ", what,
                   " is written to; it is an expanded tensor, clone it");
-  torch::stable::copy_(t, t);
+  try {
+    torch::stable::copy_(t, t);
+  } catch (const std::exception&) {  // its text is lost on the way here
+    FASTEBM_CHECK(false, op, ": ", what, " may not be changed in place, as it is a leaf that ",
+                  "requires a gradient, or was made in inference mode; clone it");
+  }
 }
 
 constexpr int64_t kStepEnd = int64_t{1} << 32, kSampleEnd = int64_t{1} << 56;

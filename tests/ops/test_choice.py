@@ -116,3 +116,10 @@ def test_opcheck_and_compile():
         return choose_slots(rng, 50, 7, slots)[1] + 1
 
     assert torch.equal(torch.compile(f, fullgraph=True)(state, slots), f(state, slots))
+
+
+def test_of_none_nothing_is_chosen(device):
+    """A table of no rows would divide by zero."""
+    slots = torch.tensor([0, 1, -1], device=device)
+    chosen, own = choose_slots(ChainRNG(1).state(device), 0, 0, slots)
+    assert chosen.shape == (0,) and own.tolist() == [-1] * 3

@@ -332,3 +332,34 @@ def test_compile_fullgraph(device):
     torch.testing.assert_close(
         torch.autograd.grad(compiled(x, y), x), torch.autograd.grad(f(x, y), x)
     )
+
+
+X, DISTANCE = torch.randn(4, 3), torch.rand(4)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"distance": torch.rand(1), "grad": torch.rand(1)}, "distance must be .n,. or"),
+        ({"distance": torch.rand(4).double()}, "distance must have the dtype of x, Float, got"),
+        ({"distance": torch.zeros(4).byte()}, "distance must have the dtype of x"),
+        ({"grad": torch.rand(4).bfloat16()}, "grad must have the dtype of x"),
+        ({"grad": torch.rand(4, 1)}, "grad must have the shape of distance"),
+        ({"x": X.half()}, "x must be float32 or float64, got Half"),
+        ({"x": torch.tensor(1.0)}, "got a 0-d tensor"),
+        ({"winners": X.double()}, "winners must not be wider than x"),
+        ({"winners": X[:3]}, "winners must be"),
+        ({"winners": torch.randn(3, 4)}, "winners must be"),
+        ({"winners": torch.randn(3, 4).T}, "must be contiguous"),
+        ({"y_scale": math.nan}, "y_scale must be finite"),
+        ({"y_offset": 1e300}, "y_scale's offset must be finite"),
+    ],
+)
+def test_backward_refuses_what_the_search_would_not_keep(change, match, device):
+    if device == "cuda":
+        pytest.skip("the same checks")
+    args = {"grad": torch.rand(4), "x": X, "winners": X + 1, "distance": DISTANCE}
+    args |= {"y_scale": 1.0, "y_offset": 0.0}
+    assert library.op.nearest_neighbor_backward.default(*args.values()).shape == X.shape
+    with pytest.raises(RuntimeError, match=match):
+        library.op.nearest_neighbor_backward.default(*(args | change).values())

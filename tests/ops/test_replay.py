@@ -27,6 +27,13 @@ def uniforms(seed, t, ids, dim):
     return (words >> 8).double() / 2**24
 
 
+# What an augmentation may be, and the names of its numbers.
+MOVES = [0.2, 1, 0.7, 1.4, 0.5, 0.8, 1.2, 0.8, 1.2, 0.8, 1.2, -0.1, 0.1, 0.8, 0.2, 3, 0.1, 2, 0.5]
+MOVE_NAMES = ("scale " * 2 + "ratio " * 2 + "hflip_p " + "brightness " * 2).split()
+MOVE_NAMES += ("contrast " * 2 + "saturation " * 2 + "hue " * 2 + "jitter_p grayscale_p kernel_size ").split()
+MOVE_NAMES += ["sigma", "sigma", "blur_p"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_floats_come_out_as_they_are(device, dtype):
     data = stored((3, 5), dtype).to(device)
@@ -199,6 +206,15 @@ IMAGES, TEN = torch.zeros(3, 3, 8, 8), [0.1, 1.0, 0.75, 1.5, *(0.0,) * 11]
         ({"value_range": (1.0, 1.0)}, "value_range must be"),
         ({"reinit_prob": math.nan}, "reinit_prob must be"),
         ({"augmentation": [1.0]}, "augmentation must hold 19 values"),
+        ({"t": 2**32}, "t must be"),
+        ({"value_range": (0.0, 1e300)}, "value_range must be"),
+        *(
+            ({"augmentation": [*MOVES[:i], v, *MOVES[i + 1 :]]}, f"augmentation's {name} must be")
+            for i, name in enumerate(MOVE_NAMES)
+            for v in (math.nan, math.inf, -math.inf, -1e3, 1e300)
+        ),
+        ({"augmentation": [*MOVES[:2], 0.0, *MOVES[3:]]}, "augmentation's ratio must be"),
+        ({"augmentation": [*MOVES[:15], 3.5, *MOVES[16:]]}, "kernel_size must be a whole number"),
         ({"data": torch.zeros(3, 2), "augmentation": [*TEN, 0, 0.1, 2, 1.0]}, "needs images"),
         ({"augmentation": [*TEN, 4, 0.1, 2, 1.0]}, "kernel_size must be"),
         ({"augmentation": [*TEN, 17, 0.1, 2, 1.0]}, "kernel_size must be"),
@@ -214,6 +230,23 @@ def test_wrong_arguments(change, match, device):
         pytest.skip("seen on a device by NaN")
     with pytest.raises(RuntimeError, match=match):
         ops.replay_gather(**arguments)
+
+
+def test_a_crop_that_no_ratio_fits_has_a_pixel_at_least(device):
+    """A ratio of 0.001 in an image of 8 x 8: a column of it, in the middle."""
+    image = torch.rand(1, 3, 8, 8).to(device)
+    moves = [1.0, 1.0, 1e-3, 1e-3, 0.0, *(1.0,) * 6, *(0.0,) * 4, 0.0, 1.0, 1.0, 0.0]
+    rng, index = ChainRNG(1).state(device), torch.tensor([0], device=device)
+    x, _ = ops.replay_gather(image, index, rng, augmentation=moves)
+    assert torch.equal(x, image[..., 3:4].expand_as(image))
+
+
+def test_counts_that_are_full_stay_so(device):
+    visits = torch.tensor([2**31 - 1, 4], dtype=torch.int32, device=device)
+    index = torch.tensor([0, 1], device=device)
+    rng, data = ChainRNG(1).state(device), torch.zeros(2, 3, device=device)
+    ops.replay_gather(data, index, rng, visits=visits)
+    assert visits.tolist() == [2**31 - 1, 5]
 
 
 def test_opcheck_and_compile():

@@ -1,0 +1,182 @@
+"""What autograd and streams are promised by every operator: a change in place counts as one, a
+tangent is refused, and what a stream is read at is in range before anything is written."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from fastebm import ChainRNG, knn_entropy, ops
+from fastebm.ops import bernoulli, choice, neighbor
+from fastebm.ops.mlp.chain import mlp_chain_
+from fastebm.ops.mlp.gradient import mlp_gradient
+from fastebm.ops.mlp.loss import mlp_contrastive_divergence
+from fastebm.ops.mlp.network import Network
+
+RNG = ChainRNG(0).state()
+
+
+def network():
+    return Network([torch.randn(4, 2), torch.randn(1, 4)], [torch.randn(4), None], "silu")
+
+
+def gather(x, **options):
+    return ops.replay_gather(x, torch.tensor([0]), options.pop("rng", RNG), **options)
+
+
+# Each changes a tensor of its kind: operator -> (a tensor, its change).
+CHANGES = {
+    "langevin_step_": (torch.zeros(3, 2), lambda x: ops.langevin_step_(x, None, 0.0, 1.0, RNG)),
+    "langevin_step_, strides": (
+        torch.zeros(2, 3).T,
+        lambda x: ops.langevin_step_(x, None, 0.0, 1.0, RNG),
+    ),
+    "bernoulli_sigmoid_": (torch.zeros(3, 2), lambda x: bernoulli.bernoulli_sigmoid_(x, RNG)),
+    "mlp_chain_": (torch.zeros(3, 2), lambda x: mlp_chain_(x, network(), 1, 0.1, 0.1, RNG)),
+    "mlp_chain_, energy": (
+        torch.zeros(3),
+        lambda e: mlp_chain_(torch.zeros(3, 2), network(), 1, 0.1, 0.1, RNG, energy=e),
+    ),
+    "mlp_chain_, grad": (
+        torch.zeros(3, 2),
+        lambda g: mlp_chain_(torch.zeros(3, 2), network(), 1, 0.1, 0.1, RNG, grad=g),
+    ),
+    "mlp_gradient, grad": (
+        torch.zeros(3, 2),
+        lambda g: mlp_gradient(network(), torch.ones(3, 2), grad=g),
+    ),
+    "mlp_gradient, sums": (
+        torch.zeros(17),
+        lambda s: mlp_gradient(network(), torch.ones(3, 2), n_data=3, factor=1.0, sums=s),
+    ),
+    "replay_gather, visits": (
+        torch.zeros(3, dtype=torch.int32),
+        lambda v: gather(torch.zeros(3, 2), visits=v),
+    ),
+}
+
+
+@pytest.mark.parametrize("start, change", CHANGES.values(), ids=CHANGES)
+def test_a_change_in_place_is_one_for_autograd(start, change):
+    x = start.clone()
+    before = x._version
+    change(x)
+    assert x._version > before and not torch.equal(x, start)
+    if not x.is_floating_point():
+        return
+    leaf = start.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="requires a gradient, which is not recorded"):
+        change(leaf)
+    with pytest.raises(RuntimeError, match="requires a gradient, which is not recorded"):
+        change(leaf * 1)
+    assert torch.equal(leaf, start)
+    with torch.no_grad():
+        change(leaf)
+    assert not torch.equal(leaf, start)
+
+
+def test_graph_made_before_a_step_is_not_differentiated_after_it():
+    x, w = torch.ones(2, 2), torch.ones(2, 2, requires_grad=True)
+    energy = (w * x).sum()
+    ops.langevin_step_(x, torch.ones(2, 2), 5.0, 0.0, RNG)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        energy.backward()
+
+
+def test_the_operator_itself_refuses_what_torch_does():
+    leaf = torch.nn.Parameter(torch.zeros(2))
+    with torch.inference_mode():
+        made_there = torch.zeros(2)
+        bernoulli.bernoulli_sigmoid_(torch.zeros(2), RNG)
+    for x in (leaf, made_there):
+        with pytest.raises(RuntimeError, match="logits may not be changed in place, as"):
+            torch.ops.fastebm.bernoulli_sigmoid_.default(x, RNG, 0, None, 1.0, 1)
+        assert torch.equal(x, torch.zeros(2))
+
+
+X = torch.randn(6, 2)
+FUNCTIONS = {
+    "langevin_step, x": lambda v: ops.langevin_step(v, X, 0.1, 0.0, RNG),
+    "langevin_step, grad": lambda v: ops.langevin_step(X, v, 0.1, 0.0, RNG),
+    "langevin_step, step": lambda v: ops.langevin_step(X, X, v[:, 0].square(), 0.0, RNG),
+    "langevin_step_, grad": lambda v: ops.langevin_step_(X.clone(), v, 0.1, 0.0, RNG),
+    "bernoulli_sigmoid": lambda v: bernoulli.bernoulli_sigmoid(v, RNG),
+    "bernoulli_sigmoid_": lambda v: bernoulli.bernoulli_sigmoid_(v.clone(), RNG),
+    "nearest_neighbor, x": lambda v: neighbor.nearest_neighbor(v, X + 5)[0],
+    "nearest_neighbor, y": lambda v: neighbor.nearest_neighbor(X, v + 5)[0],
+    "nn_log_distance": lambda v: neighbor.nn_log_distance(v, X, None, 0.1)[0],
+    "knn_entropy": knn_entropy,
+    "replay_gather": lambda v: gather(v)[0],
+    "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
+    "mlp_gradient": lambda v: mlp_gradient(network(), v),
+    "mlp_contrastive_divergence": lambda v: mlp_contrastive_divergence(
+        X, X, network()._replace(weights=[v[:4], torch.ones(1, 4)]), 1, 0.1, 0.1, RNG
+    )[4],
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_tangent_is_refused(function):
+    with pytest.raises(RuntimeError, match="no forward-mode derivative, and .* has a tangent"):
+        torch.func.jvp(function, (X.clone(),), (X,))
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match="no forward-mode derivative, and .* has a tangent"):
+            function(forward_ad.make_dual(X.clone(), X))
+        function(X.clone())  # what has none is as ever
+
+
+@pytest.mark.parametrize(
+    "step", [ops.langevin_step, lambda x, g, *_: neighbor.nearest_neighbor(x, g)[0]]
+)
+def test_a_tangent_of_what_comes_back_is_refused(step):
+    x = X.clone().requires_grad_()
+    out = step(x, X + 5, 0.1, 0.0, RNG)
+    with forward_ad.dual_level():
+        v = forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(RuntimeError, match="has a tangent"):
+            torch.autograd.grad(out, x, v)
+
+
+STREAMS = {
+    "langevin_step_": lambda x, rng, **o: ops.langevin_step_(x, None, 0.0, 1.0, rng, **o),
+    "langevin_step": lambda x, rng, **o: ops.langevin_step(x, x, 0.0, 1.0, rng, **o),
+    "bernoulli_sigmoid": lambda x, rng, **o: bernoulli.bernoulli_sigmoid(x, rng, **o),
+    "bernoulli_sigmoid_": lambda x, rng, **o: bernoulli.bernoulli_sigmoid_(x, rng, **o),
+    "replay_gather": lambda x, rng, **o: gather(x[:1], rng=rng, **o),
+    "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
+}
+
+
+@pytest.mark.parametrize("call", STREAMS.values(), ids=STREAMS)
+def test_streams_end(call):
+    def fails(match, t=0, offset=0, step=0, **options):
+        x = torch.zeros(1, 2)
+        with pytest.raises(RuntimeError, match=match):
+            call(x, torch.tensor([0, step, offset, 0]), t=t, **options)
+        assert torch.equal(x, torch.zeros(1, 2))
+
+    last = 2**32 - 1
+    call(torch.zeros(1, 2), torch.tensor([0, last - 1, 2**56 - 1, 0]), t=1)
+    fails("t, the steps taken, would pass its end", step=last, t=1)
+    fails(r"t must be in 0..2\^32 - 1, got 4294967296", t=2**32)
+    fails("rng must hold a step in", step=2**32)
+    fails("rng must hold a step in", step=-1)
+    for offset in (-1, 2**56):
+        fails("rng must hold a sample_offset in", offset=offset)
+        ids = torch.tensor([offset])
+        fails(f"sample_ids must be in .*, got {offset} for sample 0", sample_ids=ids)
+
+
+def test_a_chain_that_would_pass_the_end_does_not_begin():
+    x = torch.zeros(3, 2)
+    with pytest.raises(RuntimeError, match="rng is at 4294967294, t is 0, for 3 steps"):
+        mlp_chain_(x, network(), 3, 0.1, 0.1, ChainRNG(0, 2**32 - 2).state())
+    with pytest.raises(RuntimeError, match="rng is at 4294967294, t is 0, for 3 steps"):
+        rng = ChainRNG(0, 2**32 - 2).state()
+        mlp_contrastive_divergence(x, x, network(), 2, 0.1, 0.1, rng)
+    assert torch.equal(x, torch.zeros(3, 2))
+
+
+def test_messages_do_not_name_a_source():
+    with pytest.raises(RuntimeError) as error:
+        choice.choose_slots(RNG, 1, 2)
+    assert str(error.value) == "choose_slots: n must be in 0..1, the size, got 2"
