@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the files of a folder of fastebm/ may import from it, beside each other.
-ANY_ENERGY = "energies.protocol"  # what an energy is; the networks themselves are leaves
+# What an energy is, and its state while chains run; the networks themselves are leaves.
+ANY_ENERGY = ["energies.protocol", "energies.sampling_mode"]
 FASTEBM = {
     "rng": [],
     "ops": ["rng"],
@@ -18,10 +19,10 @@ FASTEBM = {
     "energies": ["ops", "rng"],
     "entropy": ["ops"],
     "replay": ["ops", "rng"],
-    "chains": ["ops", "rng", ANY_ENERGY],
-    "samplers": ["chains", "replay.augmentation", "ops", "rng", ANY_ENERGY],
-    "likelihood": ["ops", "rng", ANY_ENERGY],
-    "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", ANY_ENERGY]
+    "chains": ["ops", "rng", *ANY_ENERGY],
+    "samplers": ["chains", "replay.augmentation", "ops", "rng", *ANY_ENERGY],
+    "likelihood": ["ops", "rng", *ANY_ENERGY],
+    "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
     + ["energies.helmholtz"],
     "sklearn": ["energies", "ops", "rng"],
     "app": ["losses", "likelihood", "samplers", "replay", "energies", "info", "rng"],

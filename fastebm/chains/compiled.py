@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastebm.energies.protocol import checked_energies, leaf_gradient, uncached_parametrizations
+from fastebm.energies.protocol import checked_energies, leaf_gradient
+from fastebm.energies.sampling_mode import uncached_parametrizations
 
 _seen = threading.local()  # .call: code, arguments and outputs of the last compiled call
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from fastebm.energies.protocol import energy, sampling_mode, sum_scales
+from fastebm.energies.protocol import energy, sum_scales
+from fastebm.energies.sampling_mode import sampling_mode
 
 MAX_UNITS = 25  # 2^25 states of 784 units take minutes
 _BLOCK = 2**22  # numbers in a block of states

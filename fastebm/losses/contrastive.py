@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.energies.protocol import check_batch, energy
+from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.losses.mlp_loss import terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.losses.output import LossOutput
@@ -206,6 +207,9 @@ class ContrastiveDivergence(nn.Module):
         return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg)
 
     def _check(self, x: Tensor) -> None:
+        check_unsampled(self.model)
+        if not self.calls:
+            check_initialised(self.model)
         check_batch(x)
         if self.buffer is not None and x.shape[1:] != self.buffer.shape:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from fastebm.energies.protocol import check_batch, energy, sum_scales
+from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.likelihood.exact import enumerable_layer, log_partition
 from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
@@ -60,6 +61,8 @@ class ExactMaximumLikelihood(nn.Module):
             NonFiniteError: energies of the data are not finite.
             ValueError: x is not what the machine takes; and what ``log_partition`` raises.
         """
+        check_unsampled(self.model)
+        check_initialised(self.model)
         check_batch(x)
         if hasattr(self.model, "check_data"):
             self.model.check_data(x)

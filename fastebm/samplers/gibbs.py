@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from fastebm.energies.protocol import sampling_mode
+from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.rng import ChainRNG, as_rng
 from fastebm.samplers.diagnostics import Log, finite_rows
 from fastebm.samplers.settings import integer, number

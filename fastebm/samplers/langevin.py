@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
-from fastebm.energies.protocol import leaf_gradient, sampling_mode
+from fastebm.energies.protocol import leaf_gradient
+from fastebm.energies.sampling_mode import modules_of, parameters_of, sampling_mode
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng
@@ -333,7 +334,7 @@ class LangevinDynamics:
         event = (dim,) if isinstance(dim, int) else tuple(dim)
         for d in event:
             integer("dim", d, 1)
-        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        parameters = parameters_of(modules_of(self.model))
         like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
         state = rng.state(x.device)
