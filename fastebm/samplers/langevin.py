@@ -34,8 +34,10 @@ class LangevinDynamics:
     ``exp(-E / effective_temperature)``, where ``effective_temperature = sigma^2 / (2 step_size)``.
 
     Args:
-        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
-            in eval mode with its parameters frozen while chains run, and restored after.
+        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module,
+            also behind a bound method or a ``functools.partial``, is in eval mode with its
+            parameters frozen while chains run, and restored after; other threads may sample it
+            meanwhile, and nothing else. Any other function is left alone.
         step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
             of the step's index, an int from 0 in every call of ``sample``, to a number.
         noise_scale, temperature: a number >= 0, or a schedule.

@@ -26,6 +26,10 @@ class Classifier(nn.Module):
     forward = energy
 
 
+def bowl(x: torch.Tensor) -> torch.Tensor:
+    return x.square().sum(1)
+
+
 def scripted():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,7 +90,14 @@ def test_chains_from_noise_start_in_the_dtype_of_the_module_behind():
     for name in ("module", "partial of a method", "composed"):
         sampler = LangevinDynamics(CALLABLES[name](module), 0.1)
         assert sampler.sample(n_samples=4, dim=2, n_steps=1).dtype == torch.float64
-    for other in (lambda x: module(x), torch.nn.functional.relu, print, module.state_dict().copy):
+
+
+def test_any_other_function_is_left_alone():
+    module = Classifier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(bowl)
+    for other in (lambda x: module(x), torch.nn.functional.relu, module.state_dict().copy, script):
         assert module_of(other) is None
         with sampling_mode(other):
             assert module.training
