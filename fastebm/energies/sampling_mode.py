@@ -262,10 +262,7 @@ def _constant(self: parametrize.ParametrizationList) -> Tensor:
     if weights is None:
         return type(self).forward(self)
     if id(self) not in weights:
-        value = type(self).forward(self)
-        if value.requires_grad:  # by more than parameters
-            return value
-        weights[id(self)] = value
+        weights[id(self)] = type(self).forward(self)
     return weights[id(self)]
 
 

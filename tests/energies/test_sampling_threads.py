@@ -134,19 +134,6 @@ def test_parametrised_weights_of_other_threads_follow_their_parameters(other):
     assert sampled.weight.requires_grad and "forward" not in vars(sampled.parametrizations.weight)
 
 
-def test_weights_that_depend_on_more_than_parameters_are_no_constants():
-    class Times(nn.Module):
-        scale = torch.ones((), requires_grad=True)  # not a parameter of the model
-
-        def forward(self, w):
-            return w * self.scale
-
-    linear = nn.Linear(2, 1)
-    nn.utils.parametrize.register_parametrization(linear, "weight", Times())
-    x = torch.randn(8, 2)
-    assert LangevinDynamics(linear, 0.1).sample(x, 3).shape == x.shape  # a graph for each step
-
-
 def test_graphs_and_the_fused_kernel_do_not_see_who_is_watched(other):
     net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
     net.register_forward_hook(lambda *_: None)
