@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.energies.protocol import checked_energies, leaf_gradient
-from fastebm.energies.sampling_mode import uncached_parametrizations
 
 _seen = threading.local()  # .call: code, arguments and outputs of the last compiled call
 
@@ -74,7 +73,7 @@ class CompiledGradient:
             self._checked = True
         _seen.call = None
         try:
-            with torch.no_grad(), uncached_parametrizations():
+            with torch.no_grad():
                 e = self._compiled[watched](x, out, model_kwargs)
         except Exception as error:
             leaf_gradient(self.model, leaf, model_kwargs, False)  # raises an error of the model

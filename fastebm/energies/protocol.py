@@ -59,9 +59,11 @@ def leaf_gradient(
     """``input_gradient`` without its preparations, for loops: ``x`` is a leaf that requires a
     gradient, gradients are enabled, and the energies come as the model gave them."""
     e = checked_energies(model, x, model_kwargs)
-    if not e.requires_grad:
+    grad = None
+    if e.requires_grad:  # maybe by parameters alone
+        (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph, allow_unused=True)
+    if grad is None:
         raise ValueError("model must return an energy that depends on x, with its graph to x")
-    (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
     return grad, e
 
 

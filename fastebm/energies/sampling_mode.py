@@ -79,11 +79,14 @@ def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator
 
     Several threads may sample a model at a time; the last to leave restores it, also by an
     exception: every parameter's ``requires_grad`` and every submodule's ``training`` are what they
-    were. Any other use of it by another thread meanwhile would be of a frozen model in eval mode,
-    and is refused: calls of it and of its parts (not of compiled code), and ``check_unsampled``.
+    were. Any other use of it by another thread meanwhile would be in eval mode, and is refused:
+    calls of it and of its parts (not of compiled code), and ``check_unsampled``. Beside other
+    threads of Python, parameters keep ``requires_grad``: a backward of theirs would lose what
+    belongs to a parameter that is frozen at that time. Chains only take gradients in x, so the
+    values are the same and frozen parameters just save some time.
 
     Raises:
-        RuntimeError: another thread is calling the model, or needs its graph; or the caller's own
+        RuntimeError: another thread is calling the model; or the caller's own
             ``parametrize.cached()`` is open, in which the constants would stay, so that later
             gradients would pass the weights by.
         ValueError: parameters are not initialised.
@@ -111,7 +114,7 @@ def check_unsampled(model: Callable[..., Tensor]) -> None:
     """RuntimeError if another thread's chains have the model in ``sampling_mode``."""
     others = [hold for hold in list(_holds) if hold.thread != get_ident()]
     if others and any(hold.has(module) for module in modules_of(model) for hold in others):
-        raise RuntimeError(f"model is in eval mode and frozen for chains of another thread: {_DO}")
+        raise RuntimeError(f"model is in eval mode for chains of another thread: {_DO}")
 
 
 @contextmanager
@@ -119,16 +122,6 @@ def fresh_parametrizations() -> Iterator[None]:
     """Inside ``sampling_mode``: parametrised weights are computed anew, once, and forgotten on
     leaving. For a CUDA graph, which must not read what was computed outside."""
     outside, _thread.weights = _thread.weights, {}
-    try:
-        yield
-    finally:
-        _thread.weights = outside
-
-
-@contextmanager
-def uncached_parametrizations() -> Iterator[None]:
-    """What func.grad would leave as a constant is of no use outside it."""
-    outside, _thread.weights = _thread.weights, None
     try:
         yield
     finally:
@@ -160,14 +153,15 @@ class _Hold:
 
     def take(self) -> None:
         with _lock:
-            if threading.active_count() > 1:
-                self._refuse_others()
-            weights = [m for m in self.modules if isinstance(m, parametrize.ParametrizationList)]
             parameters = [p for p in self.parameters if p.requires_grad]
+            weights = [m for m in self.modules if isinstance(m, parametrize.ParametrizationList)]
             if parameters and weights and parametrize._cache_enabled:
                 raise RuntimeError(
                     "leave torch.nn.utils.parametrize.cached() before chains of this model"
                 )
+            if threading.active_count() > 1:
+                self._refuse_others()
+                parameters = []  # they stay as they are: see sampling_mode
             self.changed = {
                 _set_training: [m for m in self.modules if getattr(m, "training", False)],
                 _set_requires_grad: parameters,
@@ -193,12 +187,8 @@ class _Hold:
             hook.remove()
 
     def _refuse_others(self) -> None:
-        """From here on other threads' calls of the modules are refused; so is this hold if one of
-        them is inside a call, or makes a graph of what would be frozen."""
-        for hold in _holds:
-            differs = hold.thread != self.thread and hold.freeze != self.freeze
-            if differs and any(map(hold.has, self.modules)):
-                raise RuntimeError(f"another thread takes gradients of the model: {_DO}")
+        """From here on other threads' calls of the model are refused; so is this hold if one of
+        them is inside a call."""
         for module in _entries(self.modules[0]):
             if not isinstance(module, torch.jit.ScriptModule):  # has no hooks
                 self._hooks.append(module.register_forward_pre_hook(guard, prepend=True))

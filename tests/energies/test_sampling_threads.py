@@ -3,6 +3,7 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -48,8 +49,7 @@ def test_the_last_thread_to_leave_restores_the_model(other):
     mine.__enter__()
     other(others.__enter__)
     mine.__exit__(None, None, None)
-    assert not any(sum(flags(b), [])) and not any(sum(flags(a.parts[0]), []))
-    assert a.training  # nobody else has it
+    assert a.training and not any(m.training for m in b.modules())
     other(others.__exit__, None, None, None)
     assert flags(b) == before and all(sum(flags(a), []))
     assert not any(m._forward_pre_hooks for m in b.modules())
@@ -104,14 +104,26 @@ def test_chains_do_not_start_in_the_middle_of_another_threads_call(loss):
     assert sampler.sample(x, 2).shape == x.shape
 
 
-def test_graphs_and_constants_of_one_model_do_not_go_together(other):
-    net = Branches()
-    mode = sampling_mode(net, freeze=False)
+def test_graphs_of_other_threads_keep_their_gradients(other):
+    # backward() leaves out what a parameter is owed that does not require a gradient at that time.
+    net, x = Branches().eval(), torch.randn(8, 2)
+    sampler, mode, weight = LangevinDynamics(net, 0.1), sampling_mode(net), net.parts[0][1].weight
+    e = net(x)
     other(mode.__enter__)
-    with pytest.raises(RuntimeError, match=REFUSED):
-        LangevinDynamics(net, 0.01).sample(torch.randn(8, 2), 1)
+    e.sum().backward()
+    torch.testing.assert_close(weight.grad[0], x.sum(0))
+    weight.grad = None
+    sampler.last_step(x)[0].sum().backward()  # x - 0.1 weight + noise
+    torch.testing.assert_close(weight.grad[0], torch.full((2,), -0.1 * len(x)))
     other(mode.__exit__, None, None, None)
-    assert all(sum(flags(net), []))
+
+
+def test_chains_are_the_same_beside_another_thread(other):
+    net, x = spectral_norm(nn.Linear(2, 1)), torch.randn(8, 2)
+    sampler = LangevinDynamics(net, 0.1)
+    alone = sampler.sample(x, 3, seed=1)
+    assert torch.equal(other(partial(sampler.sample, x, 3, seed=1)), alone)
+    assert torch.equal(sampler.sample(x, 3, seed=1), alone) and not alone.requires_grad
 
 
 def test_parametrised_weights_of_other_threads_follow_their_parameters(other):
@@ -135,7 +147,7 @@ def test_parametrised_weights_of_other_threads_follow_their_parameters(other):
 
 
 def test_graphs_and_the_fused_kernel_do_not_see_who_is_watched(other):
-    net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+    net = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)).requires_grad_(False)
     net.register_forward_hook(lambda *_: None)
     keys = []
     for _ in range(2):
