@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the files of a folder of fastebm/ may import from it, beside each other.
-ANY_ENERGY = "energies.protocol"  # what an energy is; the networks themselves are leaves
+# What an energy is, and its state while chains run; the networks themselves are leaves.
+ANY_ENERGY = ["energies.protocol", "energies.sampling_mode"]
 EVERYWHERE = ["arguments", "caller", "modes"]  # checks, warnings, modes of torch
 FASTEBM = {
     "arguments": [],
@@ -22,10 +23,10 @@ FASTEBM = {
     "energies": ["ops", "rng", *EVERYWHERE],
     "entropy": ["ops", *EVERYWHERE],
     "replay": ["ops", "rng", *EVERYWHERE],
-    "chains": ["ops", "rng", ANY_ENERGY, *EVERYWHERE],
-    "samplers": ["chains", "replay.augmentation", "ops", "rng", ANY_ENERGY, *EVERYWHERE],
-    "likelihood": ["ops", "rng", ANY_ENERGY, *EVERYWHERE],
-    "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", ANY_ENERGY]
+    "chains": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
+    "samplers": ["chains", "replay.augmentation", "ops", "rng", *ANY_ENERGY, *EVERYWHERE],
+    "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
+    "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
     + ["energies.helmholtz", "energies.compose", *EVERYWHERE],
     "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
     "app": ["losses", "likelihood", "samplers", "replay", "energies", "info", "rng"],

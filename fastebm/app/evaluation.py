@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastebm.app.data import need
-from fastebm.energies.protocol import energy, sampling_mode
+from fastebm.energies.protocol import energy
+from fastebm.energies.sampling_mode import sampling_mode
 
 
 def grid(box: tuple[float, float], n: int = 200) -> tuple[Tensor, float]:

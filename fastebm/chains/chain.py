@@ -14,12 +14,8 @@ from fastebm.chains.compiled import CompiledGradient
 from fastebm.chains.graph import GRAPHS, Program
 from fastebm.chains.settings import has_modes, settings_key
 from fastebm.chains.snapshot import Snapshot
-from fastebm.energies.protocol import (
-    fresh_parametrizations,
-    leaf_gradient,
-    sum_scales,
-    uncached_casts,
-)
+from fastebm.energies.protocol import leaf_gradient, sum_scales, uncached_casts
+from fastebm.energies.sampling_mode import fresh_parametrizations
 from fastebm.ops.langevin import Clamp, langevin_step, langevin_step_
 
 Coefficients = tuple[float | Tensor, float | Tensor]  # step_size, noise_std of one step

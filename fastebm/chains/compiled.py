@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastebm.energies.protocol import checked_energies, leaf_gradient, uncached_parametrizations
+from fastebm.energies.protocol import checked_energies, leaf_gradient
 
 _seen = threading.local()  # .call: code, arguments and outputs of the last compiled call
 
@@ -73,7 +73,7 @@ class CompiledGradient:
             self._checked = True
         _seen.call = None
         try:
-            with torch.no_grad(), uncached_parametrizations():
+            with torch.no_grad():
                 e = self._compiled[watched](x, out, model_kwargs)
         except Exception as error:
             self._eager(x, model_kwargs)  # raises an error of the model

@@ -24,6 +24,7 @@ from fastebm.chains.user_code import (
     of_class,
     of_function,
 )
+from fastebm.energies.sampling_mode import guard
 
 MAX_VALUES = 20_000  # about 10 ms to look at
 MAX_BYTES = 1 << 16  # of an array, or of a tensor on another device, that counts by value
@@ -159,7 +160,7 @@ class Snapshot:
                 if name in _HOLDERS:
                     for key, part in value.items():
                         self._look(part, (path, f".{key}"))
-                elif name not in hidden and (name not in _OFTEN_EMPTY or value):
+                elif name not in hidden and not (name in _OFTEN_EMPTY and _is_empty(value)):
                     self._look(value, (path, f".{name}"))
             self._look(type(module), (path, ".__class__"))
 
@@ -180,7 +181,8 @@ class Snapshot:
         base = next(c for c in type(thing).__mro__ if not c.__flags__ & IS_PYTHON)
         if isinstance(thing, Mapping):
             in_order = sorted(thing) if all(isinstance(key, str) for key in thing) else thing
-            for i, (key, value) in enumerate((key, thing[key]) for key in in_order):
+            pairs = [(key, thing[key]) for key in in_order if thing[key] is not guard]
+            for i, (key, value) in enumerate(pairs):
                 yield key, f" key {i}"
                 yield value, key
         elif isinstance(thing, (set, frozenset)):
@@ -239,6 +241,11 @@ class Snapshot:
             self._look(function, path)
         if not isinstance(owner, (types.ModuleType, types.NoneType)):
             self._look(owner, (path, ".__self__"))
+
+
+def _is_empty(value: object) -> bool:
+    """Of hooks: whether there are none, but those of ``sampling_mode``."""
+    return not value or (isinstance(value, dict) and all(h is guard for h in value.values()))
 
 
 class _Placed(tuple):

@@ -9,7 +9,9 @@
 The parts may be any callables that `fastebm.energies.protocol.energy` accepts; for the operators
 one side must be an `Energy`, and `GivenEnergy(f)` makes one of any callable ``f``. Every part gets
 ``x``, and the keyword arguments that the whole is called with. A part with several scales, (B, S),
-counts as the sum of its scales, which is the energy that chains follow.
+counts as the sum of its scales, which is the energy that chains follow. While chains run, modules
+are in eval mode and frozen, also those whose bound method or ``functools.partial`` is a part; other
+functions are left alone.
 """
 
 from __future__ import annotations

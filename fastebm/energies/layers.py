@@ -56,7 +56,7 @@ class WeightStandardization(nn.Module):
     """A parametrisation: weights of mean 0 and variance ``1 / fan_in`` in each output channel.
 
     (out, in, kh, kw) -> the same shape; a channel keeps the scale of inputs of variance 1. Chains
-    compute it once, not once a step (see ``fastebm.energies.protocol.sampling_mode``).
+    compute it once, not once a step (see ``fastebm.energies.sampling_mode.sampling_mode``).
 
     Source: Qiao, Wang, Liu, Shen, Yuille, Micro-batch training with batch-channel normalization and
     weight standardization, 2019; the scale: Brock, De, Smith, Characterizing signal propagation to

@@ -1,13 +1,12 @@
-"""What an energy is: how it is called, its input gradient, and its state while chains run."""
+"""What an energy is: how it is called, and its input gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
 
 def energy(model: Callable[..., Tensor], x: Tensor, **model_kwargs) -> Tensor:
@@ -48,8 +47,8 @@ def input_gradient(
     Raises:
         ValueError: the energy does not depend on ``x``.
     """
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         grad, e = leaf_gradient(model, leaf, model_kwargs or {}, create_graph)
         return grad, sum_scales(e if create_graph else e.detach())
 
@@ -60,9 +59,11 @@ def leaf_gradient(
     """``input_gradient`` without its preparations, for loops: ``x`` is a leaf that requires a
     gradient, gradients are enabled, and the energies come as the model gave them."""
     e = checked_energies(model, x, model_kwargs)
-    if not e.requires_grad:
+    grad = None
+    if e.requires_grad:  # maybe by parameters alone
+        (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph, allow_unused=True)
+    if grad is None:
         raise ValueError("model must return an energy that depends on x, with its graph to x")
-    (grad,) = torch.autograd.grad(e.sum(), x, create_graph=create_graph)
     return grad, e
 
 
@@ -84,70 +85,12 @@ def checked_energies(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict
     if not isinstance(e, Tensor) or not e.is_floating_point():
         kind = f"a tensor of {e.dtype}" if isinstance(e, Tensor) else type(e).__name__
         raise TypeError(f"model must return a floating-point tensor of energies, got {kind}")
-    if e.dim() not in (1, 2) or e.shape[0] != x.shape[0]:
+    if e.dim() not in (1, 2) or e.shape[0] != x.shape[0] or e.shape[1:] == (0,):
         raise ValueError(
-            f"model must return energies of shape (B,), (B, 1) or (B, S) with B = {x.shape[0]},"
-            f" got {tuple(e.shape)}"
+            f"model must return energies of shape (B,), (B, 1) or (B, S) with B = {x.shape[0]}"
+            f" and S >= 1, got {tuple(e.shape)}"
         )
     return e
-
-
-@contextmanager
-def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator[list[nn.Module]]:
-    """The model as chains need it: in eval mode and, with ``freeze``, its parameters constants.
-
-    Constant parameters make parametrised weights (``torch.nn.utils.parametrize``: spectral norm,
-    weight standardisation) constant too: each is computed once, by torch's own cache. So a model
-    must not exchange its parametrised parameters from one call to the next while it is frozen.
-
-    Gives the modules that were in training mode. On leaving, also by an exception, every
-    parameter's ``requires_grad`` and every submodule's ``training`` are what they were. A plain
-    function is left alone.
-
-    Raises:
-        RuntimeError: the caller's own ``parametrize.cached()`` is open; the constants would stay in
-            it, and later gradients would pass the weights by.
-    """
-    if not isinstance(model, nn.Module):
-        yield []
-        return
-    modules = [m for m in model.modules() if m.training]
-    parameters = [p for p in model.parameters() if p.requires_grad] if freeze else []
-    if parameters and parametrize._cache_enabled and _parametrized(model):
-        raise RuntimeError("leave torch.nn.utils.parametrize.cached() before chains of this model")
-    try:
-        for module in modules:  # as attributes: nn.Module's own assignment looks for parameters
-            vars(module)["training"] = False
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        with parametrize.cached() if freeze else nullcontext():
-            yield modules
-    finally:
-        for module in modules:
-            vars(module)["training"] = True
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def fresh_parametrizations() -> Iterator[None]:
-    """Inside ``sampling_mode``: parametrised weights are computed anew, once, and forgotten on
-    leaving. For a CUDA graph, which must not read what was computed outside."""
-    outside, parametrize._cache = parametrize._cache, {}
-    try:
-        yield
-    finally:
-        parametrize._cache = outside
-
-
-@contextmanager
-def uncached_parametrizations() -> Iterator[None]:
-    """What func.grad would leave in the cache is of no use outside it."""
-    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-    try:
-        yield
-    finally:
-        parametrize._cache_enabled = enabled
 
 
 @contextmanager
@@ -160,7 +103,3 @@ def uncached_casts() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
-
-
-def _parametrized(model: nn.Module) -> bool:
-    return any(map(parametrize.is_parametrized, model.modules()))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, softplus
 
-from fastebm.energies.protocol import input_gradient, sampling_mode
+from fastebm.energies.protocol import input_gradient
+from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.likelihood.bases import BernoulliBase, GaussianBase, UniformBase
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.ops.langevin import langevin_step_

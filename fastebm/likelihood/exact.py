@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from fastebm.arguments import integer
-from fastebm.energies.protocol import energy, sampling_mode, sum_scales
+from fastebm.energies.protocol import energy, sum_scales
+from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.modes import full_precision
 
 MAX_UNITS = 25  # 2^25 states of 784 units take minutes

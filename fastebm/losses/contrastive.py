@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer, one_of
 from fastebm.energies.protocol import check_batch, energy
+from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.losses.loss import Loss
 from fastebm.losses.mlp_loss import terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
@@ -215,6 +216,9 @@ class ContrastiveDivergence(Loss):
         return energy(self.model, x_neg, **batch.kwargs_neg)
 
     def _check(self, x: Tensor) -> None:
+        check_unsampled(self.model)
+        if not self.calls:
+            check_initialised(self.model)
         check_batch(x)
         check_same_model(self.model, self.sampler.model)
         self._check_skip(len(x))

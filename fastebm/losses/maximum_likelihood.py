@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, finite_range, one_of
 from fastebm.energies.protocol import check_batch, energy, sum_scales
+from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.likelihood.exact import enumerable_layer, log_partition
 from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.loss import Loss
@@ -65,6 +66,8 @@ class ExactMaximumLikelihood(Loss):
             NonFiniteError: energies of the data are not finite.
             ValueError: x is not what the machine takes; and what ``log_partition`` raises.
         """
+        check_unsampled(self.model)
+        check_initialised(self.model)
         check_batch(x)
         if hasattr(self.model, "check_data"):
             self.model.check_data(x)

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer
-from fastebm.energies.protocol import sampling_mode
+from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.modes import full_precision
 from fastebm.rng import ChainRNG, as_rng, check_sample_ids
 from fastebm.samplers.diagnostics import Log, finite_rows

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer, one_of, optional, sizes
 from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.chains.second_order import twice_differentiable, uncompiled
-from fastebm.energies.protocol import leaf_gradient, sampling_mode
+from fastebm.energies.protocol import leaf_gradient
+from fastebm.energies.sampling_mode import modules_of, parameters_of, sampling_mode
 from fastebm.modes import ordinary, outside_inference
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
@@ -39,8 +40,10 @@ class LangevinDynamics:
     then, and the next call goes by what they are.
 
     Args:
-        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module is
-            in eval mode with its parameters frozen while chains run, and restored after.
+        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here). A module,
+            also behind a bound method or a ``functools.partial``, is in eval mode with its
+            parameters frozen while chains run, and restored after; other threads may sample it
+            meanwhile, and nothing else. Any other function is left alone.
         step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
             of the step's index, an int from 0 in every call of ``sample``, to a number.
         noise_scale, temperature: a number >= 0, or a schedule.
@@ -260,7 +263,8 @@ class LangevinDynamics:
                 )
             else:
                 chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
-                with torch.enable_grad(), sampling_mode(self.model):
+                freeze = not self.compile  # whose code takes no gradients of autograd's
+                with torch.enable_grad(), sampling_mode(self.model, freeze):
                     self._runner.run(
                         *(self.model, chain, self.compile, self.graph, on_step, before_step)
                     )
@@ -359,7 +363,7 @@ class LangevinDynamics:
         if n is None or dim is None:
             raise ValueError("give x, or n_samples and dim")
         n, event = integer("n_samples", n, 0), sizes("dim", dim)
-        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        parameters = parameters_of(modules_of(self.model))
         like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
         state = rng.state(x.device)
