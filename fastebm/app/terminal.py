@@ -41,19 +41,19 @@ def one_line_errors() -> Iterator[None]:
         with signals.raising():
             yield
     except (ConfigError, DataError, MissingExtra, OSError) as error:
-        raise _ended(str(error)) from None
+        raise _ended(f"error: {error}", 2) from None
     except (MemoryError, RuntimeError) as error:
         if not _of_memory(error):
             raise
-        raise _ended(f"not enough memory: {first_line(error)}") from None
+        raise _ended(f"error: not enough memory: {first_line(error)}", 2) from None
     except KeyboardInterrupt as error:
-        errors.print("interrupted")
-        raise typer.Exit(128 + getattr(error, "signum", signal.SIGINT)) from None
+        raise _ended("interrupted", 128 + getattr(error, "signum", signal.SIGINT)) from None
 
 
-def _ended(message: str) -> typer.Exit:
-    errors.print(f"error: {_visible(message)}", style="red")
-    return typer.Exit(2)
+def _ended(message: str, code: int) -> typer.Exit:
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        errors.print(_visible(message), style="red" if code == 2 else None)
+    return typer.Exit(code)
 
 
 def _of_memory(error: Exception) -> bool:
