@@ -86,20 +86,34 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         OSError: another run holds it, or it cannot be written to.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = folder / LOCK
+    lock = _locked(path)
     try:
-        lock = os.open(folder / LOCK, flags, 0o666)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {_reason(error)}") from None
-    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the locked file; where the one that was opened has been removed by the run
+    that held it, another is made."""
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise OSError(f"cannot write to {path.parent}: {_reason(error)}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OSError(f"{folder} is in use by another run: choose another --out") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
+            os.close(lock)
+            raise OSError(f"{path.parent} is in use by another run: choose another --out") from None
+        except OSError:  # a file system without locks
+            return lock
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
         os.close(lock)
 
 

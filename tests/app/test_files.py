@@ -116,8 +116,28 @@ def test_a_folder_is_held_by_one_run(tmp_path):
     part = tmp_path / f"{fit.CHECKPOINT}.0123abcd.part"  # of a run that was killed, its lock too
     part.touch()
     (tmp_path / "my.part").touch()
+    (tmp_path / ".lock").touch()
     with fit.hold(tmp_path):
         assert names(tmp_path) == [".lock", "my.part"]
+    assert names(tmp_path) == ["my.part"]
+
+
+def test_a_lock_that_its_holder_removes_is_made_anew(tmp_path, monkeypatch):
+    open_, lock = os.open, tmp_path / files.LOCK
+
+    def slow(*arguments):
+        found = open_(*arguments)
+        if calls.append(found) or len(calls) == 1:
+            lock.unlink()  # the other run ends between the two calls
+        return found
+
+    calls = []
+    monkeypatch.setattr(files.os, "open", slow)
+    with files.held(tmp_path):
+        monkeypatch.undo()
+        assert len(calls) == 2 and lock.exists()
+        with pytest.raises(OSError, match="in use"), files.held(tmp_path):
+            pass
 
 
 def test_metrics_are_cut_beside_the_file(tmp_path, monkeypatch):

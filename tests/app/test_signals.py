@@ -115,7 +115,7 @@ def test_other_commands_end_without_a_file(tmp_path, monkeypatch, checkpoint, co
     }
     result = call(command, *arguments[command])
     assert result.exit_code == 128 + signum and result.stderr == "interrupted\n"
-    assert [p.name for p in tmp_path.iterdir()] == ([".lock"] if command == "demo" else [])
+    assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def test_a_signal_in_the_middle_of_a_file(tmp_path, monkeypatch, checkpoint):
