@@ -25,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 import suite
 import torch
 
-from fastebm.app import ood, quality
+from fastebm.app import files, ood, quality, signals
 from fastebm.app.config import TrainConfig
 from fastebm.app.guard import DivergedError, DivergenceGuard
 from fastebm.app.presets import PRESETS
@@ -124,7 +124,8 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
     jobs = [(method, seed, seconds) for seed in range(seeds) for method in METHODS]
     rows = []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(multiprocessing.cpu_count(), mp_context=spawn) as pool:
+    workers = multiprocessing.cpu_count()
+    with ProcessPoolExecutor(workers, spawn, signals.end_with_parent) as pool:
         for row in pool.map(train_and_measure, jobs):
             steps = f"{row['steps']} steps, {row['rollbacks']} roll-backs"
             suite.console.print(f"{row['variant']}, seed {row['seed']}: {steps}")
@@ -133,7 +134,7 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
     for kind, name in (("long", f"{LONG_STEPS}-step chains"), ("short", "chains as in training")):
         title = f"{name} from noise, {seconds:g} s of one core a run, {seeds} seeds"
         suite.print_table(title, header, table(rows, kind))
-    yield quality.finite(rows)
+    yield files.finite(rows)
 
 
 if __name__ == "__main__":

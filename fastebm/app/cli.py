@@ -1,4 +1,5 @@
-"""The command line. Exit codes: 2 user error (one line on stderr), 1 lost run, 130 Ctrl-C."""
+"""The command line. Exit codes: 2 user error (one line on stderr), 1 lost run, 128 + the number of
+the signal that ended it (Ctrl-C: 130)."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ def demo(
     with one_line_errors():
         from fastebm.app.demo import run_demo
 
-        fit.prepare(out, resume=True)
-        run_demo(out, quick, console)
+        with fit.hold(out, resume=True):
+            run_demo(out, quick, console)
 
 
 # The bench reads its own arguments, --help too.
@@ -77,4 +78,5 @@ def bench_folder() -> Path:
 
 def main() -> None:
     """Entry point of `fastebm`."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
     app()

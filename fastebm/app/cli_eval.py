@@ -8,12 +8,21 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fastebm.app import checkpoints, quality, report
+from fastebm.app import checkpoints, files, quality, report
 from fastebm.app import log_likelihood as density
 from fastebm.app import ood as ood_detection
 from fastebm.app.config import ConfigError
 from fastebm.app.generation import generate
-from fastebm.app.terminal import check_seed, console, one_line_errors, usable_device
+from fastebm.app.terminal import (
+    MANY,
+    check_range,
+    check_seed,
+    console,
+    one_line_errors,
+    usable_device,
+)
+
+FIGURES = (".png", ".pdf", ".svg", ".jpg")  # formats of --png
 
 
 def sample(
@@ -39,31 +48,29 @@ def sample(
 ) -> None:
     """Draw samples from a CHECKPOINT with the sampler it was trained with."""
     with one_line_errors():
-        for name, value, least in (
-            ("n", n, 1),
-            ("steps", steps, 0 if rounds else 1),
-            ("rounds", rounds, 0),
-            ("steps-per-round", steps_per_round, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} must be at least {least}, got {value}")
+        check_range("n", n, 1)
+        check_range("steps", steps, 0 if rounds else 1)
+        check_range("steps-per-round", steps_per_round, 1)
+        check_range("rounds", rounds, 0, MANY // steps_per_round)
         if out is None and png is None:
             raise ConfigError("nothing to write: give --out x.npz, --png grid.png, or both")
         check_seed(seed)
         if out is not None and out.suffix != ".npz":
             raise ConfigError(f"--out must end in .npz, got {out}")
+        if png is not None and png.suffix.lower() not in FIGURES:
+            raise ConfigError(f"--png must end in one of {', '.join(FIGURES)}, got {png}")
+        for path in (out, png):
+            if path is not None:
+                files.check(path)
         trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         x = generate(trainer, n, steps, rounds, steps_per_round, augment, seed).cpu()
         if not x.isfinite().all():
             raise ConfigError(f"{int((~x.isfinite()).sum())} values of the samples are not finite")
         title = f"{rounds} x {steps_per_round} + {steps} steps" if rounds else f"{steps} steps"
-        try:
-            if out is not None:
-                np.savez_compressed(out, x=x.numpy())
-            if png is not None:
-                report.samples_figure(trainer.dataset, x, title).savefig(png)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot write: {error}") from None
+        if out is not None:
+            files.write(out, lambda file: np.savez_compressed(file, x=x.numpy()))
+        if png is not None:
+            files.write_figure(png, report.samples_figure(trainer.dataset, x, title))
         console.print(f"{n} samples: {', '.join(str(p) for p in (out, png) if p)}")
 
 
@@ -88,8 +95,7 @@ def ood(
 ) -> None:
     """Out-of-distribution detection by the energy: AUROC and FPR95, whole test sets."""
     with one_line_errors():
-        if bootstrap < 2:
-            raise ConfigError(f"bootstrap must be at least 2, got {bootstrap}")
+        check_range("bootstrap", bootstrap, 2)
         check_seed(seed)
         trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         directory = directory or checkpoint.parent
@@ -112,10 +118,8 @@ def evaluate(
 ) -> None:
     """Quality of short-run, long-run and buffer samples, with real data against real data."""
     with one_line_errors():
-        if not 10 <= n <= 5000:
-            raise ConfigError(f"n must be between 10 and 5000, got {n}")
-        if long_steps < 1:
-            raise ConfigError(f"long-steps must be at least 1, got {long_steps}")
+        check_range("n", n, 10, 5000)
+        check_range("long-steps", long_steps, 1)
         check_seed(seed)
         trainer = checkpoints.restore(checkpoint, device=usable_device(device))
         path = out or checkpoint.parent / "quality.json"
@@ -153,6 +157,14 @@ def likelihood(
     """Log-likelihood of held-out data: log Z exactly where it can be, else with an interval."""
     with one_line_errors():
         check_seed(seed)
+        check_range("n-chains", n_chains, 2)
+        check_range("n-importance", n_importance, 1)
+        if not 0 < confidence < 1:
+            raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
+        if reverse:
+            check_range("reverse", reverse, 2)
+        if samples is not None:
+            check_range("samples", samples, 1)
         settings = density.Settings(
             *(density.parse_betas(betas), n_chains, confidence, n_importance, base, exact, seed)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -106,46 +107,65 @@ def train(
         bool | None, typer.Option(help="Event files [default: if installed].")
     ] = None,
 ) -> None:
-    """Train an energy on DATA. Ctrl-C saves a checkpoint."""
-    with one_line_errors():
+    """Train an energy on DATA. Ctrl-C, SIGTERM and SIGHUP save a checkpoint."""
+    with one_line_errors(), ExitStack() as until_the_end:
         if log_every < 1 or checkpoint_every < 1:
             raise ConfigError("log_every and checkpoint_every must be at least 1")
         if resume is not None:
             _only_resumable(context)
+            if not resume.is_file():
+                raise ConfigError(f"{resume}: no such file")
+            out = out or resume.parent
+            until_the_end.enter_context(fit.hold(out, resume=True))
             trainer = checkpoints.restore(resume, steps, usable_device(device))
-            if trainer.iteration >= trainer.config.steps:
+            left = trainer.config.steps - trainer.iteration
+            is_over = left <= 0
+            if left < 0 or (is_over and report.is_written(trainer, out)):
                 raise ConfigError(
                     f"{resume} is at step {trainer.iteration}, the last one: give more --steps"
                 )
-            out = out or resume.parent
         else:
-            trainer = Trainer(_config(context), device=usable_device(device))
-        c = trainer.config
-        out = out or _free(Path("runs") / f"{Path(c.data).stem}-{c.loss}-{c.seed}")
-        fit.prepare(out, resume=resume is not None)
-        if tensorboard is None:
-            tensorboard = fit.tensorboard_installed()
+            trainer, is_over = Trainer(_config(context), device=usable_device(device)), False
+            c = trainer.config
+            out = out or _free(Path("runs") / f"{Path(c.data).stem}-{c.loss}-{c.seed}")
+            until_the_end.enter_context(fit.hold(out))
         if not json:
             console.print(_headline(trainer), highlight=False)
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            outcome = fit.fit(
+        if is_over:  # ended after its last step and before its figures
+            message = f"{resume} is at its last step, {trainer.iteration}: figures and evaluation"
+        else:
+            message = _fit(
                 trainer,
                 out,
-                tensorboard=tensorboard,
+                tensorboard=fit.tensorboard_installed() if tensorboard is None else tensorboard,
                 log_every=log_every,
                 checkpoint_every=checkpoint_every,
                 console=console,
                 monitor="json" if json else "quiet" if quiet else "lines",
             )
-        if outcome.status == "diverged":
-            errors.print(outcome.message, style="red", markup=False)
-            raise typer.Exit(1)
         if not json:
-            console.print(outcome.message, highlight=False, markup=False, soft_wrap=True)
-        if outcome.status == "interrupted":
-            raise typer.Exit(130)
-        report.write(trainer, out, None if json or quiet else console)
+            console.print(message, highlight=False, soft_wrap=True)
+        try:
+            report.write(trainer, out, None if json or quiet else console)
+        except KeyboardInterrupt:
+            errors.print(f"figures and evaluation are not made; {fit.how_to_go_on(out)}")
+            raise
+
+
+def _fit(trainer: Trainer, out: Path, **options) -> str:
+    """`fit.fit` to the end of the run and a line about it; a run that did not get there ends the
+    command."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        outcome = fit.fit(trainer, out, **options)
+    if outcome.status == "diverged":
+        errors.print(outcome.message, style="red")
+        raise typer.Exit(1)
+    if outcome.status == "interrupted":
+        if options["monitor"] != "json":
+            console.print(outcome.message, highlight=False, soft_wrap=True)
+        raise typer.Exit(128 + outcome.signum)
+    return outcome.message
 
 
 def _config(context: typer.Context) -> TrainConfig:
@@ -177,7 +197,7 @@ def _on_command_line(context: typer.Context, name: str) -> bool:
 
 
 def _show_warning(message, *_) -> None:
-    errors.print(f"warning: {message}", style="yellow", markup=False)
+    errors.print(f"warning: {message}", style="yellow")
 
 
 def _only_resumable(context: typer.Context) -> None:

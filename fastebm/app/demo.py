@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import queue
@@ -14,11 +13,9 @@ from pathlib import Path
 
 import torch
 
-from fastebm.app import demo_report, demo_runs
+from fastebm.app import demo_report, demo_runs, files, signals
 from fastebm.app.config import versions
-from fastebm.app.data import need
 from fastebm.app.fit import progress_bar
-from fastebm.app.quality import finite
 
 MAX_WORKERS = 8
 _reports = None  # the queue of a worker process
@@ -31,13 +28,14 @@ def _start_worker(reports) -> None:
     # The step is too large on purpose, and what follows from it is counted and shown.
     warnings.simplefilter("ignore", UserWarning)
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    signals.end_with_parent()
 
 
 def _task(part: str, method: str, seed: int, steps: int) -> dict:
     return demo_runs.run(part, method, seed, steps, lambda n: _reports.put((part, method, n)))
 
 
-def run_demo(out: Path, quick: bool = False, console=None) -> dict:
+def run_demo(out: Path, quick: bool, console) -> dict:
     """Train everything, write `out`/*.png and metrics.json, print the table; returns the metrics.
 
     Args:
@@ -45,7 +43,6 @@ def run_demo(out: Path, quick: bool = False, console=None) -> dict:
         quick: a few steps of one seed, to see that all of it works; its numbers mean nothing.
         console: rich console to print to.
     """
-    console = console or need("rich.console").Console()
     seeds, ring_steps, digits_steps = (1, 30, 20) if quick else (3, 1000, 1500)
     start = time.perf_counter()
     tasks = [("digits", method, 0, digits_steps) for method in demo_runs.DIGITS_METHODS]
@@ -61,7 +58,7 @@ def run_demo(out: Path, quick: bool = False, console=None) -> dict:
     table = demo_report.ring_table(ring)
     console.print("Writing figures ...")
     demo_report.write_figures(out, ring, digits)
-    metrics = finite({
+    metrics = files.finite({
         "ring": {"settings": demo_runs.RING | {"steps": ring_steps, "seeds": seeds},
                  "methods": table, "runs": [_numbers(r) for runs in ring.values() for r in runs]},
         "digits": {"settings": demo_runs.DIGITS | {"steps": digits_steps},
@@ -70,7 +67,7 @@ def run_demo(out: Path, quick: bool = False, console=None) -> dict:
         "quick": quick,
         "seconds": time.perf_counter() - start,
     })  # fmt: skip
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    files.write_json(out / "metrics.json", metrics)
     demo_report.show(console, table, digits, metrics, out)
     return metrics
 

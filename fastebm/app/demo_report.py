@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from fastebm.app import demo_runs, evaluation
+from fastebm.app import demo_runs, evaluation, files
 from fastebm.app.data import load, need
 from fastebm.app.plotting import curves, images, planes
 
@@ -142,7 +142,7 @@ def write_figures(out: Path, ring: dict[str, list[dict]], digits: dict[str, dict
     }
     for name, (title, figure) in figures.items():
         figure.suptitle(title, fontsize=12)
-        figure.savefig(out / f"{name}.png")
+        files.write_figure(out / f"{name}.png", figure)
 
 
 def _note(result: dict) -> str:

@@ -1,15 +1,15 @@
-"""The training loop of the command line: progress, metrics files, checkpoints, Ctrl-C."""
+"""The training loop of the command line: progress, metrics files, checkpoints, signals."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastebm.app import files, signals
 from fastebm.app.config import ConfigError
 from fastebm.app.data import MissingExtra, first_line, need
 from fastebm.app.guard import DivergedError, DivergenceGuard
@@ -23,10 +23,12 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: status "done", "interrupted" or "diverged", and a line about it."""
+    """How a run ended: status "done", "interrupted" or "diverged", a line about it, and the signal
+    that interrupted it."""
 
     status: str
     message: str
+    signum: int = 0
 
 
 def progress_bar(console=None, disable: bool = False):
@@ -39,14 +41,14 @@ def progress_bar(console=None, disable: bool = False):
             return f"{speed:6.1f} it/s" if speed else "     - it/s"
 
     return progress.Progress(
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=24),
         progress.MofNCompleteColumn(),
         Rate(),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[note]}"),
+        progress.TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=disable,
     )
@@ -76,8 +78,9 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
         path = self._path
-        kept = [r for r in read_metrics(path) if r["step"] <= iteration] if path.exists() else []
-        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        kept = [r for r in read_metrics(path) if r["step"] <= iteration]
+        text = "".join(json.dumps(r) + "\n" for r in kept)
+        files.write(path, lambda file: file.write(text.encode()))
         self._file = path.open("a", buffering=1)
 
     def write(self, step: int, values: dict[str, float], note: str | None = None) -> None:
@@ -96,50 +99,37 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics file; a last line cut short by a crash is left out."""
+    """The records of a metrics file, none where there is no file; from the first line on that is
+    none, such as a last one cut short by a crash, the rest is left out."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            record["step"] + 0
+        except (ValueError, TypeError, KeyError):
             break
+        records.append(record)
     return records
 
 
 @contextmanager
-def ctrl_c():
-    """Yields an event that the first Ctrl-C sets; the second raises KeyboardInterrupt.
+def hold(out: Path, resume: bool = False) -> Iterator[None]:
+    """Make the directory of a run and keep other processes out of it until the block ends.
 
-    A step cut in the middle would leave model, optimiser and buffer at different iterations, so
-    the loop looks at the event between steps.
+    Raises:
+        ConfigError: it holds a run already, and this one does not resume it.
+        OSError: it cannot be written to, or another run is at work in it.
     """
-    seen = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-
-    def handler(signum, frame):
-        seen.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    old = signal.signal(signal.SIGINT, handler)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, old)
-
-
-def prepare(out: Path, resume: bool = False) -> None:
-    """Make the directory of a run and check that it can be written and holds no other run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".probe"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
-        raise ConfigError(f"cannot write to {out}: {error.strerror}") from None
-    if not resume and (out / CHECKPOINT).exists():
-        raise ConfigError(f"{out} already holds a run: choose another --out, or --resume it")
+        raise OSError(f"cannot write to {out}: {error.strerror}") from None
+    with files.held(out):
+        if not resume and (out / CHECKPOINT).exists():
+            raise ConfigError(f"{out} already holds a run: choose another --out, or --resume it")
+        for part in (*files.left(out / CHECKPOINT), *files.left(out / METRICS)):
+            part.unlink()
+        yield
 
 
 def fit(
@@ -152,11 +142,13 @@ def fit(
     console=None,
     monitor: str = "lines",
 ) -> Outcome:
-    """Train to the end of the configuration, into a directory made by `prepare`.
+    """Train to the end of the configuration, into a directory that `hold` has made.
 
     The divergence guard looks at the run whenever it is logged. A run that it gives up stops and
-    keeps its last good checkpoint. `monitor`: see `fastebm.app.monitor.Monitor`; the progress bar
-    is there with "lines" only.
+    keeps its last good checkpoint. A signal (`fastebm.app.signals`) ends the run after the step it
+    came in: a step cut in the middle would leave model, optimiser and buffer at different
+    iterations. `monitor`: see `fastebm.app.monitor.Monitor`; the progress bar is there with "lines"
+    only.
     """
     c = trainer.config
     if not trainer.sampler.step_size_checked:
@@ -165,49 +157,64 @@ def fit(
     settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
     settings["effective_temperature"] = trainer.sampler.effective_temperature
     settings["versions"] = trainer.state_dict()["versions"]
-    (out / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    files.write_json(out / "config.json", settings)
     log = MetricsLog(out, trainer.iteration, tensorboard)
     guard = DivergenceGuard(trainer, c.on_divergence, max_rollbacks=c.max_rollbacks)
     notes: list[str] = []
+
+    def after_step(reason: str | None) -> str | None:
+        """Log, look at the run, roll back, save; why the run is lost, if it is."""
+        nonlocal notes
+        bar.advance(task)
+        if reason is None and _due(trainer, log_every):
+            values = trainer.probe()
+            log.write(trainer.iteration, values, "; ".join(notes) or None)
+            name = "energy_gap" if "energy_gap" in values else "bound"
+            bar.update(task, note=f"{name.removeprefix('energy_')} {values[name]:+.3f}")
+            watch.show(values)
+            reason = guard.check(values)
+            notes = notes if reason else []
+        if reason is not None:
+            try:
+                notes.append(guard.roll_back(reason))
+            except DivergedError as error:
+                return str(error)
+            log.cut(trainer.iteration)
+            bar.update(task, completed=trainer.iteration)
+            say(bar.console, notes[-1])
+        elif trainer.iteration % checkpoint_every == 0:
+            trainer.save(out / CHECKPOINT)
+        return None
+
     try:
-        with progress_bar(console, disable=monitor != "lines") as bar, ctrl_c() as stop:
+        with progress_bar(console, disable=monitor != "lines") as bar, signals.stopping() as stop:
             watch = Monitor(trainer, bar.console, monitor)
             task = bar.add_task(c.loss, total=c.steps, completed=trainer.iteration, note="")
-            while trainer.iteration < c.steps and not stop.is_set():
+            while trainer.iteration < c.steps and not stop.signum:
                 reason = None
                 try:
                     trainer.step()
                 except NonFiniteError as error:
                     reason = first_line(error)
-                bar.advance(task)
-                if reason is None and _due(trainer, log_every):
-                    values = trainer.probe()
-                    log.write(trainer.iteration, values, "; ".join(notes) or None)
-                    name = "energy_gap" if "energy_gap" in values else "bound"
-                    bar.update(task, note=f"{name.removeprefix('energy_')} {values[name]:+.3f}")
-                    watch.show(values)
-                    reason = guard.check(values)
-                    notes = notes if reason else []
-                if reason is not None:
-                    try:
-                        notes.append(guard.roll_back(reason))
-                    except DivergedError as error:
-                        return _lost(out, str(error))
-                    log.cut(trainer.iteration)
-                    bar.update(task, completed=trainer.iteration)
-                    say(bar.console, notes[-1])
-                elif trainer.iteration % checkpoint_every == 0:
-                    trainer.save(out / CHECKPOINT)
+                try:
+                    lost = after_step(reason)
+                except OSError:  # a terminal or a pipe that is gone, a full disk
+                    with suppress(OSError):
+                        trainer.save(out / CHECKPOINT)
+                    raise
+                if lost is not None:
+                    return _lost(out, lost)
             trainer.save(out / CHECKPOINT)
     finally:
         log.close()
-    if trainer.iteration < c.steps:
-        return Outcome(
-            "interrupted",
-            f"stopped at step {trainer.iteration} of {c.steps}; go on with:"
-            f" fastebm train --resume {out / CHECKPOINT}",
-        )
+    if stop.signum:
+        where = f"stopped at step {trainer.iteration} of {c.steps}"
+        return Outcome("interrupted", f"{where}; {how_to_go_on(out)}", stop.signum)
     return Outcome("done", f"{c.steps} steps; checkpoint: {out / CHECKPOINT}")
+
+
+def how_to_go_on(out: Path) -> str:
+    return f"go on with: fastebm train --resume {out / CHECKPOINT}"
 
 
 def say(console, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastebm.app import files
 from fastebm.app.config import ConfigError
 from fastebm.app.data import need
 from fastebm.app.evaluation import total_energy
@@ -24,6 +24,7 @@ from fastebm.rng import ChainRNG
 
 BASES = ("fitted", "uniform")
 BATCH = 1000
+MAX_BETAS = 10**8
 REVERSE_STEPS = 2000
 
 
@@ -49,8 +50,6 @@ class Settings:
     def __post_init__(self):
         if self.base not in BASES:
             raise ConfigError(f"base must be one of {', '.join(BASES)}, got {self.base!r}")
-        if self.n_importance < 1:
-            raise ConfigError(f"n_importance must be at least 1, got {self.n_importance}")
 
 
 def measure(
@@ -186,8 +185,17 @@ def notes(result: dict) -> list[str]:
 
 
 def parse_betas(text: str) -> str | int:
-    """The value of --betas: a name or a number."""
-    return int(text) if text.isdigit() else text
+    """The value of --betas: a name or a number.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text == "sm2008":
+        return text
+    is_number = text.isascii() and text.isdigit() and len(text) < 20
+    if not is_number or not 1 <= int(text) <= MAX_BETAS:
+        raise ConfigError(f"betas must be sm2008 or a number from 1 to {MAX_BETAS}, got {text!r}")
+    return int(text)
 
 
 def is_binary(model: Callable[..., Tensor]) -> bool:
@@ -215,6 +223,7 @@ def run(
     Raises:
         ConfigError: an option that makes no sense, or data the model does not take.
     """
+    files.check(path)
     own, model = trainer.dataset, trainer.eval_model
     x = own.test if data in (None, trainer.config.data) else read_set(data, own)
     sets = {"train": own.train[:samples], "test" if data is None else Path(data).stem: x[:samples]}
@@ -231,9 +240,9 @@ def run(
         "n": {name: len(v) for name, v in sets.items()},
         "seconds": time.perf_counter() - start,
     }
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    files.write_json(path, result)
     if console is not None:
         console.print(table(result))
         for line in notes(result):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
     return result

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastebm.app import files
 from fastebm.app.arrays import read_arrays
 from fastebm.app.config import ConfigError
 from fastebm.app.data import NAMES, DataError, Dataset, load, need
@@ -139,11 +139,13 @@ def run(
         name: derived_set(name, x, data, seed) if name in DERIVED else read_set(name, data)
         for name in outside
     }
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("ood.json", "ood.png"):
+        files.check(directory / name)
     e_in = energies(trainer, x)
     e_out = {name: energies(trainer, other) for name, other in sets.items()}
     found = {name: detection(e_in, e, n_boot, seed) for name, e in e_out.items()}
 
-    directory.mkdir(parents=True, exist_ok=True)
     label = Path(inside or trainer.config.data).stem
     result = {
         "inside": label,
@@ -154,11 +156,11 @@ def run(
             for name, e in e_out.items()
         },
     }
-    (directory / "ood.json").write_text(json.dumps(result, indent=2) + "\n")
-    curves = {f"{label} (in)": e_in} | {
-        f"{Path(name).stem}, AUROC {found[name]['auroc']:.3f}": e for name, e in e_out.items()
+    files.write_json(directory / "ood.json", result)
+    curves = {f"inside: {label}": e_in} | {
+        f"AUROC {found[name]['auroc']:.3f}: {Path(name).stem}": e for name, e in e_out.items()
     }
-    histograms.energy_histograms(curves).savefig(directory / "ood.png")
+    files.write_figure(directory / "ood.png", histograms.energy_histograms(curves))
     if console is not None:
         console.print(_table(result))
     return result
@@ -173,6 +175,6 @@ def _table(result: dict):
         cells = []
         for key in ("auroc", "fpr95"):
             low, high = row[f"{key}_95"]
-            cells.append(f"{row[key]:.3f} \\[{low:.3f}, {high:.3f}]")
+            cells.append(f"{row[key]:.3f} [{low:.3f}, {high:.3f}]")
         table.add_row(Path(name).stem, str(row["n"]), *cells)
     return table

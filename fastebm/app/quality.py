@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastebm.app import evaluation
+from fastebm.app import evaluation, files
 from fastebm.app.data import Dataset, need
 from fastebm.app.features import FeatureSpace
 from fastebm.app.training import Trainer
@@ -131,17 +130,9 @@ def run(
     console=None,
 ) -> dict:
     """`evaluate`, written to `path` as JSON (null for what is not finite) and printed."""
+    files.check(path)
     result = evaluate(trainer, sample_sets(trainer, n, long_steps, seed), features, seed)
-    path.write_text(json.dumps(finite(result), indent=2) + "\n")
+    files.write_json(path, result)
     if console is not None:
         console.print(table(result))
     return result
-
-
-def finite(value):
-    """The same value with non-finite numbers as None: JSON has none of them."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.app import evaluation, quality
+from fastebm.app import evaluation, files, quality
 from fastebm.app.config import MACHINES
 from fastebm.app.data import Dataset, need
 from fastebm.app.fit import METRICS, read_metrics
 from fastebm.app.plotting import curves, histograms, images, planes
 from fastebm.app.training import Trainer
 
+EVALUATION = "evaluation.json"
 MAX_SAMPLES = 1000
 CHAIN_STEPS = 500
 CHAINS, CHAIN_TIMES = 8, (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of a machine's figure
@@ -69,21 +71,31 @@ def _machine(trainer: Trainer) -> dict:
     return {"filters": images.filters(weights, data.event_shape), "chains": chains}
 
 
+def is_written(trainer: Trainer, out: Path) -> bool:
+    """Whether `write` has been here since the trainer's last step."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads((out / EVALUATION).read_bytes())["step"] == trainer.iteration
+    return False
+
+
 def write(trainer: Trainer, out: Path, console=None) -> None:
-    """Write figures and evaluation.json into the directory of the run; print the table."""
+    """Write figures and evaluation.json into the directory of the run; print the table. Where the
+    directory has no record of the training, there is no figure of it."""
     data, label = trainer.dataset, trainer.config.loss
     n, steps = (MAX_PICTURES, PICTURE_STEPS) if data.is_image else (MAX_SAMPLES, CHAIN_STEPS)
     sets = quality.sample_sets(trainer, n, steps)
     long = sets[f"long ({steps} steps)"]
     result = quality.evaluate(trainer, sets)
     records = read_metrics(out / METRICS)
-    log = {name: [r.get(name) for r in records] for name in records[-1] if name != "note"}
+    names = [name for name in records[-1] if name != "note"] if records else []
+    log = {name: [r.get(name) for r in records] for name in names}
     title = f"{label}: {steps}-step chains from noise"
     figures = {
-        "training": curves.training_curves(log["step"], log),
         "energies": histograms.energy_histograms(_energies(trainer, sets)),
         "samples": samples_figure(data, long[:144] if data.is_image else long, title),
     }
+    if records:
+        figures["training"] = curves.training_curves(log["step"], log)
     if result["density"]:
         side = 200
         points, _ = evaluation.grid(data.clamp, side)
@@ -96,9 +108,9 @@ def write(trainer: Trainer, out: Path, console=None) -> None:
         if trainer.config.energy in MACHINES:
             figures |= _machine(trainer)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png")
-    (out / "evaluation.json").write_text(json.dumps(quality.finite(result), indent=2) + "\n")
-
+        files.write_figure(out / f"{name}.png", figure)
+    # the last one: where it is, everything is
+    files.write_json(out / EVALUATION, {"step": trainer.iteration} | result)
     if console is None:
         return
     console.print(quality.table(result))

@@ -1,42 +1,89 @@
-"""What the commands share: where they print, and how errors of the user end."""
+"""What the commands share: where they print, what their options may be, and how they end."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from fastebm.app import signals
 from fastebm.app.config import ConfigError
 from fastebm.app.data import DataError, MissingExtra, first_line
 
-console = Console()
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+MANY = 10**9  # more steps, chains or samples than can be run or held
+
+
+class PlainConsole(Console):
+    """Prints text as it is: brackets and colons are no markup, and control characters, of a file's
+    name perhaps, are shown as their escapes."""
+
+    def __init__(self, **options):
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options) -> Text:
+        return super().render_str(_visible(text, keep="\n"), **options)
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What the user can put right becomes one line and exit code 2."""
+    """What the user can put right becomes one line and exit code 2; a signal ends the command with
+    128 and its number."""
     try:
-        yield
+        with signals.raising():
+            yield
     except (ConfigError, DataError, MissingExtra, OSError) as error:
-        errors.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        raise typer.Exit(130) from None
+        raise _ended(f"error: {error}", 2) from None
+    except (MemoryError, RuntimeError) as error:
+        if not _of_memory(error):
+            raise
+        raise _ended(f"error: not enough memory: {first_line(error)}", 2) from None
+    except KeyboardInterrupt as error:
+        raise _ended("interrupted", 128 + getattr(error, "signum", signal.SIGINT)) from None
+
+
+def _ended(message: str, code: int) -> typer.Exit:
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        errors.print(_visible(message), style="red" if code == 2 else None)
+    return typer.Exit(code)
+
+
+def _of_memory(error: Exception) -> bool:
+    kinds = MemoryError | torch.OutOfMemoryError
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
+
+
+def _visible(text: str, keep: str = "") -> str:
+    """The text with control characters and what is not unicode as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def usable_device(name: str) -> torch.device:
-    """The device, or a ConfigError when it cannot be used here."""
+    """The device, or a ConfigError when nothing can be computed on it here."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {first_line(error)}") from None
     return device
+
+
+def check_range(name: str, value: int, least: int, most: int = MANY) -> None:
+    """ConfigError unless the value of an option is from `least` to `most`."""
+    if not least <= value <= most:
+        raise ConfigError(f"{name} must be between {least} and {most}, got {value}")
 
 
 def check_seed(seed: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fastebm.app import files
 from fastebm.app.config import MACHINES, ConfigError, TrainConfig, versions
 from fastebm.app.data import Dataset, load
 from fastebm.app.evaluation import total_energy
@@ -281,9 +281,5 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the state so that the file is either the old one or the whole new one."""
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            torch.save(self.state_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        state = self.state_dict()
+        files.write(path, lambda file: torch.save(state, file))

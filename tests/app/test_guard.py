@@ -120,7 +120,7 @@ def test_bad_arguments():
 @pytest.mark.filterwarnings("ignore::fastebm.StepSizeWarning")
 def test_a_run_that_diverges_without_it_completes_with_it(tmp_path):
     for name in ("without", "with"):
-        fit.prepare(tmp_path / name)
+        (tmp_path / name).mkdir()
     lost = fit.fit(
         Trainer(replace(LARGE_STEP, on_divergence="stop")), tmp_path / "without", tensorboard=False
     )
@@ -140,7 +140,6 @@ def test_a_run_that_diverges_without_it_completes_with_it(tmp_path):
 
 
 def test_non_finite_chains_are_rolled_back(tmp_path):
-    fit.prepare(tmp_path)
     trainer = Trainer(SMALL)
     step, broken = trainer.step, []
 

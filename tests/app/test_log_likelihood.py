@@ -132,8 +132,8 @@ def test_the_command_and_its_errors(tmp_path):
     for options, text in (
         (["--betas", "fine"], "betas must be"),
         (["--base", "data"], "base must be one of fitted, uniform"),
-        (["--n-chains", "1"], "n_chains must be an integer >= 2"),
-        (["--confidence", "2"], "confidence must be in"),
+        (["--n-chains", "1"], "n-chains must be between 2 and"),
+        (["--confidence", "2"], "confidence must be between 0 and 1"),
     ):
         result = call(*options)
         assert result.exit_code == 2 and text in result.output, result.output

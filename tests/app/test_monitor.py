@@ -21,7 +21,7 @@ SMALL = TrainConfig(
 
 def printed(tmp_path, mode, config=SMALL, **options):
     out = io.StringIO()
-    fit.prepare(tmp_path)
+    tmp_path.mkdir(exist_ok=True)
     console = Console(file=out, width=300)
     fit.fit(Trainer(config), tmp_path, tensorboard=False, console=console, monitor=mode, **options)
     return [row for row in out.getvalue().splitlines() if row.strip()]

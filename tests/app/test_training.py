@@ -131,8 +131,8 @@ def test_schedule_and_gradient_bound():
 
 def test_fit_writes_a_run(tmp_path):
     out = tmp_path / "run"
-    fit.prepare(out)
-    outcome = fit.fit(Trainer(SMALL), out, log_every=5, tensorboard=True)
+    with fit.hold(out):
+        outcome = fit.fit(Trainer(SMALL), out, log_every=5, tensorboard=True)
     assert outcome.status == "done"
     records = fit.read_metrics(out / fit.METRICS)
     assert [r["step"] for r in records] == [5, 10, 12]
@@ -143,13 +143,13 @@ def test_fit_writes_a_run(tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config["seed"] == 5 and config["effective_temperature"] == pytest.approx(1)
     assert config["versions"]["torch"] == torch.__version__
-    with pytest.raises(ConfigError, match="already holds a run"):
-        fit.prepare(out)
+    with pytest.raises(ConfigError, match="already holds a run"), fit.hold(out):
+        pass
 
 
 def test_ctrl_c_saves_and_the_rest_is_the_same(tmp_path, monkeypatch):
     for name in ("whole", "cut"):
-        fit.prepare(tmp_path / name)
+        (tmp_path / name).mkdir()
     fit.fit(Trainer(SMALL), tmp_path / "whole", log_every=1, tensorboard=False)
     handler = signal.getsignal(signal.SIGINT)  # ignored in a shell's background
 
@@ -176,7 +176,6 @@ def test_ctrl_c_saves_and_the_rest_is_the_same(tmp_path, monkeypatch):
 
 
 def test_divergence_is_reported_and_keeps_the_good_checkpoint(tmp_path):
-    fit.prepare(tmp_path)
     trainer = Trainer(replace(SMALL, on_divergence="stop"))
     step = trainer.step
 
@@ -203,7 +202,6 @@ def test_non_finite_energy_ends_the_run(tmp_path):
             self.calls += 1
             return self.net(x) * (math.nan if self.calls > 20 else 1.0)
 
-    fit.prepare(tmp_path)
     config = replace(SMALL, max_rollbacks=2)
     outcome = fit.fit(Trainer(config, model=Broken()), tmp_path, tensorboard=False)
     assert outcome.status == "diverged" and "\n" not in outcome.message
@@ -211,7 +209,6 @@ def test_non_finite_energy_ends_the_run(tmp_path):
 
 
 def test_step_size_warning_only_when_too_large(tmp_path):
-    fit.prepare(tmp_path)
     large = replace(SMALL, samples=2000, steps=1, step_size=0.1)
     with pytest.warns(UserWarning, match="step"):
         fit.fit(Trainer(large), tmp_path, tensorboard=False)

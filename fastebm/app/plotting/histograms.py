@@ -21,7 +21,8 @@ def histograms(panels: dict):
 
 
 def energy_histograms(sets: dict):
-    """Histograms of energies on one axis, the first set filled, label -> (N,).
+    """Histograms of energies on one axis, the first set filled, label -> (N,). Labels are shown as
+    they are, $ too; matplotlib leaves one out that starts with an underscore.
 
     Energies are less the median of the first set; the axis is linear within its standard deviation
     and logarithmic far from it, and bins are equally wide on it. Each histogram has height 1.
@@ -47,5 +48,7 @@ def energy_histograms(sets: dict):
     axis.set_yticks([])
     axis.set(xlabel="energy, less the median of the first set", ylabel="samples")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend = axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
