@@ -67,7 +67,7 @@ def restore(
     except (DataError, MissingExtra, OSError):
         raise
     except Exception as error:  # a module's own way to refuse a state, torch's of a damaged one
-        raise ConfigError(f"{path}: does not fit the run ({first_line(error)})") from None
+        raise ConfigError(f"{path}: does not fit the run ({first_line(error)})") from error
     return trainer
 
 

@@ -118,6 +118,9 @@ def _check_buffer(found: dict | None, own: dict | None) -> None:
     mode, n = extra.get("mode"), extra.get("n_pushed")
     _expect(isinstance(mode, str), "buffer.mode", brief(mode))
     _expect(_is_count(n, 2**63), "buffer.n_pushed", brief(n))
+    ours = own["_extra_state"]["value_range"]
+    theirs = extra.get("value_range", ours)  # which the first checkpoints do not have
+    _expect(_numbers(theirs) == list(ours), "buffer.value_range", f"other than {ours}")
 
 
 def _check_optimizer(found: dict, own: dict, parameters: list[Tensor], iteration: int) -> None:

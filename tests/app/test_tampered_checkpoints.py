@@ -82,10 +82,12 @@ def same(a, b):
 
 def test_every_entry_of_another_form_is_refused_and_nothing_is_loaded(good):
     trainer, state = good
+    trainer.load_state_dict(state)  # torch's generator is everybody's
     tried = 0
     for path, value in leaves(state):
         may_have_more = path in (("buffer", "_extra_state"), ("optimizer", "param_groups", 0))
         may_lack = path[:2] == ("optimizer", "state") and len(path) == 3  # without a gradient
+        may_lack |= path == ("buffer", "_extra_state", "value_range")
         for bad in (*wrong(value), *(() if may_lack else (...,))):
             if isinstance(bad, list | dict) and bad == value:  # an empty one
                 continue
@@ -98,8 +100,8 @@ def test_every_entry_of_another_form_is_refused_and_nothing_is_loaded(good):
             assert "\n" not in str(error.value)
             tried += 1
     assert tried > 400
-    assert same(trainer.state_dict(), state)
-    trainer.load_state_dict(state)
+    now = trainer.state_dict()
+    assert [name for name in state if not same(now[name], state[name])] == []
 
 
 @pytest.mark.parametrize(
@@ -167,9 +169,9 @@ def test_every_setting_of_another_type_is_refused(good, tmp_path):
     ],
 )
 def test_sizes_are_compared_before_anything_is_built(good, tmp_path, monkeypatch, name, value):
-    """With `Trainer` out of reach, all but the average, which is as large as the network."""
+    """All but the average, which is as large as the network."""
     if name != "ema":
-        monkeypatch.setattr(checkpoints, "Trainer", None)
+        monkeypatch.setattr(checkpoints, "Trainer", lambda *_: pytest.fail("built"))
     refused_setting(tmp_path / "c.pt", good[1], name, value)
 
 
