@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
@@ -19,3 +21,9 @@ def outside_inference() -> AbstractContextManager:
     """Without inference mode, whose tensors autograd refuses and nothing may change in place
     later. Gradients are on in it, where it was on: a ``no_grad`` belongs inside."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def ordinary(value: Any) -> Any:
+    """A copy of a tensor that was made in inference mode; all else as it is. Not inside the mode,
+    where a copy would be another such tensor."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
