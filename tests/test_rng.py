@@ -83,3 +83,10 @@ def test_steps_run_out_loudly():
             ask(3)
     stream.advance(2)
     assert stream.t == 2**32 - 1
+
+
+def test_any_default_device():
+    """A stream is on the device it is asked for; pinned memory is of the host."""
+    with torch.device("meta"):
+        assert ChainRNG(5).state().tolist() == [5, 0, 0, 0]
+        assert as_rng().state().device.type == "cpu"

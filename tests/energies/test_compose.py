@@ -266,3 +266,25 @@ def test_wrong_parts(make, error, match):
 def test_a_part_with_a_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"energies of shape \(B,\)"):
         energy(A + (lambda x: x.sum()), torch.zeros(4, 2).double())
+
+
+def test_numbers_sums_and_signs():
+    x = torch.randn(7, 2).double()
+    three = np.float64(3)
+    for composed, expected in (
+        (-A, -A(x)),
+        (A / 4, A(x) / 4),
+        (A / three, A(x) / 3),
+        (three * A, 3 * A(x)),
+        (np.int64(3) * A, 3 * A(x)),
+        (sum([A, B, A]), 2 * A(x) + B(x)),
+        (sum([A]), A(x)),
+    ):
+        assert isinstance(composed, Energy)
+        torch.testing.assert_close(composed(x), expected)
+    assert sum([A]) is A
+    for wrong in (lambda: A / B, lambda: 1 + A, lambda: 1 / A, lambda: A / "2"):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(ZeroDivisionError):
+        A / 0

@@ -1,6 +1,7 @@
 """Restricted Boltzmann machines: energies and conditional laws by enumeration and by quadrature,
 and that training reaches what can be reached."""
 
+import copy
 import math
 
 import pytest
@@ -238,3 +239,43 @@ def test_gaussian_training_learns_means_and_variances():
     parts = torch.distributions.Normal(centres[:, None], std).log_prob(x).sum(-1)
     truth = (torch.logsumexp(parts, 0) - math.log(2)).mean().item()
     assert truth - 0.1 < mine < truth + 0.02
+
+
+@pytest.mark.parametrize("kind", [RBM, GaussianRBM])
+def test_units_of_any_dtype_are_taken_to_that_of_the_parameters(kind):
+    model = machine(kind).float()
+    bits = torch.rand(6, V).round()
+    expected = [model(bits), *model.gibbs_step(bits, 1), model.energy(bits, torch.ones(6, H))]
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float64, torch.bfloat16):
+        v, h = bits.to(dtype), torch.ones(6, H).to(dtype)
+        got = [model(v), *model.gibbs_step(v, 1), model.energy(v, h)]
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), dtype
+        for n_steps in (0, 2):
+            chains = GibbsSampler(model).sample(v, n_steps, seed=1)
+            assert torch.equal(chains, GibbsSampler(model).sample(bits, n_steps, seed=1))
+        copy.deepcopy(model).fit_visible(v)
+    with pytest.raises(ValueError, match="values from 0 to 255|finite"):
+        model.fit_visible(torch.tensor([[255.0, 0, 0, 0, math.nan if kind is GaussianRBM else 1]]))
+
+
+def test_sample_ids_are_looked_at_before_work():
+    model, bits = machine(), torch.rand(3, V).round().double()
+    stream = ChainRNG(0)
+    for ids, match in (
+        ([0, -1, 2], r"sample_ids must be in 0\.\.72057594037927935, got -1"),
+        ([0, 2**56, 2], "sample_ids must be in .*, got 72057594037927936"),
+        ([0, 1], r"an int64 tensor \(3,\), got torch.int64 \(2,\)"),
+        ([0.0, 1.0, 2.0], "got torch.float32"),
+    ):
+        for call in (
+            lambda i: model.sample_hidden(bits, stream, sample_ids=i),
+            lambda i: model.sample_visible(bits[:, :H], stream, sample_ids=i),
+            lambda i: GibbsSampler(model).sample(bits, 0, seed=stream, sample_ids=i),
+        ):
+            with pytest.raises(ValueError, match=match):
+                call(torch.tensor(ids))
+    assert stream.t == 0
+    ids = torch.tensor([2**56 - 1, 0, 7])
+    assert torch.equal(
+        model.sample_hidden(bits, 1, sample_ids=ids)[1:2], model.sample_hidden(bits[1:2], 1)
+    )

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from fastebm.samplers import scale
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.scale import StepSizeWarning, data_scale
 
@@ -46,6 +47,40 @@ def test_data_scale_scales_and_ignores_offsets_and_lattices():
     assert data_scale(3 * x + 5) == pytest.approx(9 * data_scale(x), rel=1e-6)
     bits = torch.randint(2, (200, 4), generator=torch.Generator().manual_seed(0)).double()
     assert 0 < data_scale(bits) < 2
+
+
+@pytest.mark.parametrize(
+    "n, dim, points",
+    [
+        (3000, 2, 2000),  # all that were ever taken
+        (1000, 16, 1000),
+        (1000, 784, 207),
+        (128, 3072, 105),
+        (1000, 3072, 179),  # as many pairs as 16 for each sample
+        (60_000, 3072, 1386),
+        (40, 150_528, 36),
+    ],
+)
+def test_points_are_few_where_they_are_large(n, dim, points, monkeypatch):
+    """Against a stall in the first call of a loss: 16 differences of an element for each that is
+    given, or 16 million; the roots take no more than some fifty short series."""
+    seen, slopes, slope = [], [], scale._chi2_slope
+    monkeypatch.setattr(scale, "_chi2_slope", lambda d, q: slopes.append(d) or slope(d, q))
+    pdist = torch.pdist
+    monkeypatch.setattr(torch, "pdist", lambda x: seen.append(x.shape) or pdist(x[:, :3]))
+    rows = torch.randn(min(n, 3000), 1)
+    data_scale(rows.expand(-1, dim) if n <= 3000 else rows[:1].expand(n, dim) + torch.rand(n, 1))
+    ((chosen, _),) = seen
+    assert chosen == points and chosen * (chosen - 1) / 2 * dim <= max(16 * n * dim, 2**24)
+    assert len(slopes) < 100
+
+
+def test_many_elements_leave_the_estimate_its_meaning():
+    g = torch.Generator().manual_seed(0)
+    centre = torch.randn(4, 784, generator=g)[torch.randint(4, (1000,), generator=g)]
+    for std in (0.1, 0.3):
+        x = centre + std * torch.randn(1000, 784, generator=g)
+        assert 1 / 1.5 < data_scale(x) / std**2 < 1.5
 
 
 @pytest.mark.parametrize(
