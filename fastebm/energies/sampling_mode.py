@@ -96,13 +96,13 @@ def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator
     if not modules:
         yield []
         return
-    hold, weights = _Hold(modules, freeze), _thread.weights
+    hold, outside = _Hold(modules, freeze), (_thread.hold, _thread.weights)
     try:
         hold.take()
-        _thread.weights = {} if freeze else None
+        _thread.hold, _thread.weights = hold, {} if freeze else None
         yield [*hold.changed[_set_training]]
     finally:
-        _thread.weights = weights
+        _thread.hold, _thread.weights = outside
         hold.release()
 
 
@@ -130,8 +130,10 @@ def fresh_parametrizations() -> Iterator[None]:
 
 
 class _Thread(threading.local):
-    """What chains of this thread hold constant: parametrised weights, by id; None: nothing."""
+    """What the innermost chains of this thread hold, and their constants: parametrised weights, by
+    id; None: they have none."""
 
+    hold: _Hold | None = None
     weights: dict[int, Tensor] | None = None
 
 
@@ -208,7 +210,10 @@ class _Hold:
 
 def guard(module: nn.Module, args: tuple) -> None:
     """The hook of modules in ``sampling_mode`` of threads."""
-    if is_compiling() or _samples(get_ident(), module):
+    if is_compiling():
+        return
+    hold = _thread.hold
+    if hold is not None and id(module) in hold.ids or _samples(get_ident(), module):
         return
     if isinstance(threading.current_thread(), threading._DummyThread):
         return  # autograd's own, in which checkpoints are computed again
