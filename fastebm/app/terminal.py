@@ -15,7 +15,7 @@ from fastebm.app import signals
 from fastebm.app.config import ConfigError
 from fastebm.app.data import DataError, MissingExtra, first_line
 
-MANY = 10**9  # more steps, chains or samples than can be run or held
+MANY = 10**8  # of options; a plan of steps is a list
 
 
 class PlainConsole(Console):
