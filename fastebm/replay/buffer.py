@@ -203,11 +203,15 @@ class ReplayBuffer(nn.Module):
             raise ValueError(
                 f"idx must be int64 and hold the {n} slots of x in mode slot, got {got}"
             )
-        if idx.device.type != "cpu":  # where -1 would be the last slot
-            return idx.masked_fill(idx < 0, self.capacity)
-        wrong = idx[(idx < 0) | (idx >= self.capacity)]
-        if len(wrong):
-            raise ValueError(f"idx must be in 0..{self.capacity - 1}, the slots, got {wrong[0]}")
+        idx = idx.masked_fill(idx < 0, self.capacity)  # or -1 would be the last slot
+        if self.data.device.type == "cpu":
+            try:
+                self.visits[idx]  # torch's own check, before anything is stored
+            except IndexError:
+                n_wrong = int((idx >= self.capacity).sum())
+                raise ValueError(
+                    f"idx must be in 0..{self.capacity - 1}, the slots; {n_wrong} of {n} are not"
+                ) from None
         return idx
 
     def _push_reservoir(self, q: Tensor) -> None:
