@@ -85,8 +85,14 @@ def test_steps_run_out_loudly():
     assert stream.t == 2**32 - 1
 
 
-def test_any_default_device():
-    """A stream is on the device it is asked for; pinned memory is of the host."""
-    with torch.device("meta"):
-        assert ChainRNG(5).state().tolist() == [5, 0, 0, 0]
-        assert as_rng().state().device.type == "cpu"
+def test_pinned_memory_is_of_the_host_under_any_default_device(monkeypatch):
+    """Under torch.set_default_device("cuda") it would be asked of the device, which has none."""
+    made = []
+
+    class Host:
+        def to(self, device, non_blocking):
+            return device
+
+    monkeypatch.setattr(torch, "tensor", lambda *_, **options: made.append(options) or Host())
+    assert ChainRNG(5).state("cuda") == torch.device("cuda")
+    assert made == [{"dtype": torch.int64, "device": "cpu", "pin_memory": True}]

@@ -15,7 +15,7 @@ from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.loss import Loss
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
-from fastebm.modes import ordinary
+from fastebm.modes import full_precision, ordinary
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
 from fastebm.samplers.diagnostics import finite_rows
@@ -71,7 +71,8 @@ class ExactMaximumLikelihood(Loss):
         check_batch(x)
         if hasattr(self.model, "check_data"):
             self.model.check_data(x)
-        e = sum_scales(energy(self.model, ordinary(x))).double()
+        with full_precision(x.device):  # as log Z
+            e = sum_scales(energy(self.model, ordinary(x))).double()
         n_bad = int((~finite_rows(e)).sum())
         if n_bad:
             raise NonFiniteError(f"{n_bad} of {len(x)} energies of the data are not finite")
