@@ -71,7 +71,8 @@ def sample(
             files.write(out, lambda file: np.savez_compressed(file, x=x.numpy()))
         if png is not None:
             files.write_figure(png, report.samples_figure(trainer.dataset, x, title))
-        console.print(f"{n} samples: {', '.join(str(p) for p in (out, png) if p)}")
+        where = ", ".join(str(p) for p in (out, png) if p)
+        console.print(f"{n} samples: {where}", soft_wrap=True)
 
 
 def ood(

@@ -49,7 +49,7 @@ def test_names_of_files_are_shown_as_they_are(runs, tmp_path, name):
     result = call("sample", runs["ring"], "--n", 2, "--steps", 1, "--out", out)
     assert result.exit_code == 0, result.output
     where = str(out).replace(name, name if name == "new\nline" else shown)
-    assert where in result.output.replace(".\n", ".").replace("-\n", "-")
+    assert where in result.output
 
 
 def test_a_run_on_a_file_with_markup_in_its_name(tmp_path, monkeypatch):

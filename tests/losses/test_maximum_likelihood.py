@@ -230,3 +230,12 @@ def test_errors_come_before_work():
     loss = ExactMaximumLikelihood(lambda x: x.sum(1) / 0, 4)
     with pytest.raises(NonFiniteError, match="2 of 2 energies"):
         loss(data(2))
+
+
+def test_autocast_changes_no_likelihood():
+    rbm, v = RBM(6, 4), torch.rand(8, 6).round()
+    expected = ExactMaximumLikelihood(rbm)(v)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ExactMaximumLikelihood(rbm)(v)
+    assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(out.metrics["log_likelihood"], expected.metrics["log_likelihood"])

@@ -135,8 +135,8 @@ def test_slots_are_looked_at_before_anything_is_stored():
     buffer = make()
     before = buffer.all()
     for idx, match in (
-        ([0, -1], r"idx must be in 0\.\.5, the slots; 1 of 2 are not"),
-        ([0, 6], r"idx must be in 0\.\.5, the slots; 1 of 2 are not"),
+        ([0, -1], r"idx must be in 0\.\.5, the slots, got -1"),
+        ([0, 6], r"idx must be in 0\.\.5, the slots, got 6"),
         ([True, False], r"idx must be int64 .*, got torch.bool \(2,\)"),
     ):
         with pytest.raises(ValueError, match=match):
