@@ -50,6 +50,8 @@ def number(name: str, value, above_zero: bool = False) -> float:
 
 def real(name: str, value: float) -> float:
     """A finite number of either sign."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
     return float(value)

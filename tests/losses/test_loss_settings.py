@@ -49,6 +49,7 @@ def test_an_option_that_is_set_is_gone_by(name):
     [
         ("k_steps", 0, "k_steps must be an integer >= 1, got 0"),
         ("kl_weight", float("nan"), "kl_weight must be a finite number, got nan"),
+        ("energy_reg_weight", "much", "energy_reg_weight must be a number, got str"),
         ("entropy_eps", 0.0, "entropy_eps must be finite and > 0, got 0.0"),
         ("n_entropy_refs", 1, "n_entropy_refs must be an integer >= 2, got 1"),
         ("on_nonfinite", "hide", "on_nonfinite must be one of raise, .*, got 'hide'"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import HAS_GPU, SIMD_LEVELS
 
-from fastebm.ops import library
+from fastebm.ops import library, neighbor
 from fastebm.ops.neighbor import nearest_neighbor
 
 INF, NAN = math.inf, math.nan
@@ -363,3 +363,16 @@ def test_backward_refuses_what_the_search_would_not_keep(change, match, device):
     assert library.op.nearest_neighbor_backward.default(*args.values()).shape == X.shape
     with pytest.raises(RuntimeError, match=match):
         library.op.nearest_neighbor_backward.default(*(args | change).values())
+
+@pytest.mark.parametrize("k, skips", [(1, False), (3, True)])
+def test_long_searches_are_calls_of_bounded_work_with_the_same_result(monkeypatch, k, skips):
+    x, y = torch.randn(50, 4), torch.randn(70, 4)
+    skip = torch.arange(50) if skips else None
+    whole = nearest_neighbor(x, y, skip=skip, k=k)
+    calls, call = [], library.call
+    monkeypatch.setattr(library, "call", lambda f, *a: calls.append(len(a[0])) or call(f, *a))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(neighbor, "MAX_WORK", 20 * 70 * 16)
+    parts = nearest_neighbor(x, y, skip=skip, k=k)
+    assert calls == [20, 20, 10]
+    assert all(map(torch.equal, parts, whole))

@@ -30,10 +30,8 @@ def uniforms(seed, t, ids, dim):
 # What an augmentation may be, and the names of its numbers.
 MOVES = [0.2, 1, 0.7, 1.4, 0.5, 0.8, 1.2, 0.8, 1.2, 0.8, 1.2, -0.1, 0.1, 0.8, 0.2, 3, 0.1, 2, 0.5]
 MOVE_NAMES = ("scale " * 2 + "ratio " * 2 + "hflip_p " + "brightness " * 2).split()
-MOVE_NAMES += (
-    "contrast " * 2 + "saturation " * 2 + "hue " * 2 + "jitter_p grayscale_p kernel_size "
-).split()
-MOVE_NAMES += ["sigma", "sigma", "blur_p"]
+MOVE_NAMES += ("contrast " * 2 + "saturation " * 2 + "hue " * 2).split()
+MOVE_NAMES += ["jitter_p", "grayscale_p", "kernel_size", "sigma", "sigma", "blur_p"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

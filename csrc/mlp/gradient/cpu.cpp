@@ -153,13 +153,12 @@ float* sums_of(const MlpGradientParams& p, int64_t share) {
   return static_cast<float*>(p.scratch) + share * mlp_gradient_sums_cpu(p);
 }
 
-int64_t tiles_of(int64_t batch) { return (batch + panel() - 1) / panel(); }
-
-// Shares of a batch: a function of its size alone. To begin and to join the sums of one takes as
-// long as a few samples do.
-int shares_of(int64_t batch) {
-  constexpr int64_t kShareSamples = 64, kMostShares = 32;
-  return static_cast<int>(std::clamp<int64_t>(batch / kShareSamples, 1, kMostShares));
+// How many shares have sums, a function of sizes alone. To begin and to join those of one takes as
+// long as a few samples do, and longer where all of them leave the second cache.
+int shares_of(const MlpGradientParams& p) {
+  constexpr int64_t kShareSamples = 128, kCached = 1 << 19;  // floats
+  const int64_t most = std::clamp<int64_t>(kCached / mlp_gradient_sums_cpu(p), 8, 32);
+  return static_cast<int>(std::clamp<int64_t>(p.batch / kShareSamples, 1, most));
 }
 
 }  // namespace
@@ -170,7 +169,7 @@ int64_t mlp_gradient_sums_cpu(const MlpGradientParams& p) {
 }
 
 int64_t mlp_gradient_scratch_cpu(MlpGradientParams* p, int threads) {
-  p->shares = shares_of(p->batch);
+  p->shares = shares_of(*p);
   p->tasks = std::min(threads, p->shares);
   Work work;
   const int64_t floats =
@@ -179,18 +178,16 @@ int64_t mlp_gradient_scratch_cpu(MlpGradientParams* p, int threads) {
 }
 
 int mlp_gradient_cpu(const MlpGradientParams& p, int64_t begin, int64_t end, void*) {
-  const int64_t tiles = tiles_of(p.batch), shares = shares_of(p.batch);
+  const int64_t tiles = (p.batch + panel() - 1) / panel();
   const auto first = [&](int64_t share) {
-    return std::min(p.batch, share * tiles / shares * panel());
+    return std::min(p.batch, share * tiles / p.shares * panel());
   };
   for (int64_t task = begin; task < end; ++task) {
     Work work;
     const int64_t size = lay_out_task(p.mlp, nullptr, &work);
     lay_out_task(p.mlp, sums_of(p, p.shares) + task * size, &work);
-    const int64_t first_share = task * shares / p.tasks, last = (task + 1) * shares / p.tasks;
-    if (p.fresh)  // the last task begins those that this batch does not have too
-      std::fill(sums_of(p, first_share), sums_of(p, task + 1 < p.tasks ? last : p.shares), 0.0f);
-    for (int64_t s = first_share; s < last; ++s) {
+    for (int64_t s = task * p.shares / p.tasks; s < (task + 1) * p.shares / p.tasks; ++s) {
+      if (p.fresh) std::fill(sums_of(p, s), sums_of(p, s + 1), 0.0f);
       lay_out_sums(p.mlp, sums_of(p, s), &work);
       run(p, work, first(s), first(s + 1));
     }

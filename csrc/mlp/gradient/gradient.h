@@ -25,12 +25,11 @@ struct MlpGradientParams {
   bool summed;    // whether the gradient in the parameters is wanted
   bool fresh;     // and whether it begins at zero, not at what the run before left in the scratch
   void* scratch;  // mlp_gradient_scratch_cpu() bytes, 64-byte aligned
-  int shares;     // most shares of a batch that have sums of their own in the scratch
-  int tasks;      // go through the shares, each with memory of its own there
+  int shares;     // of the batch, each with sums of its own in the scratch: as many as sizes say,
+  int tasks;      // for any number of threads. Tasks go through them, each with memory of its own
 };
 
-// The tasks [begin, end) of p.tasks; 0. A batch has as many shares as its size says, and sums are
-// added up share by share: so neither threads nor tasks change a bit.
+// The tasks [begin, end) of p.tasks; 0.
 int mlp_gradient_cpu(const MlpGradientParams& p, int64_t begin, int64_t end, void* stream);
 
 // Adds the numbers [begin, end) of the sums of all shares to those of the first one, out of
