@@ -58,7 +58,7 @@ def terms_by_formulas(
     chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
     if chain is None:
         return None
-    # What Ctrl-C must not wait for is no part of the operator's one call, nor a ``sample`` not ours.
+    # The operator's one call has no more than Ctrl-C may wait for, and no ``sample`` of others.
     samples_here = _is_own(sampler, "sample")
     in_one_call = steps_of_a_call(chain.network, batch.x) if samples_here else 1
     n_before = max(0, k_steps - in_one_call)

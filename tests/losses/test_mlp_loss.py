@@ -197,7 +197,7 @@ def test_a_long_chain_is_no_one_call_that_ctrl_c_waits_for(kind, formulas, monke
     options = {"k_steps": 11, **SAMPLERS["schedule"]}
     whole = compute(kind, model, x, "auto", **options)
     for steps, n_before in ((4, 3), (1, 0)):
-        monkeypatch.setattr(mlp_loss, "steps_of_a_call", lambda *_: steps)
+        monkeypatch.setattr(mlp_loss, "steps_of_a_call", lambda *_, n=steps: n)
         parts = compute(kind, model, x, "auto", **options)
         assert formulas[0][3] == 10 and formulas[-1][3] == n_before
         assert torch.equal(parts[0].x_neg, whole[0].x_neg) and torch.equal(parts[1], whole[1])
