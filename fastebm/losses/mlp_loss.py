@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastebm.chains.mlp_chain import tables
+from fastebm.chains.mlp_chain import steps_of_a_call, tables
 from fastebm.losses.terms import Batch, Terms
 from fastebm.ops.mlp.gradient import with_gradient
 from fastebm.ops.mlp.loss import mlp_contrastive_divergence
@@ -58,10 +58,14 @@ def terms_by_formulas(
     chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
     if chain is None:
         return None
-    steps = range(k_steps)
-    if not _is_own(sampler, "sample"):
-        before = sampler.sample(batch.chains, k_steps - 1, seed=rng, model_kwargs={})
-        batch, steps = batch._replace(chains=before), steps[-1:]
+    # The operator's one call has no more than Ctrl-C may wait for, and no ``sample`` of others.
+    samples_here = _is_own(sampler, "sample")
+    in_one_call = steps_of_a_call(chain.network, batch.x) if samples_here else 1
+    n_before = max(0, k_steps - in_one_call)
+    if n_before or not samples_here:
+        before = sampler.sample(batch.chains, n_before, seed=rng, model_kwargs={})
+        batch = batch._replace(chains=before)
+    steps = range(n_before, k_steps)
     return _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
 
 

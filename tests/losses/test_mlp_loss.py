@@ -189,3 +189,16 @@ def test_raises_as_by_a_graph(kind):
             compute(kind, model, x, backend)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("kind", ["cd", "icd refs"])
+def test_a_long_chain_is_no_one_call_that_ctrl_c_waits_for(kind, formulas, monkeypatch):
+    model, x = energy()
+    options = {"k_steps": 11, **SAMPLERS["schedule"]}
+    whole = compute(kind, model, x, "auto", **options)
+    for steps, n_before in ((4, 3), (1, 0)):
+        monkeypatch.setattr(mlp_loss, "steps_of_a_call", lambda *_, n=steps: n)
+        parts = compute(kind, model, x, "auto", **options)
+        assert formulas[0][3] == 10 and formulas[-1][3] == n_before
+        assert torch.equal(parts[0].x_neg, whole[0].x_neg) and torch.equal(parts[1], whole[1])
+        assert parts[0].loss == whole[0].loss and parts[0].metrics == whole[0].metrics
