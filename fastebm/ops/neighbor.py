@@ -69,9 +69,10 @@ def _search(
     n, rows = len(x) if x.dim() else 0, _queries_of_a_call(y)
     if x.device.type != "cpu" or n <= rows:
         return library.call(search, x, y, skip, k, scale, offset)
+    skips = [None] * n if skip is None else skip.split(rows)
     parts = [
-        library.call(search, x[i : i + rows], y, None if skip is None else skip[i : i + rows], k, scale, offset)
-        for i in range(0, n, rows)
+        library.call(search, queries, y, own, k, scale, offset)
+        for queries, own in zip(x.split(rows), skips, strict=False)
     ]
     distance, index = map(torch.cat, zip(*parts, strict=True))
     return distance, index

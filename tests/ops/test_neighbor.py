@@ -364,6 +364,7 @@ def test_backward_refuses_what_the_search_would_not_keep(change, match, device):
     with pytest.raises(RuntimeError, match=match):
         library.op.nearest_neighbor_backward.default(*(args | change).values())
 
+
 @pytest.mark.parametrize("k, skips", [(1, False), (3, True)])
 def test_long_searches_are_calls_of_bounded_work_with_the_same_result(monkeypatch, k, skips):
     x, y = torch.randn(50, 4), torch.randn(70, 4)
