@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastebm import _C
-from fastebm.chains import chain
+from fastebm.chains import chain, plain_mlp
 from fastebm.ops import library
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -200,6 +200,7 @@ def fake_cuda(patch):
     patch.setattr(torch, "compile", lambda call, **_: call)
     patch.setattr(library, "op", torch.ops.fastebm_simt)
     patch.setattr(_C, "cuda_archs", "90")
+    patch.setattr(plain_mlp, "has_modes", lambda: False)  # the one below is the device
     patch.setattr(chain.GRAPHS, "device_types", ())
     with Devices():
         yield

@@ -66,8 +66,9 @@ def _search(
     """The operator, on a CPU by calls of bounded work, so that Ctrl-C does not wait for it: queries
     do not depend on one another."""
     search = library.op.nearest_neighbor.default
-    n, rows = len(x) if x.dim() else 0, _queries_of_a_call(y)
-    if x.device.type != "cpu" or n <= rows:
+    n = len(x) if x.dim() and x.device.type == "cpu" and not torch.compiler.is_compiling() else 0
+    rows = _queries_of_a_call(y) if n else 0
+    if n <= rows:
         return library.call(search, x, y, skip, k, scale, offset)
     skips = [None] * n if skip is None else skip.split(rows)
     parts = [
