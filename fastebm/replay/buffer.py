@@ -206,7 +206,7 @@ class ReplayBuffer(nn.Module):
         if idx.device.type != "cpu":  # where -1 would be the last slot
             return idx.masked_fill(idx < 0, self.capacity)
         values = idx.numpy()  # which no mode of torch takes for a wait
-        if n and not 0 <= values.min() <= values.max() < self.capacity:
+        if values.view("u8").max(initial=0) >= self.capacity:  # negative ones are large there
             got = values.min() if values.min() < 0 else values.max()
             raise ValueError(f"idx must be in 0..{self.capacity - 1}, the slots, got {got}")
         return idx
