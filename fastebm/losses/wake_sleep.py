@@ -65,7 +65,7 @@ class WakeSleep(Loss):
         check_batch(x)
         self.model.check_data(x)
         rng = as_rng(seed, generator)
-        rng.copy().advance(2)  # or it has not as many left
+        rng.check_room(2)
         awake, dream = self.model.recognise(x, rng), self.model.dream(len(x), rng)
         log_p, log_q = self.model.log_joint(awake), self.model.log_recognition(dream)
         n_bad = int((~(log_p.isfinite() & log_q.isfinite())).sum())
