@@ -16,7 +16,7 @@ from fastebm.ops.mlp.network import Network
 
 __all__ = ["PRECISIONS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
 
-# Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (Xeon, AVX-512).
+# Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (AVX-512).
 # Python looks at its signals between calls.
 MAX_WORK = 2**29
 

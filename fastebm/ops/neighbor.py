@@ -10,7 +10,7 @@ from torch import Tensor
 from fastebm.ops import library
 
 # Pairs times elements of one call on a CPU for each thread, pairs of few elements as those of 16:
-# 0.1 to 0.2 s (Xeon, AVX-512).
+# 0.1 to 0.2 s (AVX-512).
 MAX_WORK = 2**32
 
 
