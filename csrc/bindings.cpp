@@ -30,10 +30,16 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = FASTEBM_CUDA_VERSION;
   m.attr("compiler") = FASTEBM_COMPILER;
   m.attr("torch_version") = FASTEBM_TORCH_VERSION;  // that it was built against
-  m.def("simd", [] { return fastebm::simd_name(fastebm::simd_level()); });
-  m.def("detected_simd", [] { return fastebm::simd_name(fastebm::detect_simd()); });
+  m.def("simd", [] { return fastebm::cpu_level().name; });
+  m.def("detected_simd", [] { return fastebm::detect_level().name; });
+  m.def("simd_levels", [] {  // all that this CPU offers
+    py::list names;
+    for (const fastebm::CpuLevel& level : fastebm::kCpuLevels)
+      if (fastebm::has_level(level)) names.append(level.name);
+    return names;
+  });
   m.def("set_simd", [](const char* name) {
-    if (!fastebm::set_simd_level(name))
+    if (!fastebm::set_cpu_level(name))
       throw py::value_error(std::string("this CPU does not offer ") + name);
   });
   m.def("philox4x32",

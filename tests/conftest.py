@@ -31,9 +31,9 @@ if WANTED_SIMT not in ("", "any"):
     spec.loader.exec_module(sys.modules[spec.name])
 HAS_SIMT = importlib.util.find_spec("fastebm._simt") is not None
 
-# Every instruction set of this CPU, the plainest first.
-SIMD_LEVELS = ["scalar", "avx2", "avx512"]
-SIMD_LEVELS = SIMD_LEVELS[: SIMD_LEVELS.index(_C.detected_simd()) + 1]
+# Every instruction set of this CPU, the plainest first; and with those for products of bytes.
+PRODUCT_LEVELS = _C.simd_levels()
+SIMD_LEVELS = [level for level in ("scalar", "avx2", "avx512") if level in PRODUCT_LEVELS]
 FAKE_CUDA = os.environ.get("FASTEBM_FAKE_CUDA") == "1"  # GPU tests run on an emulated device
 HAS_GPU = FAKE_CUDA or (bool(_C.cuda_archs) and torch.cuda.is_available())
 DEVICES = [

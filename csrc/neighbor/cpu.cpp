@@ -1,5 +1,6 @@
-// Nearest references on a CPU, in two ways: direct differences for small samples
-// (neighbor/direct.h), scored tiles for larger ones (neighbor/tiles.h).
+// Nearest references on a CPU, in three ways: direct differences for small samples
+// (neighbor/direct.h), products of bytes for larger ones (neighbor/bytes.h), and products of floats
+// where bytes do not tell samples apart (neighbor/tiles.h).
 #include "neighbor/search.h"
 
 namespace fastebm {
@@ -10,12 +11,15 @@ bool is_direct(const NeighborParams& p) { return p.dim >= 1 && p.dim <= kSmallDi
 }  // namespace
 
 int64_t nearest_neighbor_scratch_cpu(const NeighborParams& p, int threads) {
-  return is_direct(p) ? direct_search_scratch_cpu(p) : tile_search_scratch_cpu(p, threads);
+  if (is_direct(p)) return direct_search_scratch_cpu(p);
+  return can_search_bytes(p) ? byte_search_scratch_cpu(p, threads)
+                             : tile_search_scratch_cpu(p, threads);
 }
 
 int nearest_neighbor_cpu(const NeighborParams& p, int threads, const ParallelFor& parallel_for) {
-  return is_direct(p) ? direct_search_cpu(p, parallel_for)
-                      : tile_search_cpu(p, threads, parallel_for);
+  if (is_direct(p)) return direct_search_cpu(p, parallel_for);
+  if (can_search_bytes(p)) return byte_search_cpu(p, threads, parallel_for);
+  return tile_search_cpu(p, {0, p.n}, threads, p.scratch, parallel_for);
 }
 
 int nearest_neighbor_backward_cpu(const NeighborBackwardParams& p, int64_t begin, int64_t end,

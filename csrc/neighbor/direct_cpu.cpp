@@ -17,7 +17,6 @@ namespace {
 namespace plain {
 #define FASTEBM_TARGET
 #include "simd/plain.h"
-#include "neighbor/simd.h"
 #include "neighbor/direct_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace plain
@@ -25,14 +24,12 @@ namespace plain {
 namespace avx2 {
 #define FASTEBM_TARGET __attribute__((target("avx2,fma,f16c")))
 #include "simd/avx2.h"
-#include "neighbor/simd.h"
 #include "neighbor/direct_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2
 namespace avx512 {
 #define FASTEBM_TARGET __attribute__((target("avx512f,avx2,fma,f16c")))
 #include "simd/avx512.h"
-#include "neighbor/simd.h"
 #include "neighbor/direct_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx512

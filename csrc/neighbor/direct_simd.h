@@ -1,6 +1,6 @@
 // Small samples: the squares of differences to every reference, in the compute type. Only minima of
 // kChunk references leave the registers; what could hold a neighbour is then rescored exactly.
-// Included for each instruction set, after neighbor/simd.h.
+// Included for each instruction set, after simd/.
 
 template <class C>
 struct VectorOf;

@@ -1,4 +1,4 @@
-// The two ways to search on a CPU, and what they share whatever the instruction set.
+// The ways to search on a CPU, and what they share whatever the instruction set.
 #pragma once
 #include <algorithm>
 
@@ -9,10 +9,36 @@ namespace fastebm {
 // Up to 12 elements direct search is faster: measured with n = 128 and 1024, AVX2 and AVX-512.
 constexpr int kSmallDim = 12;
 
+// Some of the queries: those of `rows`, or the `count` from `first` on.
+struct Queries {
+  int64_t first, count;
+  const int64_t* rows = nullptr;
+  Queries part(int64_t begin, int64_t n) const {
+    return {first + begin, n, rows ? rows + begin : nullptr};
+  }
+};
+
+// Those that are searched for at once.
+struct QueryBlock {
+  int64_t first;
+  const int64_t* rows;
+  int queries;
+  int64_t row(int q) const { return rows ? rows[q] : first + q; }
+  void hold(const Queries& part) {
+    first = part.first;
+    rows = part.rows;
+    queries = static_cast<int>(part.count);
+  }
+};
+
 int64_t direct_search_scratch_cpu(const NeighborParams&);
 int direct_search_cpu(const NeighborParams&, const ParallelFor&);
 int64_t tile_search_scratch_cpu(const NeighborParams&, int threads);
-int tile_search_cpu(const NeighborParams&, int threads, const ParallelFor&);
+int tile_search_cpu(const NeighborParams&, const Queries&, int threads, void* scratch,
+                    const ParallelFor&);
+int64_t byte_search_scratch_cpu(const NeighborParams&, int threads);
+int byte_search_cpu(const NeighborParams&, int threads, const ParallelFor&);
+bool can_search_bytes(const NeighborParams&);
 
 constexpr double kUnit = 0x1p-24;  // float32 rounding
 

@@ -36,3 +36,12 @@ FASTEBM_TARGET inline Floats load_reference(const Y* y, float scale, float offse
   else
     return load(y);
 }
+
+// The exact square of a query of the block and reference j, to the query's list.
+template <class X, class Y>
+FASTEBM_TARGET void rescore_pair(const NeighborParams& p, const QueryBlock& block,
+                                 const CandidateLists& slice, int q, int64_t j) {
+  const X* x = static_cast<const X*>(p.x) + block.row(q) * p.dim;
+  const Y* y = static_cast<const Y*>(p.y) + j * p.dim;
+  add_neighbor(slice.lists + q * p.k, p.k, {square_of(x, y, p.dim, p.y_scale, p.y_offset), j});
+}

@@ -6,13 +6,13 @@
 #include <cmath>
 #include <vector>
 
-#include "neighbor/search.h"
+#include "neighbor/candidates.h"
 
 namespace fastebm {
 
 // The pitch keeps the rows of a tile off one another's cache sets.
 constexpr int kTileRows = 96, kPanel = 32, kDepth = 128, kPitch = kDepth + 16;
-constexpr int kBlockQueries = 256, kFewQueries = 3, kCandidates = 32;
+constexpr int kBlockQueries = 256, kFewQueries = 3;
 constexpr int64_t kWholeBytes = 4 << 20;  // packed queries are kept up to this size
 
 // A score is s = |y'|^2 - 2 x'.y', computed; t the same with the exact centred samples. Each
@@ -39,83 +39,29 @@ inline float query_slope(double square, int64_t dim) {
 }
 
 // A block of queries, packed for the products: (depth / kDepth, panels, kDepth, kPanel).
-struct TileBlock {
-  int64_t first;
-  int queries, panels;
+struct TileBlock : QueryBlock {
+  int panels;
   bool whole;     // x holds all depths; otherwise each slice packs one at a time
   float* x;       // centred
   float* center;  // (3, dim): the centre first
   float* slopes;  // (kBlockQueries,): times |y'| the first part of the bound
 };
 
-struct Candidate {
-  float lower;
-  int32_t index;
-};
-
-// One thread's share of the references. For each query: the k smallest upper bounds of scores, of
-// which the largest is the threshold; what the threshold does not rule out; and exact neighbours.
-// Of true neighbours none is lost: k references are at most as far as the threshold says, so one
-// whose lower bound is above it has k nearer ones.
-struct TileSlice {
+// One thread's share of the references.
+struct TileSlice : CandidateLists {
   float* y;       // (kTileRows, kPitch)
   float* x;       // one depth of the block's queries, unless the block is whole
   float* scores;  // (panels, kTileRows, kPanel)
-  float* thresholds;
-  float* uppers;  // (kBlockQueries, k)
-  int* counts;
-  Candidate* candidates;  // (kBlockQueries, kCandidates)
-  Neighbor* lists;        // (kBlockQueries, k)
-  int k;
-
-  void start(const TileBlock& block) const {
-    std::fill_n(uppers, block.queries * k, HUGE_VALF);
-    std::fill_n(counts, block.queries, 0);
-    std::fill_n(thresholds, block.queries, HUGE_VALF);
-    std::fill(thresholds + block.queries, thresholds + block.panels * kPanel, -HUGE_VALF);
-  }
-
-  template <class Rescore>
-  void take(int q, int32_t j, float lower, float upper, const Rescore& rescore) const {
-    SmallestK<float>::insert(uppers + q * k, k, upper);
-    thresholds[q] = uppers[q * k + k - 1];
-    candidates[q * kCandidates + counts[q]++] = {lower, j};
-    if (counts[q] == kCandidates) {
-      prune(q);
-      if (counts[q] > kCandidates / 2) finish(q, rescore);
-    }
-  }
-
-  void prune(int q) const {
-    Candidate* own = candidates + q * kCandidates;
-    const float threshold = thresholds[q];
-    counts[q] =
-        static_cast<int>(std::remove_if(own, own + counts[q],
-                                        [=](const Candidate& c) { return c.lower > threshold; }) -
-                         own);
-  }
-
-  template <class Rescore>
-  void finish(int q, const Rescore& rescore) const {
-    prune(q);
-    for (int c = 0; c < counts[q]; ++c) rescore(q, candidates[q * kCandidates + c].index);
-    counts[q] = 0;
-  }
 };
-
-template <class X>
-float centred(X x, float center) {
-  return static_cast<float>(x - static_cast<X>(center));
-}
 
 struct TileScratch {
   TileBlock block;
   std::vector<TileSlice> slices;
 };
 
-inline TileScratch tile_scratch(const NeighborParams& p, int threads, Carver& carver) {
-  TileScratch s;
-  const int64_t queries = (std::min<int64_t>(kBlockQueries, p.n) + kPanel - 1) / kPanel * kPanel;
+inline TileScratch tile_scratch(const NeighborParams& p, int64_t n, int threads, Carver& carver) {
+  TileScratch s{};
+  const int64_t queries = (std::min<int64_t>(kBlockQueries, n) + kPanel - 1) / kPanel * kPanel;
   const int64_t depths = (p.dim + kDepth - 1) / kDepth;
   s.block.whole = queries * depths * kDepth * 4 <= kWholeBytes;
   s.block.x = carver.take<float>(s.block.whole ? queries * depths * kDepth : 0);
@@ -123,15 +69,10 @@ inline TileScratch tile_scratch(const NeighborParams& p, int threads, Carver& ca
   s.block.slopes = carver.take<float>(queries);
   s.slices.resize(std::min<int64_t>(threads, (p.m + kTileRows - 1) / kTileRows));
   for (TileSlice& slice : s.slices) {
+    static_cast<CandidateLists&>(slice) = candidate_lists(queries, p.k, carver);
     slice.y = carver.take<float>(kTileRows * kPitch);
     slice.x = carver.take<float>(s.block.whole ? 0 : queries * kDepth);
     slice.scores = carver.take<float>(queries * kTileRows);
-    slice.thresholds = carver.take<float>(queries);
-    slice.uppers = carver.take<float>(queries * p.k);
-    slice.counts = carver.take<int>(queries);
-    slice.candidates = carver.take<Candidate>(queries * kCandidates);
-    slice.lists = carver.take<Neighbor>(queries * p.k);
-    slice.k = p.k;
   }
   return s;
 }

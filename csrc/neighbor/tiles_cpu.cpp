@@ -46,24 +46,25 @@ constexpr int kRows = 12;
 
 int64_t tile_search_scratch_cpu(const NeighborParams& p, int threads) {
   Carver carver(nullptr);
-  tile_scratch(p, threads, carver);
+  tile_scratch(p, p.n, threads, carver);
   return carver.bytes();
 }
 
-int tile_search_cpu(const NeighborParams& p, int threads, const ParallelFor& parallel_for) {
+int tile_search_cpu(const NeighborParams& p, const Queries& queries, int threads, void* memory,
+                    const ParallelFor& parallel_for) {
   return visit_types(p, [&](auto x, auto y) {
     using X = decltype(x);
     using Y = decltype(y);
-    Carver carver(p.scratch);
-    const auto scratch = tile_scratch(p, threads, carver);
+    Carver carver(memory);
+    const auto scratch = tile_scratch(p, queries.count, threads, carver);
 #if defined(__x86_64__)
     if (simd_level() == Simd::kAvx512)
-      avx512::tile_search<X, Y>(p, scratch, parallel_for);
+      avx512::tile_search<X, Y>(p, queries, scratch, parallel_for);
     else if (simd_level() == Simd::kAvx2)
-      avx2::tile_search<X, Y>(p, scratch, parallel_for);
+      avx2::tile_search<X, Y>(p, queries, scratch, parallel_for);
     else
 #endif
-      plain::tile_search<X, Y>(p, scratch, parallel_for);
+      plain::tile_search<X, Y>(p, queries, scratch, parallel_for);
     return 0;
   });
 }

@@ -10,7 +10,7 @@ FASTEBM_TARGET void center_queries(const NeighborParams& p, const TileBlock& blo
   std::fill_n(sums, 3 * p.dim, 0.0f);
   const int each = std::clamp(block.queries / 3, 1, 10);
   for (int q = 0; q < 3 * each; ++q) {
-    const int64_t chosen = block.first + static_cast<int64_t>(q) * block.queries / (3 * each);
+    const int64_t chosen = block.row(q * block.queries / (3 * each));
     const X* x = static_cast<const X*>(p.x) + chosen * p.dim;
     float* sum = sums + q / each * p.dim;
     for (int64_t i = 0; i < p.dim; ++i) sum[i] += static_cast<float>(x[i]);
@@ -29,7 +29,7 @@ FASTEBM_TARGET void query_slopes(const NeighborParams& p, const TileBlock& block
   for (int q = panel * kPanel; q < (panel + 1) * kPanel; ++q) {
     double square = 0;
     if (q < block.queries) {
-      const X* x = static_cast<const X*>(p.x) + (block.first + q) * p.dim;
+      const X* x = static_cast<const X*>(p.x) + block.row(q) * p.dim;
       float parts[32] = {};
       int64_t i = 0;
       for (; i + 32 <= p.dim; i += 32)
@@ -58,12 +58,14 @@ FASTEBM_TARGET void pack_queries(const NeighborParams& p, const TileBlock& block
   const float* center = block.center + k;
   for (int q = 0; q < kPanel; q += 4, out += 4) {
     const int first = panel * kPanel + q, count = std::clamp(block.queries - first, 0, 4);
-    const X* x = static_cast<const X*>(p.x) + (block.first + first) * p.dim + k;
+    const X* x[4];
+    for (int r = 0; r < count; ++r)
+      x[r] = static_cast<const X*>(p.x) + block.row(first + r) * p.dim + k;
     int i = 0;
     for (; count == 4 && i + 4 <= depth; i += 4) {
       Four row[4];
       for (int r = 0; r < 4; ++r)
-        for (int l = 0; l < 4; ++l) row[r][l] = centred(x[r * p.dim + i + l], center[i + l]);
+        for (int l = 0; l < 4; ++l) row[r][l] = centred(x[r][i + l], center[i + l]);
       const Four a = __builtin_shuffle(row[0], row[1], Order{0, 4, 1, 5});
       const Four b = __builtin_shuffle(row[0], row[1], Order{2, 6, 3, 7});
       const Four c = __builtin_shuffle(row[2], row[3], Order{0, 4, 1, 5});
@@ -76,7 +78,7 @@ FASTEBM_TARGET void pack_queries(const NeighborParams& p, const TileBlock& block
     }
     for (; i < depth; ++i)
       for (int r = 0; r < 4; ++r)
-        out[i * kPanel + r] = r < count ? centred(x[r * p.dim + i], center[i]) : 0.0f;
+        out[i * kPanel + r] = r < count ? centred(x[r][i], center[i]) : 0.0f;
   }
 }
 
@@ -175,21 +177,18 @@ FASTEBM_TARGET void candidates_of_tile(const float* c, int panels, int rows, con
 template <class X, class Y>
 FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block,
                                  const TileSlice& slice, int64_t begin, int64_t end) {
-  const X* x = static_cast<const X*>(p.x) + block.first * p.dim;
   const Y* y = static_cast<const Y*>(p.y);
-  const auto rescore = [&](int q, int64_t j) {
-    add_neighbor(slice.lists + q * p.k, p.k,
-                 {square_of(x + q * p.dim, y + j * p.dim, p.dim, p.y_scale, p.y_offset), j});
-  };
-  const auto skips = [&](int q, int64_t j) { return p.skip && p.skip[block.first + q] == j; };
-  for (int q = 0; q < block.queries; ++q) clear_neighbors(slice.lists + q * p.k, p.k);
+  const auto rescore = [&](int q, int64_t j) { rescore_pair<X, Y>(p, block, slice, q, j); };
+  const auto skips = [&](int q, int64_t j) { return p.skip && p.skip[block.row(q)] == j; };
+  slice.start(block.queries);
+  // A panel's queries that are not there have no candidates.
+  std::fill(slice.thresholds + block.queries, slice.thresholds + block.panels * kPanel, -HUGE_VALF);
   if (block.queries <= kFewQueries) {  // a panel would be mostly empty
     for (int64_t j = begin; j < end; ++j)
       for (int q = 0; q < block.queries; ++q)
         if (!skips(q, j)) rescore(q, j);
     return;
   }
-  slice.start(block);
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kTileRows, end - first));
     double squares[kTileRows] = {};
@@ -214,21 +213,20 @@ FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block
     candidates_of_tile(slice.scores, block.panels, rows, row, block.slopes, slice.thresholds,
                        [&](int q, int r, float lower, float upper) {
                          if (q < block.queries && !skips(q, first + r))
-                           slice.take(q, static_cast<int32_t>(first + r), lower, upper, rescore);
+                           slice.take(q, first + r, lower, upper, rescore);
                        });
   }
   for (int q = 0; q < block.queries; ++q) slice.finish(q, rescore);
 }
 
 template <class X, class Y>
-void tile_search(const NeighborParams& p, const TileScratch& scratch,
+void tile_search(const NeighborParams& p, const Queries& all, const TileScratch& scratch,
                  const ParallelFor& parallel_for) {
   const int64_t tiles = (p.m + kTileRows - 1) / kTileRows;
   const int64_t slices = static_cast<int64_t>(scratch.slices.size());
-  for (int64_t q0 = 0; q0 < p.n; q0 += kBlockQueries) {
+  for (int64_t q0 = 0; q0 < all.count; q0 += kBlockQueries) {
     TileBlock block = scratch.block;
-    block.first = q0;
-    block.queries = static_cast<int>(std::min<int64_t>(kBlockQueries, p.n - q0));
+    block.hold(all.part(q0, std::min<int64_t>(kBlockQueries, all.count - q0)));
     block.panels = (block.queries + kPanel - 1) / kPanel;
     if (block.queries > kFewQueries) {
       center_queries<X>(p, block);
@@ -246,11 +244,6 @@ void tile_search(const NeighborParams& p, const TileScratch& scratch,
         search_slice<X, Y>(p, block, scratch.slices[s], s * tiles / slices * kTileRows,
                            std::min((s + 1) * tiles / slices * kTileRows, p.m));
     });
-    for (int q = 0; q < block.queries; ++q) {
-      Neighbor* list = scratch.slices[0].lists + q * p.k;
-      for (int64_t s = 1; s < slices; ++s)
-        for (int c = 0; c < p.k; ++c) add_neighbor(list, p.k, scratch.slices[s].lists[q * p.k + c]);
-      store_neighbors<X>(p, q0 + q, list);
-    }
+    merge_and_store<X>(p, block, scratch.slices);
   }
 }

@@ -69,6 +69,20 @@ FASTEBM_OP unsigned within(Floats v, Floats lo, Floats hi) {
 
 FASTEBM_OP Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 FASTEBM_OP Ints sub(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
+FASTEBM_OP Ints load_ints(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+FASTEBM_OP void store_ints(void* p, Ints v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+// Of every lane the low 8 bits.
+FASTEBM_OP void store_low_bytes(uint8_t* p, Ints v) {
+  const __m256i order = _mm256_set1_epi32(0x0c080400);
+  const __m256i fours = _mm256_shuffle_epi8(v, order);
+  const __m128i eight =
+      _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), eight);
+}
+// In every lane the sum of two products of signed 16-bit halves.
+FASTEBM_OP Ints multiply_pairs(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }
 FASTEBM_OP Ints bit_and(Ints a, Ints b) { return _mm256_and_si256(a, b); }
 FASTEBM_OP Ints bit_xor(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
 template <int kBits>

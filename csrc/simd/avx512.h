@@ -57,6 +57,12 @@ FASTEBM_OP unsigned within(Floats v, Floats lo, Floats hi) {
 
 FASTEBM_OP Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 FASTEBM_OP Ints sub(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
+FASTEBM_OP Ints load_ints(const void* p) { return _mm512_loadu_si512(p); }
+FASTEBM_OP void store_ints(void* p, Ints v) { _mm512_storeu_si512(p, v); }
+// Of every lane the low 8 bits.
+FASTEBM_OP void store_low_bytes(uint8_t* p, Ints v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
 FASTEBM_OP Ints bit_and(Ints a, Ints b) { return _mm512_and_si512(a, b); }
 FASTEBM_OP Ints bit_xor(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 template <int kBits>

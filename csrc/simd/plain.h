@@ -42,7 +42,28 @@ FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // ro
 FASTEBM_OP Floats abs(Floats a) { return a < 0.0f ? -a : a + 0.0f; }
 FASTEBM_OP Ints bits_of(Floats v) { return load_as<Ints>(&v); }
 FASTEBM_OP Floats floats_of(Ints v) { return load_as<Floats>(&v); }
+FASTEBM_OP Ints set_int(int32_t v) {
+  const uint32_t u = static_cast<uint32_t>(v);
+  return Ints{u, u, u, u};
+}
+FASTEBM_OP Ints load_ints(const void* p) { return load_as<Ints>(static_cast<const char*>(p)); }
 FASTEBM_OP Ints add(Ints a, Ints b) { return a + b; }
+FASTEBM_OP Ints sub(Ints a, Ints b) { return a - b; }
+FASTEBM_OP Floats to_float(Ints a) {  // of signed ones
+  typedef int32_t Signed __attribute__((vector_size(16)));
+  return __builtin_convertvector(reinterpret_cast<Signed>(a), Floats);
+}
+// Of every lane the low 8 bits.
+FASTEBM_OP void store_low_bytes(uint8_t* p, Ints v) {
+  for (int l = 0; l < kLanes; ++l) p[l] = static_cast<uint8_t>(v[l]);
+}
+#if defined(__SSE2__)
+// In every lane the sum of two products of signed 16-bit halves.
+FASTEBM_OP Ints multiply_pairs(Ints a, Ints b) {
+  return reinterpret_cast<Ints>(
+      _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+}
+#endif
 template <int kBits>
 FASTEBM_OP Ints shift_left(Ints a) {
   return a << kBits;

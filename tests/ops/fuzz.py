@@ -23,8 +23,7 @@ for name in ("_C", "_simt"):
     sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
 BUILT = sys.modules["fastebm._C"]
-SIMD = ["scalar", "avx2", "avx512"]
-SIMD = SIMD[: SIMD.index(BUILT.detected_simd()) + 1]
+SIMD = BUILT.simd_levels()
 
 
 def normal(seed, *shape):
