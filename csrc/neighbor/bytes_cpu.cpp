@@ -29,7 +29,7 @@ constexpr int kRows = 4;
 #undef FASTEBM_TARGET
 }  // namespace plain
 namespace avx2 {
-constexpr int kRows = 6;
+constexpr int kRows = 4;
 #define FASTEBM_TARGET __attribute__((target("avx2,fma,f16c")))
 #include "simd/avx2.h"
 #include "neighbor/simd.h"

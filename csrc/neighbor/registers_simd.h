@@ -5,7 +5,7 @@ struct ProductUnit {};  // nothing to set up
 
 // c[r][q] (+)= |y[r]|^2 + |x[q]|^2 - 2 y[r].x[q], of kRows references and a panel of queries, from
 // y . (x - 128) and sums[r] of y (y - 256).
-FASTEBM_TARGET inline void multiply_rows(const Word* y, const Word* x, int depth,
+FASTEBM_TARGET __attribute__((noinline)) void multiply_rows(const Word* y, const Word* x, int depth,
                                          const int32_t* sums, const int32_t* squares, bool first,
                                          float* c) {
   for (int q = 0; q < kBytePanel; q += 2 * kLanes) {
@@ -23,9 +23,10 @@ FASTEBM_TARGET inline void multiply_rows(const Word* y, const Word* x, int depth
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < 2; ++v)
-        add_square(acc[r][v], sums[r], squares + q + v * kLanes, first,
-                   c + r * kBytePanel + q + v * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      float* at = c + r * kBytePanel + q;
+      add_square(acc[r][0], sums[r], squares + q, first, at);
+      add_square(acc[r][1], sums[r], squares + q + kLanes, first, at + kLanes);
+    }
   }
 }
