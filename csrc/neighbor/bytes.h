@@ -19,6 +19,8 @@ constexpr int kByteRows = 96, kBytePanel = 32, kByteQueries = 1024;
 // Elements of one product: whole lines and AMX tiles, and exact, 65025 * 2048 < 2^31. The pitch
 // keeps the rows of a tile off one another's cache sets.
 constexpr int kByteDepth = 2048, kByteAlign = 64, kBytePitch = kByteDepth + 64;
+// From here on bytes pay for references that have to be put on the grid.
+constexpr int kByteQueriesOfFloats = 8, kByteDimOfFloats = 24;
 constexpr int64_t kPackedBytes = 4 << 20;  // of a block's queries, where more than a panel
 constexpr int64_t kMostPacked = 6500000;   // of a panel: scratch stays below 8 MB
 
@@ -87,6 +89,21 @@ struct ByteSlice : CandidateLists {
   int* rescored;   // (queries,), kGivenUp where there were too many
 };
 constexpr int kGivenUp = -1;
+
+// References, and rows of queries, all over them: pairs cost little beside the search's.
+struct ByteSample {
+  int references, queries;
+  int64_t rows[kBytePanel];
+};
+
+inline ByteSample byte_sample(const NeighborParams& p) {
+  ByteSample sample;
+  sample.queries = static_cast<int>(std::min<int64_t>(p.n, kBytePanel));
+  for (int s = 0; s < sample.queries; ++s) sample.rows[s] = p.n * s / sample.queries;
+  const int64_t share = std::min(p.m, p.n * p.m / 2048);
+  sample.references = static_cast<int>(std::clamp<int64_t>(share, 16, kByteRows));
+  return sample;
+}
 
 // So many references of `seen` may be rescored before a query is given up: a rescored pair costs
 // as much as some 10 scored as floats.

@@ -1,6 +1,8 @@
 // Search by bytes on a CPU, compiled for several instruction sets.
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <type_traits>
 
 #if defined(__x86_64__)
@@ -26,6 +28,8 @@ constexpr int kRows = 4;
 #include "neighbor/add_square_simd.h"
 #include "neighbor/registers_simd.h"
 #include "neighbor/bytes_simd.h"
+#include "neighbor/byte_sample_simd.h"
+#include "neighbor/byte_search_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace plain
 namespace avx2 {
@@ -37,6 +41,8 @@ constexpr int kRows = 4;
 #include "neighbor/add_square_simd.h"
 #include "neighbor/registers_simd.h"
 #include "neighbor/bytes_simd.h"
+#include "neighbor/byte_sample_simd.h"
+#include "neighbor/byte_search_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2
 namespace avx2_vnni {
@@ -49,6 +55,8 @@ constexpr int kRows = 6;
 #include "neighbor/add_square_simd.h"
 #include "neighbor/registers_simd.h"
 #include "neighbor/bytes_simd.h"
+#include "neighbor/byte_sample_simd.h"
+#include "neighbor/byte_search_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2_vnni
 namespace avx512_vnni {
@@ -61,6 +69,8 @@ constexpr int kRows = 12;
 #include "neighbor/add_square_simd.h"
 #include "neighbor/registers_simd.h"
 #include "neighbor/bytes_simd.h"
+#include "neighbor/byte_sample_simd.h"
+#include "neighbor/byte_search_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx512_vnni
 namespace amx {
@@ -74,6 +84,8 @@ constexpr int kRows = 32;
 #include "neighbor/add_square_simd.h"
 #include "neighbor/amx_simd.h"
 #include "neighbor/bytes_simd.h"
+#include "neighbor/byte_sample_simd.h"
+#include "neighbor/byte_search_simd.h"
 #undef FASTEBM_TARGET
 }  // namespace amx
 #endif
@@ -85,8 +97,11 @@ int word_bytes() { return cpu_level().products == Products::kWords ? 2 : 1; }
 
 #if defined(__x86_64__)
 bool can_search_bytes(const NeighborParams& p) {
-  return p.y_dtype == Dtype::kUint8 && p.m >= 32 &&
-         byte_width(p.dim) * word_bytes() * kBytePanel <= kMostPacked;
+  if (cpu_level().simd == Simd::kAvx512 && cpu_level().products == Products::kWords) return false;
+  if (p.m < kByteRows / 3 || byte_width(p.dim) * word_bytes() * kBytePanel > kMostPacked)
+    return false;
+  return p.y_dtype == Dtype::kUint8 ||
+         (p.y_dtype != Dtype::kFloat64 && p.n >= kByteQueriesOfFloats && p.dim >= kByteDimOfFloats);
 }
 #else
 bool can_search_bytes(const NeighborParams&) { return false; }  // not tried

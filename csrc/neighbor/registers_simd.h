@@ -6,8 +6,9 @@ struct ProductUnit {};  // nothing to set up
 // c[r][q] (+)= |y[r]|^2 + |x[q]|^2 - 2 y[r].x[q], of kRows references and a panel of queries, from
 // y . (x - 128) and sums[r] of y (y - 256).
 FASTEBM_TARGET __attribute__((noinline)) void multiply_rows(const Word* y, const Word* x, int depth,
-                                         const int32_t* sums, const int32_t* squares, bool first,
-                                         float* c) {
+                                                            const int32_t* sums,
+                                                            const int32_t* squares, bool first,
+                                                            float* c) {
   for (int q = 0; q < kBytePanel; q += 2 * kLanes) {
     Ints acc[kRows][2];
 #pragma GCC unroll 16
