@@ -44,6 +44,7 @@ FASTEBM_TARGET void query_slopes(const NeighborParams& p, const TileBlock& block
       for (const float part : parts) square += part;
     }
     block.slopes[q] = query_slope(square, p.dim);
+    block.slacks[q] = query_slack(square, p.dim);
   }
 }
 
@@ -213,7 +214,7 @@ FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block
     candidates_of_tile(slice.scores, block.panels, rows, row, block.slopes, slice.thresholds,
                        [&](int q, int r, float lower, float upper) {
                          if (q < block.queries && !skips(q, first + r))
-                           slice.take(q, first + r, lower, upper, rescore);
+                           slice.take(q, first + r, lower, upper + block.slacks[q], rescore);
                        });
   }
   for (int q = 0; q < block.queries; ++q) slice.finish(q, rescore);
