@@ -1,5 +1,5 @@
 """Nearest neighbours among floats that are searched by 8-bit scores, against an exhaustive float64
-search: to the bit, on every level of integer products, for every law that a grid fits or does not."""
+search: to the bit, on every level of integer products, for laws that a grid fits or does not."""
 
 import math
 
@@ -117,7 +117,7 @@ LAWS = {
     "bits": lambda m, d: torch.randint(0, 2, (m, d)).float(),
     "not finite": not_finite,
     "denormal": lambda m, d: 1e-40 * torch.randn(m, d),
-    "tiny": lambda m, d: 1e-20 * torch.randn(m, d),
+    "tiny": lambda m, d: 1e-16 * torch.randn(m, d),
     "huge": lambda m, d: 3.3e38 * (2 * torch.rand(m, d) - 1),
     "tails last": tails_last,
     "tails first": lambda m, d: tails_last(m, d).flip(0),
@@ -151,3 +151,96 @@ def test_laws_of_references(law, d, set_simd):
     if cycle % 5 == 0:
         x = x.double() * (1 + 1e-9)
     check_levels(set_simd, x, y.to(DTYPES[cycle % 3]), skip=skip)
+
+
+OTHERS = {
+    "a thousand times as wide": lambda n, d: 1e3 * torch.randn(n, d),
+    "a thousandth as wide": lambda n, d: 1e-3 * torch.randn(n, d),
+    "heavy tails": heavy_tails,
+    "growing": lambda n, d: torch.randn(n, d) * torch.logspace(-3, 36, n)[:, None],
+    "far in one dimension": lambda n, d: torch.randn(n, d) + 1e5 * torch.eye(n, d),
+    "not finite": not_finite,
+    "constant": lambda n, d: torch.linspace(-3, 3, n)[:, None].expand(n, d),
+}
+
+
+@pytest.mark.parametrize("d", [20, 64, 300])
+@pytest.mark.parametrize("law", ["normal", "one cluster", "few outliers", "integers"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_queries_of_another_law(other, law, d, set_simd):
+    """Some of them, in a block with queries near references."""
+    y = LAWS[law](200, d)
+    x, skip = queries(y, 0.1)
+    x = torch.cat([x, OTHERS[other](24, d)])
+    order = torch.randperm(40)
+    skip = torch.cat([skip, torch.randint(-1, 200, (24,))])
+    check_levels(set_simd, x[order], y, skip=skip[order])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 31, 33, 257])
+@pytest.mark.parametrize("m", [1, 2, 16, 31, 32, 33, 63, 64, 65, 96, 97, 385])
+def test_numbers_of_queries_and_references(n, m, set_simd):
+    y = alike(m, 70)
+    x = y[(m - 1 - torch.arange(n)) % m] + 0.1 * torch.randn(n, 70)
+    skip = (m - 1 - torch.arange(n)) % m
+    check_levels(set_simd, x, y, (1, 4), skip)
+
+
+@pytest.mark.parametrize("d", [16, 33, 200])
+def test_cells_on_a_line(d, set_simd):
+    """Queries between two references of about the same distance, all in cells of a grid at random:
+    for some of them the bound is used to its last part."""
+    for spread in (0.3, 1.0, 3.0):
+        y = spread * along_a_line(70, d)
+        y = torch.cat([y, torch.randn(50, d)])
+        line = y[:70, 0].sort().values
+        t = (line[1:] + line[:-1]) / 2
+        x = torch.cat([t * (1 - 1e-5), t * (1 + 1e-5)])[:, None].expand(-1, d)
+        check_levels(set_simd, x, y, (1, 2))
+
+
+@pytest.mark.parametrize(
+    "law", ["normal", "one cluster", "heavy tails", "tails last", "not finite"]
+)
+def test_order_splits_and_threads(law, set_simd, set_threads):
+    """No bit depends on them; equals, of which order chooses, are left out."""
+    y, order = LAWS[law](500, 40), torch.randperm(500)
+    x, skip = queries(y, 0.2)
+    x, skip = torch.cat([x, normal(54, 40)]), torch.cat([skip, torch.randint(-1, 500, (54,))])
+    expected = nearest(squares(x, y), 5, skip)
+    where = torch.empty(500, dtype=torch.int64)
+    where[order] = torch.arange(500)
+    moved = [expected[0], where[expected[1]].where(expected[1] >= 0, -1)]
+    if not expected[0].isinf().any():
+        agree(x, y[order], moved, 5, where[skip].where(skip >= 0, -1))
+    queries_order = torch.randperm(70)
+    agree(x[queries_order], y, [v[queries_order] for v in expected], 5, skip[queries_order])
+    for threads in (2, 5):
+        set_threads(threads)
+        check_levels(set_simd, x, y, (1, 5), skip)
+        for first, last in ((0, 1), (1, 4), (4, 30), (30, 70)):
+            some = slice(first, last)
+            agree(x[some], y, [v[some] for v in expected], 5, skip[some])
+
+
+@pytest.mark.parametrize("y_dtype", DTYPES, ids=str)
+def test_the_log_distance_finds_the_same(y_dtype):
+    y = alike(200, 90).to(y_dtype)
+    x, skip = queries(y.float(), 0.1)
+    distance, index = nearest_neighbor(x, y, skip=skip)
+    value, grad, of = nn_log_distance(x, y, skip, 0.1)
+    bounded = distance.double().square() + 0.01
+    assert torch.equal(of, distance)
+    torch.testing.assert_close(value.double(), bounded.log().mean() / 2, rtol=1e-6, atol=0)
+    pull = (x.double() - y[index].double()) / bounded[:, None] / len(x)
+    torch.testing.assert_close(grad.double(), pull, rtol=1e-5, atol=1e-9)
+
+
+def test_non_contiguous_and_events():
+    y = alike(150, 4 * 5 * 6).view(150, 4, 5, 6)
+    x, skip = queries(y.flatten(1), 0.1)
+    x = x.view(16, 4, 5, 6)
+    for a, b in ((x.mT, y.mT), (x[..., ::2], y[..., ::2]), (x[::3], y[:, :, :, :])):
+        expected = nearest(squares(a, b), 3)
+        agree(a, b, expected, 3)
+        agree(a, b.bfloat16(), nearest(squares(a, b.bfloat16()), 3), 3)
