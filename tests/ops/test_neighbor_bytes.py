@@ -34,8 +34,8 @@ def near(y, n, noise, scale, offset):
     return q * scale + offset, own
 
 
-# Ends of panels of 32 queries and blocks of 256, of tiles of 32, 64 and 96 references, of vectors
-# of 4, 32 and 64 elements and slabs of 4096. Three queries or fewer take no tiles.
+# Ends of panels of 32 queries and blocks of 256 and 1024, of tiles of 32, 64 and 96 references, of
+# vectors of 4, 32 and 64 elements and slabs of 2048 and 4096, of which a block holds fewer queries.
 EDGES = [
     (1, 1, 1),
     (3, 2, 4),
@@ -62,7 +62,13 @@ EDGES = [
     (4, 33, 4095),
     (5, 97, 4096),
     (7, 40, 4097),
+    (7, 33, 2047),
+    (33, 97, 2048),
+    (34, 65, 2049),
     (4, 33, 8193),
+    (1024, 32, 13),
+    (1027, 98, 15),
+    (34, 32, 65_600),
 ]
 
 
