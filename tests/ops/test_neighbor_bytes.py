@@ -21,6 +21,8 @@ def alike(m, d):
     middle ones among them: all about as far from a query near them."""
     y = torch.randint(3, 253, (d,)).repeat(m, 1)
     for row in y:
+        if d == 0:
+            break
         at = torch.randint(0, d, (1 + d // 20,))
         at[0] = torch.tensor([0, d - 1, d // 2])[torch.randint(0, 3, ())]
         row[at] += torch.randint(-3, 4, at.shape)
@@ -38,6 +40,7 @@ def near(y, n, noise, scale, offset):
 # vectors of 4, 32 and 64 elements and slabs of 2048 and 4096, of which a block holds fewer queries.
 EDGES = [
     (1, 1, 1),
+    (5, 40, 0),
     (3, 2, 4),
     (4, 3, 2),
     (4, 2, 13),
@@ -122,29 +125,52 @@ def test_half_way_between_grey_levels(d, set_simd):
         check_levels(set_simd, x, y[step:], (1, 2, 16))
 
 
-@pytest.mark.parametrize("d", [20, 100, 500])
+@pytest.mark.parametrize("d", [20, 100, 500, 4100])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_bounds_are_used_to_their_last_part(d, grid, set_simd):
     """Queries almost half a step off in all elements. References on one side seem nearer on the
     grid by almost twice that, and are further off: nothing less than the whole bound keeps those of
-    the other side."""
+    the other side. Norms of slabs and of the queries of another panel differ as much as squares of
+    distances do."""
     for off in (0.499, 0.45, 0.3):
         for part in (0.98, 0.9, 0.7, 0.4):
-            ahead = torch.zeros(d)
-            ahead[: int(2 * off * part * d)] = 1
-            apart = 6 + ahead[:, None].expand(d, 20).clone()
-            y = torch.full((60, d), 120.0)
-            y[:20] += apart.T  # nearer by off - part off
+            base = torch.randint(90, 150, (d,)).float()
+            y = base.repeat(60, 1)
+            y[:20] += 6
+            y[:20, : int(2 * off * part * d)] += 1  # nearer by off - part off
+            y[:20, ::7] += torch.randint(0, 2, y[:20, ::7].shape)
             y[20:40] -= 6
             y[40:] = 0
-            y[:20, ::7] += torch.randint(0, 2, y[:20, ::7].shape)
-            x = torch.full((4, d), 120.0)
-            x[:2] += off
-            x[2] -= off
-            x[3, ::2] += off
+            x = base.repeat(36, 1)
+            x[:32] += torch.randint(-1, 2, (32, d))
+            x[[0, 32, 33]] = base + off
+            x[[1, 34]] = base - off
+            x[35, ::2] += off
             order = torch.randperm(60)
             x = x * grid[0] + grid[1]
             check_levels(set_simd, x, y[order].byte(), (1, 16), y_scale=grid)
+
+
+@pytest.mark.parametrize("d", [20, 100, 500])
+@pytest.mark.parametrize("h, near, far", [(82, 103, 61), (85, 64, 106)])
+def test_references_that_float32_moves_off_their_grid(h, near, far, d, set_simd):
+    """By almost half a step, all the same way: towards a query on the grid for the levels `near`
+    and the next beyond, away from it for `far`, which is as many steps off."""
+    grid = 1e-3, 1e4
+    scale, offset = torch.tensor(grid).double()
+    moved = (values(torch.tensor([near, far]).byte(), grid) - offset) / scale - torch.tensor(
+        [near, far]
+    )
+    assert (moved.abs() > 0.42).all() and (moved > 0).all() == (near < h)
+    for part in (0.5, 0.7, 0.85):
+        y = torch.zeros(80, d)
+        y[:30], y[30:60] = near, far
+        y[:30, : int(part * d)] += 1 if near > h else -1
+        y = y[torch.randperm(80)].byte()
+        x = (offset + h * scale).expand(5, d) + scale * 1e-3 * torch.rand(5, d)
+        best = nearest(squares(x, values(y, grid)))[1]
+        assert (y[best] != far).all()
+        check_levels(set_simd, x, y, (1, 16), y_scale=grid)
 
 
 @pytest.mark.parametrize("d", [16, 64, 1000])
@@ -199,6 +225,14 @@ def test_queries_off_the_grid(d, far, set_simd):
     x[11, : d // 2] = -far
     x[17] = far
     x[38] += far
+    check_levels(set_simd, x, y, (1, 5), own)
+
+
+def test_queries_off_the_grid_in_later_blocks(set_simd):
+    """Blocks of 256 queries, and of 1024."""
+    y = torch.cat([images(40, 13), alike(20, 13)])
+    x, own = near(y, 1060, 1.0, 1, 0)
+    x[[258, 600, 1030, 1059]] += torch.tensor([[1e4], [-1e7], [3e3], [1e5]])
     check_levels(set_simd, x, y, (1, 5), own)
 
 
@@ -272,8 +306,9 @@ def test_non_contiguous(set_simd):
 @pytest.mark.parametrize("n, m, d", [(70, 333, 50), (260, 500, 20), (4, 97, 4100)])
 def test_threads_splits_and_the_log_distance(n, m, d, set_simd, set_threads):
     """Slices of references, batches of queries: always the same bits."""
-    y = alike(m, d)
-    y[m // 2 :] = y[: m - m // 2].clone()
+    y = images(m, d)
+    y[::2] = alike((m + 1) // 2, d)
+    y[m // 2 : m - 40] = y[: m - 40 - m // 2].clone()
     x, own = near(y, n, 1.5, 2 / 255, -1)
     grid = {"y_scale": (2 / 255, -1.0)}
     for threads in (2, 5):
