@@ -99,7 +99,7 @@ def references(r, m, shape):
     return r.choice([floats(r, m, *shape), f"{floats(r, m, *shape)}.half()", bytes_])
 
 
-# What makes of normal samples such as the grid of a search by bytes fits, and does not: heavy tails,
+# What makes of normal samples such as a grid of bytes fits, and does not: heavy tails,
 # whole numbers, far from the origin, overflow, NaN.
 LAWS = [
     "",

@@ -133,7 +133,7 @@ def test_bounds_are_used_to_their_last_part(d, grid, set_simd):
     the other side. Norms of slabs and of the queries of another panel differ as much as squares of
     distances do."""
     for off in (0.499, 0.45, 0.3):
-        for part in (0.98, 0.9, 0.7, 0.4):
+        for part in (0.98, 0.9, 0.7, 0.4) if d < 1000 else (0.9,):
             base = torch.randint(90, 150, (d,)).float()
             y = base.repeat(60, 1)
             y[:20] += 6
