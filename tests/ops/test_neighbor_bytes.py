@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import DEVICES
 from exhaustive_search import agree, check_levels, nearest, squares, values
 
 from fastebm.ops.neighbor import nearest_neighbor, nn_log_distance
@@ -333,3 +334,20 @@ def test_order_of_references_and_queries():
     distance, index = nearest_neighbor(x, y, k=5)
     again, of = nearest_neighbor(x[moved], y[order], k=5)
     assert torch.equal(again, distance[moved]) and torch.equal(order[of], index[moved])
+
+
+@pytest.mark.parametrize("device", DEVICES[1:], indirect=True)
+@pytest.mark.parametrize("d, grid", [(13, 0), (35, 1), (64, 3), (130, 2)])
+def test_on_a_cuda_device(device, d, grid, set_simd):
+    """Some of all: near images, ties, whole bounds, queries off the grid, NaN, infinity."""
+    y = torch.cat([alike(60, d), images(40, d), alike(1, d).repeat(5, 1)]).float()
+    x, own = near(y, 40, 1.2, 1, 0)
+    y[20:30] = x[12].round() + 6
+    y[20:30, : d // 2] += 1
+    y[30:40] = x[12].round() - 6
+    x[12], x[13] = x[12].round() + 0.49, (y[20] + y[30]) / 2
+    x[3, 0], x[4] = 1e4, -1e6
+    x[5, d - 1], x[6, 1] = math.nan, math.inf
+    x = x * GRIDS[grid][0] + GRIDS[grid][1]
+    for k in (1, 5):
+        check_levels(set_simd, x, y.byte(), (k,), own, device, y_scale=GRIDS[grid])
