@@ -85,7 +85,7 @@ int word_bytes() { return cpu_level().products == Products::kWords ? 2 : 1; }
 
 #if defined(__x86_64__)
 bool can_search_bytes(const NeighborParams& p) {
-  return p.y_dtype == Dtype::kUint8 && p.m >= 32 &&
+  return p.y_dtype == Dtype::kUint8 && p.m >= 32 && p.dim > 0 &&
          byte_width(p.dim) * word_bytes() * kBytePanel <= kMostPacked;
 }
 #else
