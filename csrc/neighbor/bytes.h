@@ -19,8 +19,8 @@ constexpr int kByteRows = 96, kBytePanel = 32, kByteQueries = 1024;
 // Elements of one product: whole lines and AMX tiles, and exact, 65025 * 2048 < 2^31. The pitch
 // keeps the rows of a tile off one another's cache sets.
 constexpr int kByteDepth = 2048, kByteAlign = 64, kBytePitch = kByteDepth + 64;
-// From here on bytes pay for references that have to be put on the grid.
-constexpr int kByteQueriesOfFloats = 8, kByteDimOfFloats = 24;
+// From here on bytes pay, and for references that have to be put on the grid.
+constexpr int64_t kByteDim = 48, kBytePairs = 4096, kByteQueriesOfFloats = 8;
 constexpr int64_t kPackedBytes = 4 << 20;  // of a block's queries, where more than a panel
 constexpr int64_t kMostPacked = 6500000;   // of a panel: scratch stays below 8 MB
 

@@ -97,11 +97,12 @@ int word_bytes() { return cpu_level().products == Products::kWords ? 2 : 1; }
 
 #if defined(__x86_64__)
 bool can_search_bytes(const NeighborParams& p) {
-  if (cpu_level().simd == Simd::kAvx512 && cpu_level().products == Products::kWords) return false;
-  if (p.m < kByteRows / 3 || byte_width(p.dim) * word_bytes() * kBytePanel > kMostPacked)
-    return false;
+  const CpuLevel& level = cpu_level();
+  if (level.simd == Simd::kAvx512 && level.products == Products::kWords) return false;
+  const bool fits = byte_width(p.dim) * word_bytes() * kBytePanel <= kMostPacked;
+  if (!fits || p.dim < kByteDim || p.n * p.m < kBytePairs) return false;
   return p.y_dtype == Dtype::kUint8 ||
-         (p.y_dtype != Dtype::kFloat64 && p.n >= kByteQueriesOfFloats && p.dim >= kByteDimOfFloats);
+         (p.y_dtype != Dtype::kFloat64 && p.n >= kByteQueriesOfFloats);
 }
 #else
 bool can_search_bytes(const NeighborParams&) { return false; }  // not tried

@@ -65,26 +65,26 @@ FASTEBM_TARGET void pack_byte_queries(const NeighborParams& p, const ByteBlock& 
   }
 }
 
-// Products of one tile of references with every panel of queries, over `depth` elements of one
+// Products of one tile of references with every query, over `depth` elements of one
 // block of them: squares of distances, to scores or, but for the first depth, on top of them.
-FASTEBM_TARGET inline void multiply_byte_tile(const Word* y, const Word* x, int panels, int rows,
+FASTEBM_TARGET inline void multiply_byte_tile(const Word* y, const Word* x, int queries, int rows,
                                               int depth, const int32_t* sums,
                                               const int32_t* squares, bool first, float* scores) {
   static_assert(kByteRows % kRows == 0 && kBytePanel % (2 * kLanes) == 0, "whole micro-tiles");
   [[maybe_unused]] const ProductUnit unit;
-  for (int panel = 0; panel < panels; ++panel)
+  for (int first_query = 0; first_query < queries; first_query += kBytePanel)
     for (int r = 0; r < rows; r += kRows)
-      multiply_rows(y + r * kBytePitch, x + int64_t{panel} * depth * kBytePanel, depth, sums + r,
-                    squares + panel * kBytePanel, first,
-                    scores + (panel * kByteRows + r) * kBytePanel);
+      multiply_rows(y + r * kBytePitch, x + int64_t{first_query} * depth, depth,
+                    std::min(kBytePanel, queries - first_query), sums + r, squares + first_query,
+                    first, scores + (first_query / kBytePanel * kByteRows + r) * kBytePanel);
 }
 
 // Calls take(query, reference of the tile, square) for each pair that the limits do not rule out;
 // take() may lower the query's.
 template <class Take>
-FASTEBM_TARGET void candidates_of_bytes(const float* scores, int panels, int rows,
+FASTEBM_TARGET void candidates_of_bytes(const float* scores, int queries, int rows,
                                         const float* row_limits, const float* limits, Take&& take) {
-  for (int q = 0; q < panels * kBytePanel; q += kLanes) {
+  for (int q = 0; q < queries; q += kLanes) {
     const float* at = scores + q / kBytePanel * kByteRows * kBytePanel + q % kBytePanel;
     Floats limit = load(limits + q);
     for (int r = 0; r < rows; ++r) {
@@ -134,7 +134,7 @@ FASTEBM_TARGET void score_tile(const NeighborParams& p, const ByteBlock& block,
     lay_tile<Y>(p, block.grid, slice, rows, row, k, depth, sums, residuals);
     const int64_t all = int64_t{block.panels} * kBytePanel;
     multiply_byte_tile(static_cast<const Word*>(slice.y),
-                       static_cast<const Word*>(block.x) + k * all, block.panels, rows,
+                       static_cast<const Word*>(block.x) + k * all, block.queries, rows,
                        static_cast<int>(byte_width(depth)), sums,
                        block.squares + k / kByteDepth * all, k == 0, slice.scores);
   }
@@ -158,7 +158,7 @@ FASTEBM_TARGET void search_byte_slice(const NeighborParams& p, const ByteBlock& 
     float residuals[kByteRows], row_limits[kByteRows];
     score_tile<Y>(p, block, slice, rows, [=](int r) { return first + r; }, residuals);
     for (int r = 0; r < rows; ++r) row_limits[r] = bounds.limit(residuals[r]);
-    candidates_of_bytes(slice.scores, block.panels, rows, row_limits, slice.limits,
+    candidates_of_bytes(slice.scores, block.queries, rows, row_limits, slice.limits,
                         [&](int q, int r, float square) {
                           const int64_t j = first + r;
                           if (q >= block.queries || slice.rescored[q] == kGivenUp) return;

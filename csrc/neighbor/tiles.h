@@ -38,6 +38,13 @@ inline float query_slope(double square, int64_t dim) {
   return static_cast<float>(2 * kappa * (std::sqrt(square) * 1.001 + norm_floor(dim)));
 }
 
+// Scores stand for squares of real numbers. Those of exact_square() are off by (dim / 32 + 8) 2^-53
+// of themselves, at most 2 |x'|^2 + 2 |y'|^2, and may be equal where these are not. The room for
+// |y'|^2 is in its 64 u; this is for |x'|^2 in both squares that are compared.
+inline float query_slack(double square, int64_t dim) {
+  return static_cast<float>(5 * (static_cast<double>(dim) / 32 + 8) * 0x1p-53 * square);
+}
+
 // A block of queries, packed for the products: (depth / kDepth, panels, kDepth, kPanel).
 struct TileBlock : QueryBlock {
   int panels;
@@ -45,6 +52,7 @@ struct TileBlock : QueryBlock {
   float* x;       // centred
   float* center;  // (3, dim): the centre first
   float* slopes;  // (kBlockQueries,): times |y'| the first part of the bound
+  float* slacks;  // (kBlockQueries,): query_slack(), for upper bounds
 };
 
 // One thread's share of the references.
@@ -67,6 +75,7 @@ inline TileScratch tile_scratch(const NeighborParams& p, int64_t n, int threads,
   s.block.x = carver.take<float>(s.block.whole ? queries * depths * kDepth : 0);
   s.block.center = carver.take<float>(3 * p.dim);
   s.block.slopes = carver.take<float>(queries);
+  s.block.slacks = carver.take<float>(queries);
   s.slices.resize(std::min<int64_t>(threads, (p.m + kTileRows - 1) / kTileRows));
   for (TileSlice& slice : s.slices) {
     static_cast<CandidateLists&>(slice) = candidate_lists(queries, p.k, carver);

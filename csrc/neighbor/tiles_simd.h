@@ -44,6 +44,7 @@ FASTEBM_TARGET void query_slopes(const NeighborParams& p, const TileBlock& block
       for (const float part : parts) square += part;
     }
     block.slopes[q] = query_slope(square, p.dim);
+    block.slacks[q] = query_slack(square, p.dim);
   }
 }
 
@@ -183,7 +184,7 @@ FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block
   slice.start(block.queries);
   // A panel's queries that are not there have no candidates.
   std::fill(slice.thresholds + block.queries, slice.thresholds + block.panels * kPanel, -HUGE_VALF);
-  if (block.queries <= kFewQueries) {  // a panel would be mostly empty
+  if (block.queries <= kFewQueries || p.dim == 0) {  // a panel would be (mostly) empty
     for (int64_t j = begin; j < end; ++j)
       for (int q = 0; q < block.queries; ++q)
         if (!skips(q, j)) rescore(q, j);
@@ -213,7 +214,7 @@ FASTEBM_TARGET void search_slice(const NeighborParams& p, const TileBlock& block
     candidates_of_tile(slice.scores, block.panels, rows, row, block.slopes, slice.thresholds,
                        [&](int q, int r, float lower, float upper) {
                          if (q < block.queries && !skips(q, first + r))
-                           slice.take(q, first + r, lower, upper, rescore);
+                           slice.take(q, first + r, lower, upper + block.slacks[q], rescore);
                        });
   }
   for (int q = 0; q < block.queries; ++q) slice.finish(q, rescore);

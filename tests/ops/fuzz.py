@@ -99,11 +99,31 @@ def references(r, m, shape):
     return r.choice([floats(r, m, *shape), f"{floats(r, m, *shape)}.half()", bytes_])
 
 
-def search(r, n=None):
-    n, m, shape = r.randrange(40), r.randrange(2, 150), r.choice(SHAPES)
+# What makes of normal samples such as a grid of bytes fits, and does not: heavy tails,
+# whole numbers, far from the origin, overflow, NaN.
+LAWS = [
+    "",
+    "",
+    ".pow(9)",
+    ".tan()",
+    ".round()",
+    ".add(1e6)",
+    ".mul(1e-38)",
+    ".exp().pow(40)",
+    ".log()",
+]
+GRIDS = [(0.5, -1.0), (0.5, -1.0), (-1 / 128, 1.0), (1e-3, 1e4), (0.0, 0.5), (1e36, 3e38)]
+
+
+def search(r):
+    n, m, shape = r.randrange(70), r.randrange(2, 150), r.choice([*SHAPES, (2100,)])
+    x, y = floats(r, n, *shape) + r.choice(LAWS), references(r, m, shape)
+    if "normal" in y:
+        y = y.replace(")", ")" + r.choice(LAWS), 1)
     skip = r.choice(["None", f"whole({r.randrange(99)}, -1, {m}, {n})"])
-    scale = {"y_scale": "0.5", "y_offset": "-1.0", "eps": "0.1", "k": str(r.choice([1, 1, 2, 16]))}
-    return {"x": floats(r, n, *shape), "y": references(r, m, shape), "skip": skip, **scale}
+    scale, offset = r.choice(GRIDS)
+    numbers = {"k": r.choice([1, 1, 2, 16]), "y_scale": scale, "y_offset": offset, "eps": 0.1}
+    return {"x": x, "y": y, "skip": skip, **{name: str(v) for name, v in numbers.items()}}
 
 
 def search_backward(r):
