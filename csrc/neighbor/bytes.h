@@ -9,6 +9,7 @@
 // already; others are put on it tile by tile, in scratch.
 #pragma once
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "neighbor/candidates.h"
@@ -93,12 +94,12 @@ constexpr int kGivenUp = -1;
 // References, and rows of queries, all over them: pairs cost little beside the search's.
 struct ByteSample {
   int references, queries;
-  int64_t rows[kBytePanel];
+  int64_t rows[8];
 };
 
 inline ByteSample byte_sample(const NeighborParams& p) {
   ByteSample sample;
-  sample.queries = static_cast<int>(std::min<int64_t>(p.n, kBytePanel));
+  sample.queries = static_cast<int>(std::min<int64_t>(p.n, std::size(sample.rows)));
   for (int s = 0; s < sample.queries; ++s) sample.rows[s] = p.n * s / sample.queries;
   const int64_t share = std::min(p.m, p.n * p.m / 2048);
   sample.references = static_cast<int>(std::clamp<int64_t>(share, 16, kByteRows));

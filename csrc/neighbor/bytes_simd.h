@@ -79,26 +79,58 @@ FASTEBM_TARGET inline void multiply_byte_tile(const Word* y, const Word* x, int 
                     first, scores + (first_query / kBytePanel * kByteRows + r) * kBytePanel);
 }
 
-// Calls take(query, reference of the tile, square) for each pair that the limits do not rule out;
-// take() may lower the query's.
-template <class Take>
-FASTEBM_TARGET void candidates_of_bytes(const float* scores, int queries, int rows,
-                                        const float* row_limits, const float* limits, Take&& take) {
+// The least square of each lane's query among rows [0, rows), to `least`; and one that k of them
+// have at most: the largest of the least ones of k classes of rows.
+FASTEBM_TARGET inline Floats least_squares(const float* scores, int rows, int k, Floats* kth) {
+  Floats least = set(HUGE_VALF), most = set(0.0f);
+  for (int c = 0; c < k; ++c) {
+    Floats of_class = set(HUGE_VALF);
+    for (int r = c; r < rows; r += k) of_class = min(load(scores + r * kBytePanel), of_class);
+    least = min(of_class, least);
+    most = max(of_class, most);
+  }
+  *kth = most;
+  return least;
+}
+
+// What a tile's references add to a query's limit.
+struct RowLimits {
+  float each[kByteRows];
+  float largest;  // but for NaN
+};
+
+// For each query: calls near(query, square), k references of the tile having at most that square;
+// then, for each pair that the limits do not rule out, take(query, reference of the tile, square).
+// Both may lower the query's limit.
+template <class Near, class Take>
+FASTEBM_TARGET void candidates_of_bytes(const float* scores, int queries, int rows, int k,
+                                        const RowLimits& row, const float* limits, Near&& near,
+                                        Take&& take) {
   for (int q = 0; q < queries; q += kLanes) {
     const float* at = scores + q / kBytePanel * kByteRows * kBytePanel + q % kBytePanel;
-    Floats limit = load(limits + q);
+    const auto hits = [&](Floats square, float row_limit) FASTEBM_TARGET {
+      const Floats reach = add(load(limits + q), set(row_limit));
+      return not_greater(square, max(mul(reach, reach), set(-1.0f)));  // -1 for a NaN
+    };
+    Floats kth;
+    const Floats least = least_squares(at, rows, k, &kth);
+    unsigned lanes = hits(least, row.largest);
+    if (__builtin_expect(lanes == 0, 1)) continue;
+    alignas(64) float squares[kLanes];
+    store(squares, kth);
+    for (; lanes; lanes &= lanes - 1) {
+      const int l = __builtin_ctz(lanes);
+      near(q + l, squares[l]);
+    }
     for (int r = 0; r < rows; ++r) {
-      const Floats square = load(at + r * kBytePanel), reach = add(limit, set(row_limits[r]));
-      const Floats most = max(mul(reach, reach), set(-1.0f));  // -1 for a NaN
-      unsigned hits = not_greater(square, most);
-      if (__builtin_expect(hits == 0, 1)) continue;
-      alignas(64) float squares[kLanes];
+      const Floats square = load(at + r * kBytePanel);
+      lanes = hits(square, row.each[r]);
+      if (__builtin_expect(lanes == 0, 1)) continue;
       store(squares, square);
-      for (; hits; hits &= hits - 1) {
-        const int l = __builtin_ctz(hits);
+      for (; lanes; lanes &= lanes - 1) {
+        const int l = __builtin_ctz(lanes);
         take(q + l, r, squares[l]);
       }
-      limit = load(limits + q);
     }
   }
 }
@@ -143,6 +175,20 @@ FASTEBM_TARGET void score_tile(const NeighborParams& p, const ByteBlock& block,
         std::is_same_v<Y, uint8_t> ? block.grid.row_residual : byte_residual(residuals[r], p.dim);
 }
 
+// References that a query may not choose are infinitely far: those with a NaN, and one to skip.
+inline void drop_references(const NeighborParams& p, const ByteBlock& block, const ByteSlice& slice,
+                            int64_t first, int rows, const float* residuals) {
+  const auto drop = [&](int q, int64_t r) {
+    slice.scores[(q / kBytePanel * kByteRows + r) * kBytePanel + q % kBytePanel] = HUGE_VALF;
+  };
+  for (int r = 0; r < rows; ++r)
+    for (int q = 0; std::isnan(residuals[r]) && q < block.queries; ++q) drop(q, r);
+  for (int q = 0; p.skip && q < block.queries; ++q) {
+    const int64_t r = p.skip[block.row(q)] - first;
+    if (r >= 0 && r < rows) drop(q, r);
+  }
+}
+
 // References [begin, end) against the queries of a block; neighbours go to the slice's lists.
 template <class X, class Y>
 FASTEBM_TARGET void search_byte_slice(const NeighborParams& p, const ByteBlock& block,
@@ -155,25 +201,38 @@ FASTEBM_TARGET void search_byte_slice(const NeighborParams& p, const ByteBlock& 
     slice.limits[q] = q < block.queries ? block.residuals[q] + HUGE_VALF : NAN;
   for (int64_t first = begin; first < end; first += kByteRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kByteRows, end - first));
-    float residuals[kByteRows], row_limits[kByteRows];
+    float residuals[kByteRows];
     score_tile<Y>(p, block, slice, rows, [=](int r) { return first + r; }, residuals);
-    for (int r = 0; r < rows; ++r) row_limits[r] = bounds.limit(residuals[r]);
-    candidates_of_bytes(slice.scores, block.queries, rows, row_limits, slice.limits,
-                        [&](int q, int r, float square) {
-                          const int64_t j = first + r;
-                          if (q >= block.queries || slice.rescored[q] == kGivenUp) return;
-                          if (p.skip && p.skip[block.row(q)] == j) return;
-                          const float own = block.residuals[q];
-                          const int rescored =
-                              slice.take(q, j, bounds.lower(square, own, residuals[r]),
-                                         bounds.upper(square, own, residuals[r]), rescore);
-                          slice.limits[q] = bounds.limit(double{slice.thresholds[q]} + own);
-                          slice.rescored[q] += rescored;
-                          if (rescored && slice.rescored[q] > most_rescored(p, j - begin)) {
-                            slice.rescored[q] = kGivenUp;
-                            slice.limits[q] = NAN;
-                          }
-                        });
+    RowLimits row{};
+    float largest = 0;  // of the residuals
+    for (int r = 0; r < rows; ++r) {
+      row.each[r] = bounds.limit(residuals[r]);
+      if (residuals[r] > largest) largest = residuals[r];
+    }
+    row.largest = bounds.limit(largest);
+    drop_references(p, block, slice, first, rows, residuals);
+    const auto set_limit = [&](int q) {
+      slice.limits[q] = bounds.limit(double{slice.thresholds[q]} + block.residuals[q]);
+    };
+    candidates_of_bytes(
+        slice.scores, block.queries, rows, p.k, row, slice.limits,
+        [&](int q, float square) {
+          if (q >= block.queries || slice.rescored[q] == kGivenUp) return;
+          slice.lower_threshold(q, bounds.upper(square, block.residuals[q], largest));
+          set_limit(q);
+        },
+        [&](int q, int r, float square) {
+          if (q >= block.queries || slice.rescored[q] == kGivenUp || square == HUGE_VALF) return;
+          const float own = block.residuals[q];
+          const int rescored = slice.take(q, first + r, bounds.lower(square, own, residuals[r]),
+                                          bounds.upper(square, own, residuals[r]), rescore);
+          slice.rescored[q] += rescored;
+          set_limit(q);
+          if (rescored && slice.rescored[q] > most_rescored(p, first - begin)) {
+            slice.rescored[q] = kGivenUp;
+            slice.limits[q] = NAN;
+          }
+        });
   }
   for (int q = 0; q < block.queries; ++q)
     if (slice.rescored[q] != kGivenUp) slice.finish(q, rescore);

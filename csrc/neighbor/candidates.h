@@ -38,11 +38,16 @@ struct CandidateLists {
     for (int q = 0; q < queries; ++q) clear_neighbors(lists + q * k, k);
   }
 
+  // k references are known to be no farther than `upper`.
+  void lower_threshold(int q, float upper) const {
+    if (upper < thresholds[q]) thresholds[q] = upper;
+  }
+
   // Returns how many candidates it has rescored to make room.
   template <class Rescore>
   int take(int q, int64_t j, float lower, float upper, const Rescore& rescore) const {
     SmallestK<float>::insert(uppers + q * k, k, upper);
-    thresholds[q] = uppers[q * k + k - 1];
+    lower_threshold(q, uppers[q * k + k - 1]);
     candidates[q * kCandidates + counts[q]++] = {lower, static_cast<int32_t>(j)};
     if (counts[q] < kCandidates) return 0;
     prune(q);
