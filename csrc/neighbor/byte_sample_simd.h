@@ -137,5 +137,8 @@ FASTEBM_TARGET bool bytes_pay(const NeighborParams& p, ByteScratch& scratch) {
     });
   }
   const int64_t pairs = int64_t{sample.queries} * sample.references;
-  return 16 * (candidates - sample.queries * k) <= pairs + 64;
+  const int64_t beyond = candidates - sample.queries * k;
+  return 16 * beyond <= pairs + 64 &&
+         bytes_may_pay(p, cpu_level().products,
+                       1 + 2 * static_cast<double>(beyond) / sample.queries);
 }

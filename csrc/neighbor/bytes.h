@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "neighbor/candidates.h"
+#include "simd/simd.h"
 
 namespace fastebm {
 
@@ -20,8 +21,6 @@ constexpr int kByteRows = 96, kBytePanel = 32, kByteQueries = 1024;
 // Elements of one product: whole lines and AMX tiles, and exact, 65025 * 2048 < 2^31. The pitch
 // keeps the rows of a tile off one another's cache sets.
 constexpr int kByteDepth = 2048, kByteAlign = 64, kBytePitch = kByteDepth + 64;
-// From here on bytes pay, and for references that have to be put on the grid.
-constexpr int64_t kByteDim = 48, kBytePairs = 4096, kByteQueriesOfFloats = 8;
 constexpr int64_t kPackedBytes = 4 << 20;  // of a block's queries, where more than a panel
 constexpr int64_t kMostPacked = 6500000;   // of a panel: scratch stays below 8 MB
 
@@ -91,6 +90,19 @@ struct ByteSlice : CandidateLists {
 };
 constexpr int kGivenUp = -1;
 
+// Where bytes pay, by what was measured (Xeon with AMX, each level; normal samples and images).
+// References in uint8 of so many elements and in such numbers; others have to be put on the grid.
+inline bool bytes_may_pay(const NeighborParams& p, Products products, double candidates) {
+  const bool words = products == Products::kWords;
+  if (p.dim < (words ? 96 : 64) || p.n * p.m < 4096) return false;
+  if (p.y_dtype == Dtype::kUint8) return p.m >= (words ? 512 : 128);
+  // Cycles of a candidate, and saved by a pair's element: a third of them at least, as a sample's
+  // candidates are few of those that a search meets.
+  const double dim = static_cast<double>(p.dim), pairs = static_cast<double>(p.m) * dim;
+  const double saved = words ? 0.01 : products == Products::kVnni ? 0.025 : 0.03;
+  return p.n >= 32 && candidates * (400 + 1.2 * dim) <= pairs * saved / 3;
+}
+
 // References, and rows of queries, all over them: pairs cost little beside the search's.
 struct ByteSample {
   int references, queries;
@@ -101,15 +113,15 @@ inline ByteSample byte_sample(const NeighborParams& p) {
   ByteSample sample;
   sample.queries = static_cast<int>(std::min<int64_t>(p.n, std::size(sample.rows)));
   for (int s = 0; s < sample.queries; ++s) sample.rows[s] = p.n * s / sample.queries;
-  const int64_t share = std::min(p.m, p.n * p.m / 2048);
+  const int64_t share = std::min(p.m, p.n * p.m / 4096);
   sample.references = static_cast<int>(std::clamp<int64_t>(share, 16, kByteRows));
   return sample;
 }
 
-// So many references of `seen` may be rescored before a query is given up: a rescored pair costs
-// as much as some 10 scored as floats.
+// A query with more references rescored than this, of `seen`, is given up to another search, where
+// more than kFewQueries are: a rescored pair costs as much as some 10 scored as floats.
 inline int64_t most_rescored(const NeighborParams& p, int64_t seen) {
-  return kCandidates + 2 * p.k + seen / 32;
+  return 2 * (kCandidates + p.k) + seen / 16;
 }
 
 struct ByteScratch {

@@ -10,7 +10,6 @@
 #endif
 
 #include "neighbor/bytes.h"
-#include "simd/simd.h"
 
 namespace fastebm {
 namespace {
@@ -100,9 +99,7 @@ bool can_search_bytes(const NeighborParams& p) {
   const CpuLevel& level = cpu_level();
   if (level.simd == Simd::kAvx512 && level.products == Products::kWords) return false;
   const bool fits = byte_width(p.dim) * word_bytes() * kBytePanel <= kMostPacked;
-  if (!fits || p.dim < kByteDim || p.n * p.m < kBytePairs) return false;
-  return p.y_dtype == Dtype::kUint8 ||
-         (p.y_dtype != Dtype::kFloat64 && p.n >= kByteQueriesOfFloats);
+  return fits && p.y_dtype != Dtype::kFloat64 && bytes_may_pay(p, level.products, 1);
 }
 #else
 bool can_search_bytes(const NeighborParams&) { return false; }  // not tried

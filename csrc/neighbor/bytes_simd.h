@@ -195,6 +195,7 @@ FASTEBM_TARGET void search_byte_slice(const NeighborParams& p, const ByteBlock& 
                                       const ByteSlice& slice, int64_t begin, int64_t end) {
   const ByteBounds bounds(p.dim);
   const auto rescore = [&](int q, int64_t j) { rescore_pair<X, Y>(p, block, slice, q, j); };
+  int many = 0;  // queries with many references rescored
   slice.start(block.queries);
   std::fill_n(slice.rescored, block.queries, 0);
   for (int q = 0; q < block.panels * kBytePanel; ++q)
@@ -226,9 +227,11 @@ FASTEBM_TARGET void search_byte_slice(const NeighborParams& p, const ByteBlock& 
           const float own = block.residuals[q];
           const int rescored = slice.take(q, first + r, bounds.lower(square, own, residuals[r]),
                                           bounds.upper(square, own, residuals[r]), rescore);
+          const int64_t most = most_rescored(p, first - begin);
+          many += slice.rescored[q] <= most && slice.rescored[q] + rescored > most;
           slice.rescored[q] += rescored;
           set_limit(q);
-          if (rescored && slice.rescored[q] > most_rescored(p, first - begin)) {
+          if (many > kFewQueries && slice.rescored[q] > most) {
             slice.rescored[q] = kGivenUp;
             slice.limits[q] = NAN;
           }

@@ -12,7 +12,7 @@ namespace fastebm {
 
 // The pitch keeps the rows of a tile off one another's cache sets.
 constexpr int kTileRows = 96, kPanel = 32, kDepth = 128, kPitch = kDepth + 16;
-constexpr int kBlockQueries = 256, kFewQueries = 3;
+constexpr int kBlockQueries = 256;
 constexpr int64_t kWholeBytes = 4 << 20;  // packed queries are kept up to this size
 
 // A score is s = |y'|^2 - 2 x'.y', computed; t the same with the exact centred samples. Each
