@@ -1,16 +1,28 @@
 // Nearest references on a CUDA device, block after block of scores: see neighbor/blocks_cuda.h.
+#include "neighbor/bytes_cuda.h"
 #include "neighbor/direct_cuda.h"
 #include "neighbor/rows_cuda.h"
 #include "neighbor/select_cuda.h"
-#include "neighbor/tensor_cuda.h"
 
 namespace fastebm {
 namespace {
 
+// Makes the queries ready, once for all references.
+template <class X, class Y>
+int launch_prepare(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  if (p.dim <= kDirectDim) return 0;
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) return launch_quantize<X>(p, b, stream);
+  return launch_split<X>(p, b, stream);
+}
+
 template <class X, class Y>
 int launch_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
-  return p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
-                             : launch_tensor_score<Y>(p, b, stream);
+  if (p.dim <= kDirectDim) return launch_direct_score<X>(p, b, stream);
+  int error = 0;
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) error = launch_byte_score(p, b, stream);
+  return error ? error : launch_tensor_score<Y>(p, b, stream);
 }
 
 template <class X, class Y>
@@ -21,7 +33,7 @@ int search(const NeighborParams& p, void* stream) {
     ScoreBlock b = largest;
     b.first_query = query;
     b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
-    if (!error && p.dim > kDirectDim) error = launch_split<X>(p, b, stream);
+    if (!error) error = launch_prepare<X, Y>(p, b, stream);
     for (int64_t reference = 0; reference < p.m; reference += largest.references) {
       b.first_reference = reference;
       b.references = static_cast<int>(std::min<int64_t>(largest.references, p.m - reference));

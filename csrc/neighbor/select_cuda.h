@@ -80,11 +80,17 @@ __device__ __forceinline__ void add_four(float (&sum)[4], float4 v) {
   sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
 }
 
+// Of integers, which the floats hold the bits of.
+__device__ __forceinline__ void add_four(int64_t (&sum)[4], float4 v) {
+  sum[0] += static_cast<int32_t>(float_bits(v.x)), sum[1] += static_cast<int32_t>(float_bits(v.y));
+  sum[2] += static_cast<int32_t>(float_bits(v.z)), sum[3] += static_cast<int32_t>(float_bits(v.w));
+}
+
 // Adds up the slices of columns j .. j + 3, for kQuads of j kApart apart: scores and, if kSquares,
 // |y'|^2. Reads those of kBatch slices before it uses one.
-template <int kQuads, int kBatch, int kApart, bool kSquares>
+template <int kQuads, int kBatch, int kApart, bool kSquares, class Score>
 __device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j,
-                                           float (&score)[kQuads][4], float (&square)[kQuads][4]) {
+                                           Score (&score)[kQuads][4], float (&square)[kQuads][4]) {
   const int64_t apart = b.queries * b.pitch;
   const float *scores = b.scores + row * b.pitch + j, *squares = b.y_squares + j;
   for (int z = 0; z < b.slices; z += kBatch) {
@@ -139,13 +145,14 @@ __device__ inline float rounded_up(double v) {
 // CUDA block takes one query.
 //  1. Each column's bounds, four columns a thread at a time; the lower ones stay in shared memory.
 //     The columns fall into 32 classes: the k-th least of the classes' least upper bounds is not
-//     below the block's k-th least square, as each is that of another chunk.
+//     below the block's k-th least square, as each is that of another chunk. Of a query on the grid
+//     bounds are those of |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
 //  2. Chunks whose lower bound is above it, or above the k-th square found before, are dropped. The
 //     others' references get exact squares: a lane each where chunks are large (kChunks), a warp
 //     each otherwise.
 // A chunk with the skipped reference has no upper bound. A score that may have overflowed, or is
-// NaN, bounds nothing. Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share;
-// and x and y for the exact squares.
+// NaN, bounds nothing. Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share,
+// but not on the grid; and x and y for the exact squares.
 template <class X, class Y, int kThreads, bool kChunks>
 __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
     select_kernel(NeighborParams p, ScoreBlock b) {
@@ -163,41 +170,68 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   const int64_t skip = p.skip ? p.skip[query] - b.first_reference : -1;
   const int64_t skip_column = skip < 0 ? -1 : skip / b.chunk;
 
-  double x_square = 0;
-  if constexpr (!kChunks) x_square = block_square<kThreads>(x, b.center, p.dim);
+  constexpr bool kBytes = std::is_same_v<Y, uint8_t> && !kChunks;
+  GridQuery on_grid{0, HUGE_VAL};
+  if constexpr (kBytes)
+    if (b.grid_queries) on_grid = b.grid_queries[row];
+  const bool is_float = is_off_grid(on_grid);
+  double x_square = on_grid.square + on_grid.residual;
+  if (is_float) x_square = kChunks ? 0 : block_square<kThreads>(x, b.center, p.dim);
   const int columns = x_square == x_square ? b.columns : 0;  // a NaN has no neighbours
 
   float least = INFINITY;
   const float x_bound = rounded_up(x_square), x_error = b.error.query * x_bound + b.error.absolute;
-  const auto find_bounds = [&](auto quads, auto batch) {
+  const auto find_bounds = [&](auto quads, auto batch, auto zero) {
     constexpr int kQuads = decltype(quads)::value, kBatch = decltype(batch)::value;
+    using Score = decltype(zero);  // int64_t on the grid
+    constexpr bool kFloats = std::is_same_v<Score, float>;
     for (int from = 4 * thread; from < columns; from += 4 * kThreads * kQuads) {
-      float score[kQuads][4] = {}, y_square[kQuads][4] = {};
-      add_slices<kQuads, kBatch, 4 * kThreads, !kChunks>(b, row, from, score, y_square);
+      Score sum[kQuads][4] = {};
+      float y_square[kQuads][4] = {};
+      add_slices<kQuads, kBatch, 4 * kThreads, kFloats && !kChunks>(b, row, from, sum, y_square);
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int j = from + 4 * kThreads * q;
         float low[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const float size = fabsf(score[q][c]) + x_bound + y_square[q][c];
-          const float error = size < 0x1p125f ? b.error.relative * score[q][c] +
-                                                    b.error.reference * y_square[q][c] + x_error
-                                              : NAN;
-          low[c] = score[q][c] - error;
-          if (j + c < columns && j + c != skip_column) least = fminf(least, score[q][c] + error);
+          float score, error;
+          if constexpr (kFloats) {
+            score = sum[q][c];
+            const float size = fabsf(score) + x_bound + y_square[q][c];
+            error = size < 0x1p125f
+                        ? b.error.relative * score + b.error.reference * y_square[q][c] + x_error
+                        : NAN;
+          } else {
+            score = static_cast<float>(sum[q][c] + static_cast<int64_t>(on_grid.square));
+            error = score * 0x1p-22f;  // of its rounding to float32
+          }
+          low[c] = score - error;
+          if (j + c < columns && j + c != skip_column) least = fminf(least, score + error);
         }
         if (j < columns)
           *reinterpret_cast<float4*>(bounds + j) = make_float4(low[0], low[1], low[2], low[3]);
       }
     }
   };
-  if (kChunks)
-    find_bounds(std::integral_constant<int, 2>(), std::integral_constant<int, 1>());
-  else if (b.slices <= 4)
-    find_bounds(std::integral_constant<int, 2>(), std::integral_constant<int, 4>());
-  else
-    find_bounds(std::integral_constant<int, 1>(), std::integral_constant<int, 8>());
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
+  using Eight = std::integral_constant<int, 8>;
+  if constexpr (kBytes) {
+    if (!is_float && b.slices <= 4)
+      find_bounds(Four(), Four(), int64_t{0});
+    else if (!is_float)
+      find_bounds(Two(), Eight(), int64_t{0});
+  }
+  if (is_float) {
+    if (kChunks)
+      find_bounds(Two(), One(), 0.0f);
+    else if (b.slices <= 4)
+      find_bounds(Two(), Four(), 0.0f);
+    else
+      find_bounds(One(), Eight(), 0.0f);
+  }
   minima[thread] = least;
   if (lane == 0) clear_neighbors(lists[warp], p.k);
   if (thread == 0) {
@@ -213,9 +247,11 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   }
   __syncthreads();
   float most = threshold;
+  if (!is_float) most = rounded_up(most_beside(most, on_grid));
   if (!b.first) {
     const double square = kept[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
-    most = fminf(most, rounded_up(square - x_square + (square + x_square) * slack));
+    most = fminf(most, rounded_up(is_float ? square - x_square + (square + x_square) * slack
+                                           : most_within(square, on_grid, b.grid)));
   }
 
   for (int from = 4 * thread; from < columns; from += 4 * kThreads) {
