@@ -186,6 +186,18 @@ def test_blocks_of_bytes(device, k):
     assert index.view(4, k)[0, 0] == 10
 
 
+@pytest.mark.parametrize("near, step", [(40, 1.0), (16450, -2.0)])
+def test_the_nearest_is_at_the_bound(device, near, step):
+    """Nearest on the grid is another one: within a percent of what the triangle inequality lets
+    pass, beside it and in the block before."""
+    y = torch.randint(0, 50, (near + 9, 32), dtype=torch.uint8)
+    x = torch.full((2, 32), 100.49 * step)
+    y[near], y[20] = 110, 91
+    y[20, 5] = 90
+    assert (check_same(device, x, y, 1, None, (step, 0.0)) == near).all()
+    assert (x[0] - step * y[20]).norm() / (x[0] - step * y[near]).norm() < 1.002
+
+
 @pytest.mark.parametrize("d, dtype", [(64, torch.float32), (171, torch.float64)], ids=str)
 def test_queries_off_the_grid(device, d, dtype):
     """Any number of them in a tile; just on the grid and just off it; far; infinite; NaN."""

@@ -13,6 +13,7 @@
 
 #include "neighbor/bytes_cuda.h"
 #include "neighbor/direct_cuda.h"
+#include "neighbor/select_cuda.h"
 
 namespace fastebm {
 namespace {
@@ -205,14 +206,17 @@ void test_bytes(Dtype x_dtype, int64_t n, int64_t m, int64_t dim, float scale) {
   for (int64_t i = 0; i < m * dim; ++i)
     s.y.push_back(static_cast<uint8_t>(i / dim == m - 1 ? 255 : random()));
   const bool mixed = n > 4;
-  if (mixed) s.x[2 * dim + dim - 1] = static_cast<X>(NAN), s.x[4 * dim] = static_cast<X>(9999);
+  if (mixed)
+    s.x[2 * dim + dim - 1] = static_cast<X>(NAN), s.x[(n - 1) * dim] = static_cast<X>(9999);
   const Search<X, uint8_t> search(s, x_dtype, Dtype::kUint8, dim);
   const ScoreBlock& b = search.b;
   double worst = search.found.empty() || b.grid.inverse == 0 ? NAN : 0;
   for (int64_t i = 0; i < n && worst <= 1; ++i) {
     const GridQuery query = search.host(b.grid_queries)[i];
-    const bool is_nan = mixed && i == 2, is_off = mixed && i == 4;
+    const bool is_nan = mixed && i == 2, is_off = mixed && i == n - 1;
     if (std::isnan(query.residual) != is_nan || is_off_grid(query) != is_off) worst = INFINITY;
+    for (int z = 0; is_off && z < b.slices; ++z)  // with what its scores are bounded by
+      if (std::isnan(search.host(b.y_squares)[z * b.pitch + m - 1])) worst = INFINITY;
     if (is_nan || is_off) continue;
     const uint8_t* x = search.host(b.x_bytes) + i * byte_steps(dim) * kByteDepth;
     for (int64_t j = 0; j < m; ++j) {
@@ -234,6 +238,32 @@ void test_bytes(Dtype x_dtype, int64_t n, int64_t m, int64_t dim, float scale) {
     }
   }
   check(worst, "bytes", n, m, dim);
+}
+
+// Exact squares are taken of candidates alone: references change into a query after the scores are
+// there, and are not found.
+void test_candidates() {
+  constexpr int64_t n = 3, m = 600, dim = 64;
+  std::mt19937 random(4);
+  Samples<float, uint8_t> s{{}, {}, -0.25f, 3};
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random()));
+  for (int64_t i = 0; i < n * dim; ++i)
+    s.x.push_back(3 -
+                  0.25f * (static_cast<float>(s.y[(100 * (i / dim) + 7) * dim + i % dim]) + 0.4f));
+  Search<float, uint8_t> search(s, Dtype::kFloat32, Dtype::kUint8, dim);
+  for (int64_t j = 0; j < m; ++j)
+    if (j % 100 != 7) std::copy_n(&s.y[(j % n * 100 + 7) * dim], dim, &s.y[j * dim]);
+  const OnDevice<uint8_t> changed(s.y);
+  const OnDevice<float> distance(std::vector<float>(n, NAN));
+  const OnDevice<int64_t> index(std::vector<int64_t>(n, -1));
+  search.p.y = changed.data;
+  search.p.distance = distance.data;
+  search.p.index = index.data;
+  search.b.first = search.b.last = true;
+  const int error = launch_select<float, uint8_t>(search.p, search.b, nullptr);
+  const bool right = !error && index.copy() == std::vector<int64_t>{7, 107, 207};
+  std::printf("%s candidates alone\n", right ? "ok" : "FAILED");
+  failures += !right;
 }
 
 // The scratch of any search is what neighbor/blocks_cuda.h says.
@@ -273,11 +303,12 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_off_grid(40, 200, 27);
   fastebm::test_off_grid(3, 300, 14);
   const float step = 1.0f / 255;
-  fastebm::test_bytes<float>(Dtype::kFloat32, 130, 140, 528, step);  // copied, the large tile
+  fastebm::test_bytes<float>(Dtype::kFloat32, 130, 129, 528, step);  // copied, the large tile
   fastebm::test_bytes<float>(Dtype::kFloat32, 5, 130, 1200, -step);  // the small one, sliced
   fastebm::test_bytes<float>(Dtype::kFloat32, 3, 600, 8192, step);   // of many steps
   fastebm::test_bytes<double>(Dtype::kFloat64, 70, 70, 171, step);   // loaded
   fastebm::test_bytes<float>(Dtype::kFloat32, 20, 40, 1030, 7 * step);
+  fastebm::test_candidates();
   fastebm::test_scratch();
   return fastebm::failures != 0;
 }
