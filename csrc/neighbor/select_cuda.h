@@ -80,8 +80,9 @@ __device__ __forceinline__ void add_four(float (&sum)[4], float4 v) {
   sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
 }
 
-// Of integers, which the floats hold the bits of.
-__device__ __forceinline__ void add_four(int64_t (&sum)[4], float4 v) {
+// Of integers, whose bits the floats hold.
+template <class Integer>
+__device__ __forceinline__ void add_four(Integer (&sum)[4], float4 v) {
   sum[0] += static_cast<int32_t>(float_bits(v.x)), sum[1] += static_cast<int32_t>(float_bits(v.y));
   sum[2] += static_cast<int32_t>(float_bits(v.z)), sum[3] += static_cast<int32_t>(float_bits(v.w));
 }
@@ -175,15 +176,16 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   if constexpr (kBytes)
     if (b.grid_queries) on_grid = b.grid_queries[row];
   const bool is_float = is_off_grid(on_grid);
-  double x_square = on_grid.square + on_grid.residual;
-  if (is_float) x_square = kChunks ? 0 : block_square<kThreads>(x, b.center, p.dim);
-  const int columns = x_square == x_square ? b.columns : 0;  // a NaN has no neighbours
+  double x_square = 0;
+  if (is_float && !kChunks) x_square = block_square<kThreads>(x, b.center, p.dim);
+  const double told = is_float ? x_square : on_grid.residual;  // NaN: x has one, and no neighbours
+  const int columns = told == told ? b.columns : 0;
 
   float least = INFINITY;
   const float x_bound = rounded_up(x_square), x_error = b.error.query * x_bound + b.error.absolute;
   const auto find_bounds = [&](auto quads, auto batch, auto zero) {
     constexpr int kQuads = decltype(quads)::value, kBatch = decltype(batch)::value;
-    using Score = decltype(zero);  // int64_t on the grid
+    using Score = decltype(zero);  // an integer on the grid
     constexpr bool kFloats = std::is_same_v<Score, float>;
     for (int from = 4 * thread; from < columns; from += 4 * kThreads * kQuads) {
       Score sum[kQuads][4] = {};
@@ -203,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
                         ? b.error.relative * score + b.error.reference * y_square[q][c] + x_error
                         : NAN;
           } else {
-            score = static_cast<float>(sum[q][c] + static_cast<int64_t>(on_grid.square));
+            score = static_cast<float>(sum[q][c] + static_cast<Score>(on_grid.square));
             error = score * 0x1p-22f;  // of its rounding to float32
           }
           low[c] = score - error;
@@ -218,9 +220,10 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   using Two = std::integral_constant<int, 2>;
   using Four = std::integral_constant<int, 4>;
   using Eight = std::integral_constant<int, 8>;
+  static_assert(255 * 255 * 4 * kMaxSlice <= INT32_MAX);
   if constexpr (kBytes) {
     if (!is_float && b.slices <= 4)
-      find_bounds(Four(), Four(), int64_t{0});
+      find_bounds(Four(), Four(), int32_t{0});
     else if (!is_float)
       find_bounds(Two(), Eight(), int64_t{0});
   }
