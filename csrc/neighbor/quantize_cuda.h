@@ -10,41 +10,42 @@ namespace {
 constexpr int kQuantizeThreads = 256;
 
 // qh, |qh|^2 and the residual of a query: see neighbor/grid_cuda.h. One that is off the grid is
-// split as by split_kernel, about the middle of the grid; so is nothing of others.
-// A CUDA block takes a query, a thread four elements at a time. Memory moves 5 B an element.
+// split as by split_kernel, about the middle of the grid.
+// A CUDA block takes a query, a thread four elements at a time. Memory moves 5 B an element. Which
+// grid point is taken of two that are as near does not matter, so that one is chosen in X.
 template <class X>
 __global__ void __launch_bounds__(kQuantizeThreads)
     quantize_kernel(NeighborParams p, ScoreBlock b) {
-  constexpr int kBatch = 3;  // of four elements, which are read before one is used
-  const int64_t row = blockIdx.x, bytes = byte_steps(p.dim) * kByteDepth;
+  constexpr int kBatch = 3;  // fours that are read before one is used
+  constexpr int kApart = 4 * kQuantizeThreads;
+  const int dim = static_cast<int>(p.dim), bytes = static_cast<int>(byte_steps(p.dim)) * kByteDepth;
+  const int64_t row = blockIdx.x;
   const X* x = static_cast<const X*>(p.x) + (b.first_query + row) * p.dim;
   uint32_t* to = reinterpret_cast<uint32_t*>(b.x_bytes + row * bytes);
+  const X offset = static_cast<X>(b.grid.offset), inverse = static_cast<X>(b.grid.inverse);
   double residual = 0;
-  int64_t square = 0;
-  for (int64_t at = 4 * threadIdx.x; at < bytes; at += 4 * kQuantizeThreads * kBatch) {
+  uint64_t square = 0;
+  for (int at = 4 * threadIdx.x; at < bytes; at += kApart * kBatch) {
     X v[kBatch][4];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int64_t element = at + 4 * kQuantizeThreads * i + e;
-        v[i][e] = element < p.dim ? x[element] : X(0);
-      }
+      for (int e = 0; e < 4; ++e)
+        v[i][e] = at + kApart * i + e < dim ? x[at + kApart * i + e] : X(0);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int64_t first = at + 4 * kQuantizeThreads * i;
       uint32_t four = 0;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if (first + e >= p.dim) continue;
-        const double steps = rint((v[i][e] - b.grid.offset) * b.grid.inverse);
-        const int q = static_cast<int>(fmin(fmax(steps, 0.0), 255.0));  // 0 for a NaN
+        const float step = static_cast<float>((v[i][e] - offset) * inverse);
+        const int q = static_cast<int>(fminf(fmaxf(step, 0.0f), 255.0f) + 0.5f);  // 0 for a NaN
         const double left = v[i][e] - (b.grid.offset + b.grid.scale * q);
+        if (at + kApart * i + e >= dim) continue;
         residual += left * left;
-        square += q * q;
         four |= static_cast<uint32_t>(q) << 8 * e;
       }
-      if (first < bytes) to[first / 4] = four;
+      square += add_squares(four, 0);
+      if (at + kApart * i < bytes) to[(at + kApart * i) / 4] = four;
     }
   }
   residual = sqrt(block_sum<kQuantizeThreads>(residual)) * fabs(b.grid.inverse);
@@ -54,17 +55,16 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   const double sum = block_sum<kQuantizeThreads>(static_cast<double>(square));  // exact
   if (threadIdx.x == 0) b.grid_queries[row] = GridQuery{sum, residual};
 
-  const float middle = static_cast<float>(b.grid.offset + 127.5 * b.grid.scale);
-  const int64_t width = tile_steps(p.dim) * kTileDepth;
   const bool is_split = residual == HUGE_VAL;
   if (!is_split && row > 0) return;
-  for (int64_t at = 2 * threadIdx.x; at < width; at += 2 * kQuantizeThreads) {
+  const float middle = static_cast<float>(b.grid.offset + 127.5 * b.grid.scale);
+  const int width = static_cast<int>(tile_steps(p.dim)) * kTileDepth;
+  for (int at = 2 * threadIdx.x; at < width; at += 2 * kQuantizeThreads) {
     float center[2], v[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool there = at + i < p.dim;
-      center[i] = there ? middle : 0;
-      v[i] = there ? static_cast<float>(x[at + i] - middle) : 0;
+      center[i] = at + i < dim ? middle : 0;
+      v[i] = at + i < dim ? static_cast<float>(x[at + i] - middle) : 0;
     }
     if (row == 0) *reinterpret_cast<float2*>(b.center + at) = make_float2(center[0], center[1]);
     uint32_t* parts = b.x_parts + row * width + split_place(at);
