@@ -120,7 +120,7 @@ WAYS = {
         Way("scores of bytes by tensor cores, n <= 64", "byte_score_kernel<64, true", "IMMA",
             each("IMMA"), loop="IMMA"),
         Way("selection, float32", "select_kernel<float, float, 256"),
-        Way("selection, uint8", "select_kernel<float, unsigned char, 256"),
+        Way("selection, uint8", "select_kernel<float, unsigned char, 256, false, true"),
         Way("queries split (before: centred only)", r"split_kernel<float|center_kernel<float"),
         Way("queries on the grid of bytes", "quantize_kernel<float"),
         Way("search's gradient, float32", "gradient_kernel<float, float", "pass", loop="LDG"),

@@ -16,13 +16,21 @@ int launch_prepare(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   return launch_split<X>(p, b, stream);
 }
 
+// From the scores of a block to the neighbours there. Queries on the grid of bytes come first; some
+// of them may leave it and then go the way of the others, whose kernels see on the device if there
+// are any.
 template <class X, class Y>
-int launch_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
-  if (p.dim <= kDirectDim) return launch_direct_score<X>(p, b, stream);
+int search_block(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   int error = 0;
   if constexpr (std::is_same_v<Y, uint8_t>)
-    if (b.grid_queries) error = launch_byte_score(p, b, stream);
-  return error ? error : launch_tensor_score<Y>(p, b, stream);
+    if (b.grid_queries) {
+      error = launch_byte_score(p, b, stream);
+      if (!error) error = launch_select<X, Y, true>(p, b, stream);
+    }
+  if (!error)
+    error = p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
+                                : launch_tensor_score<Y>(p, b, stream);
+  return error ? error : launch_select<X, Y, false>(p, b, stream);
 }
 
 template <class X, class Y>
@@ -40,8 +48,7 @@ int search(const NeighborParams& p, void* stream) {
       b.columns = static_cast<int>(ceil_div(b.references, b.chunk));
       b.first = reference == 0;
       b.last = reference + b.references == p.m;
-      if (!error) error = launch_score<X, Y>(p, b, stream);
-      if (!error) error = launch_select<X, Y>(p, b, stream);
+      if (!error) error = search_block<X, Y>(p, b, stream);
     }
   }
   return error;

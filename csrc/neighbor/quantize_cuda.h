@@ -9,8 +9,28 @@ namespace {
 
 constexpr int kQuantizeThreads = 256;
 
+__device__ __forceinline__ float middle_of(const ReferenceGrid& grid) {
+  return static_cast<float>(grid.offset + 127.5 * grid.scale);
+}
+
+// The query of that row split as by split_kernel, about the middle of the grid, by a CUDA block.
+template <int kThreads, class X>
+__device__ __forceinline__ void split_query(const NeighborParams& p, const ScoreBlock& b,
+                                            int64_t row) {
+  const X* x = static_cast<const X*>(p.x) + (b.first_query + row) * p.dim;
+  const int dim = static_cast<int>(p.dim), width = static_cast<int>(tile_steps(dim)) * kTileDepth;
+  const float middle = middle_of(b.grid);
+  for (int at = 2 * threadIdx.x; at < width; at += 2 * kThreads) {
+    float v[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) v[i] = at + i < dim ? static_cast<float>(x[at + i] - middle) : 0;
+    uint32_t* parts = b.x_parts + row * width + split_place(at);
+    split(v[0], v[1], parts[0], parts[kTileDepth / 2]);
+  }
+}
+
 // qh, |qh|^2 and the residual of a query: see neighbor/grid_cuda.h. One that is off the grid is
-// split as by split_kernel, about the middle of the grid.
+// split.
 // A CUDA block takes a query, a thread four elements at a time. Memory moves 5 B an element. Which
 // grid point is taken of two that are as near does not matter, so that one is chosen in X.
 template <class X>
@@ -55,21 +75,10 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   const double sum = block_sum<kQuantizeThreads>(static_cast<double>(square));  // exact
   if (threadIdx.x == 0) b.grid_queries[row] = GridQuery{sum, residual};
 
-  const bool is_split = residual == HUGE_VAL;
-  if (!is_split && row > 0) return;
-  const float middle = static_cast<float>(b.grid.offset + 127.5 * b.grid.scale);
-  const int width = static_cast<int>(tile_steps(p.dim)) * kTileDepth;
-  for (int at = 2 * threadIdx.x; at < width; at += 2 * kQuantizeThreads) {
-    float center[2], v[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      center[i] = at + i < dim ? middle : 0;
-      v[i] = at + i < dim ? static_cast<float>(x[at + i] - middle) : 0;
-    }
-    if (row == 0) *reinterpret_cast<float2*>(b.center + at) = make_float2(center[0], center[1]);
-    uint32_t* parts = b.x_parts + row * width + split_place(at);
-    if (is_split) split(v[0], v[1], parts[0], parts[kTileDepth / 2]);
-  }
+  if (residual == HUGE_VAL) split_query<kQuantizeThreads, X>(p, b, row);
+  for (int at = threadIdx.x; row == 0 && at < tile_steps(p.dim) * kTileDepth;
+       at += kQuantizeThreads)
+    b.center[at] = at < dim ? middle_of(b.grid) : 0;
 }
 
 // For the queries of the block.

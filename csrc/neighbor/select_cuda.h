@@ -2,11 +2,13 @@
 #pragma once
 #include "launch/device.h"
 #include "launch/sums_cuda.h"
-#include "neighbor/blocks_cuda.h"
+#include "neighbor/quantize_cuda.h"
 
 namespace fastebm {
 namespace {
 
+// Exact squares of this many take about as long as scores of floats of all references.
+constexpr int kMostCandidates = 128;
 static_assert(kMaxColumns <= 1 << 16, "a column's number has 16 bits");
 
 // The exact square by one thread, without the parts that are zero: dim <= kDirectDim.
@@ -152,9 +154,11 @@ __device__ inline float rounded_up(double v) {
 //     others' references get exact squares: a lane each where chunks are large (kChunks), a warp
 //     each otherwise.
 // A chunk with the skipped reference has no upper bound. A score that may have overflowed, or is
-// NaN, bounds nothing. Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share,
+// NaN, bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
+// with too many candidates leaves the grid, which is where scores of floats tell more.
+// Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share,
 // but not on the grid; and x and y for the exact squares.
-template <class X, class Y, int kThreads, bool kChunks>
+template <class X, class Y, int kThreads, bool kChunks, bool kBytes>
 __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
     select_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kWarps = kThreads / 32;
@@ -171,26 +175,25 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   const int64_t skip = p.skip ? p.skip[query] - b.first_reference : -1;
   const int64_t skip_column = skip < 0 ? -1 : skip / b.chunk;
 
-  constexpr bool kBytes = std::is_same_v<Y, uint8_t> && !kChunks;
-  GridQuery on_grid{0, HUGE_VAL};
-  if constexpr (kBytes)
-    if (b.grid_queries) on_grid = b.grid_queries[row];
-  const bool is_float = is_off_grid(on_grid);
-  double x_square = 0;
-  if (is_float && !kChunks) x_square = block_square<kThreads>(x, b.center, p.dim);
-  const double told = is_float ? x_square : on_grid.residual;  // NaN: x has one, and no neighbours
-  const int columns = told == told ? b.columns : 0;
+  GridQuery on_grid{};
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) {
+      on_grid = b.grid_queries[row];
+      if (is_off_grid(on_grid) == kBytes) return;
+    }
+  double x_square = kBytes ? on_grid.residual : 0;
+  if constexpr (!kChunks && !kBytes) x_square = block_square<kThreads>(x, b.center, p.dim);
+  const int columns = x_square == x_square ? b.columns : 0;  // a NaN has no neighbours
 
   float least = INFINITY;
   const float x_bound = rounded_up(x_square), x_error = b.error.query * x_bound + b.error.absolute;
   const auto find_bounds = [&](auto quads, auto batch, auto zero) {
     constexpr int kQuads = decltype(quads)::value, kBatch = decltype(batch)::value;
-    using Score = decltype(zero);  // an integer on the grid
-    constexpr bool kFloats = std::is_same_v<Score, float>;
+    using Score = decltype(zero);
     for (int from = 4 * thread; from < columns; from += 4 * kThreads * kQuads) {
       Score sum[kQuads][4] = {};
       float y_square[kQuads][4] = {};
-      add_slices<kQuads, kBatch, 4 * kThreads, kFloats && !kChunks>(b, row, from, sum, y_square);
+      add_slices<kQuads, kBatch, 4 * kThreads, !kBytes && !kChunks>(b, row, from, sum, y_square);
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int j = from + 4 * kThreads * q;
@@ -198,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           float score, error;
-          if constexpr (kFloats) {
+          if constexpr (!kBytes) {
             score = sum[q][c];
             const float size = fabsf(score) + x_bound + y_square[q][c];
             error = size < 0x1p125f
@@ -222,18 +225,16 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   using Eight = std::integral_constant<int, 8>;
   static_assert(255 * 255 * 4 * kMaxSlice <= INT32_MAX);
   if constexpr (kBytes) {
-    if (!is_float && b.slices <= 4)
+    if (b.slices <= 4)
       find_bounds(Four(), Four(), int32_t{0});
-    else if (!is_float)
-      find_bounds(Two(), Eight(), int64_t{0});
-  }
-  if (is_float) {
-    if (kChunks)
-      find_bounds(Two(), One(), 0.0f);
-    else if (b.slices <= 4)
-      find_bounds(Two(), Four(), 0.0f);
     else
-      find_bounds(One(), Eight(), 0.0f);
+      find_bounds(Two(), Eight(), int64_t{0});
+  } else if (kChunks) {
+    find_bounds(Two(), One(), 0.0f);
+  } else if (b.slices <= 4) {
+    find_bounds(Two(), Four(), 0.0f);
+  } else {
+    find_bounds(One(), Eight(), 0.0f);
   }
   minima[thread] = least;
   if (lane == 0) clear_neighbors(lists[warp], p.k);
@@ -250,11 +251,11 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   }
   __syncthreads();
   float most = threshold;
-  if (!is_float) most = rounded_up(most_beside(most, on_grid));
+  if (kBytes) most = rounded_up(most_beside(most, on_grid));
   if (!b.first) {
     const double square = kept[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
-    most = fminf(most, rounded_up(is_float ? square - x_square + (square + x_square) * slack
-                                           : most_within(square, on_grid, b.grid)));
+    most = fminf(most, rounded_up(!kBytes ? square - x_square + (square + x_square) * slack
+                                          : most_within(square, on_grid, b.grid)));
   }
 
   for (int from = 4 * thread; from < columns; from += 4 * kThreads) {
@@ -266,6 +267,11 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
     look(from, low.x), look(from + 1, low.y), look(from + 2, low.z), look(from + 3, low.w);
   }
   __syncthreads();
+  if constexpr (kBytes)
+    if (count > kMostCandidates + 2 * p.k) {
+      if (thread == 0) b.grid_queries[row].residual = HUGE_VAL;
+      return split_query<kThreads, X>(p, b, row);
+    }
   const int pieces = kChunks ? b.chunk / 32 : 1, items = count * pieces;
   for (int item = warp; item < items; item += kWarps) {
     const int j = found[item / pieces];
@@ -299,13 +305,14 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
 }
 
 // Chunks are few and cheap to look at, so that a query gets two warps.
-template <class X, class Y>
+template <class X, class Y, bool kBytes>
 int launch_select(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   const dim3 grid(static_cast<unsigned>(b.queries));
   const size_t bytes = b.pitch * (sizeof(float) + sizeof(uint16_t));
-  if (p.dim <= kDirectDim)
-    return launch(select_kernel<X, Y, 64, true>, grid, dim3(64), bytes, stream, p, b);
-  return launch(select_kernel<X, Y, 256, false>, grid, dim3(256), bytes, stream, p, b);
+  if constexpr (!kBytes)
+    if (p.dim <= kDirectDim)
+      return launch(select_kernel<X, Y, 64, true, false>, grid, dim3(64), bytes, stream, p, b);
+  return launch(select_kernel<X, Y, 256, false, kBytes>, grid, dim3(256), bytes, stream, p, b);
 }
 
 }  // namespace

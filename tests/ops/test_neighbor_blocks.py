@@ -238,6 +238,14 @@ def test_bytes_without_a_nearest(device):
     check_same(device, x, y, 16, torch.tensor([-1, 1, 0]), (1.0, 0.0))
 
 
+def test_grids_as_coarse_as_distances(device):
+    """Bits: all references are candidates on the grid of queries between them, in two blocks."""
+    y = torch.randint(0, 2, (16384 + 150, 32), dtype=torch.uint8)
+    y[:16384, :] = 1  # one distance
+    x = torch.stack([torch.full((32,), 0.4), y[-1].float(), torch.rand(32)])
+    check_same(device, x, y, 2, torch.tensor([-1, len(y) - 1, 0]), (1.0, 0.0))
+
+
 def test_which_scores(device):
     """Of bytes wherever there is a grid; no host decides about queries."""
     if device == "cuda":

@@ -260,9 +260,35 @@ void test_candidates() {
   search.p.distance = distance.data;
   search.p.index = index.data;
   search.b.first = search.b.last = true;
-  const int error = launch_select<float, uint8_t>(search.p, search.b, nullptr);
+  const int error = launch_select<float, uint8_t, true>(search.p, search.b, nullptr);
   const bool right = !error && index.copy() == std::vector<int64_t>{7, 107, 207};
   std::printf("%s candidates alone\n", right ? "ok" : "FAILED");
+  failures += !right;
+}
+
+// A query that all references may be the nearest of leaves the grid, one beside it does not.
+void test_leaving_the_grid() {
+  constexpr int64_t n = 2, m = 300, dim = 64;
+  std::mt19937 random(5);
+  Samples<float, uint8_t> s{{}, {}, 1, 0};
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random() % 2));
+  for (int64_t i = 0; i < n * dim; ++i)
+    s.x.push_back(i < dim ? 0.5f : static_cast<float>(s.y[9 * dim + i % dim]));
+  Search<float, uint8_t> search(s, Dtype::kFloat32, Dtype::kUint8, dim);
+  const OnDevice<float> distance(std::vector<float>(n, NAN));
+  const OnDevice<int64_t> index(std::vector<int64_t>(n, -1));
+  search.p.distance = distance.data;
+  search.p.index = index.data;
+  search.b.first = search.b.last = true;
+  int error = launch_select<float, uint8_t, true>(search.p, search.b, nullptr);
+  search.found = search.scratch.copy();
+  const GridQuery* queries = search.host(search.b.grid_queries);
+  bool right = !error && is_off_grid(queries[0]) && !is_off_grid(queries[1]);
+  right = right && index.copy() == std::vector<int64_t>{-1, 9};
+  error = launch_tensor_score<uint8_t>(search.p, search.b, nullptr);
+  if (!error) error = launch_select<float, uint8_t, false>(search.p, search.b, nullptr);
+  right = right && !error && index.copy() == std::vector<int64_t>{0, 9};
+  std::printf("%s leaving the grid\n", right ? "ok" : "FAILED");
   failures += !right;
 }
 
@@ -309,6 +335,7 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_bytes<double>(Dtype::kFloat64, 70, 70, 171, step);   // loaded
   fastebm::test_bytes<float>(Dtype::kFloat32, 20, 40, 1030, 7 * step);
   fastebm::test_candidates();
+  fastebm::test_leaving_the_grid();
   fastebm::test_scratch();
   return fastebm::failures != 0;
 }
