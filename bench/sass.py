@@ -42,7 +42,7 @@ HEADER = [
     "shared B",
     "of them",
 ]
-TELLING = ("HMMA", "IMMA", "MUFU", "F2F", "LDG", "STG", "LDS", "BRA", "CALL")  # opcodes that are shown
+TELLING = ("HMMA", "IMMA", "MUFU", "F2F", "LDG", "STG", "LDS", "BRA", "CALL")  # opcodes shown
 
 
 class Way(NamedTuple):
