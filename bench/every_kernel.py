@@ -39,9 +39,11 @@ def steps(rng: Tensor) -> None:
 def neighbors(rng: Tensor) -> None:
     for dtype in (torch.float32, torch.float64, torch.uint8):
         wide = torch.promote_types(dtype, torch.float32)
-        most = 1032 if dtype == torch.float32 else 264
+        most = {torch.float32: 1032, torch.float64: 264, torch.uint8: 400}[dtype]
         for n, m, dim in ((5, 300, 3), (5, 300, 16), (5, 150, 33), (70, 150, 64), (9, 150, most)):
-            x = torch.rand(n, dim).to(rng.device, wide).requires_grad_()
+            x = torch.rand(n, dim).to(rng.device, wide)
+            x[1] = -9  # off the grid of bytes
+            x.requires_grad_()
             y = (torch.rand(m, dim) * 200).to(rng.device, dtype)
             skip = torch.arange(n, device=rng.device)
             distance, _ = nearest_neighbor(x, y, skip=skip, k=3)

@@ -42,7 +42,7 @@ HEADER = [
     "shared B",
     "of them",
 ]
-TELLING = ("HMMA", "MUFU", "F2F", "LDG", "STG", "LDS", "BRA", "CALL")  # opcodes that are shown
+TELLING = ("HMMA", "IMMA", "MUFU", "F2F", "LDG", "STG", "LDS", "BRA", "CALL")  # opcodes shown
 
 
 class Way(NamedTuple):
@@ -115,8 +115,14 @@ WAYS = {
             "96 HMMA", each("HMMA", 96), loop="HMMA"),
         Way("scores by tensor cores, n <= 64", r"tensor_score_kernel<(true, 64|64, float, true)",
             "96 HMMA", each("HMMA", 96), loop="HMMA"),
+        Way("scores of bytes by tensor cores", "byte_score_kernel<128, true", "IMMA", each("IMMA"),
+            loop="IMMA"),
+        Way("scores of bytes by tensor cores, n <= 64", "byte_score_kernel<64, true", "IMMA",
+            each("IMMA"), loop="IMMA"),
         Way("selection, float32", "select_kernel<float, float, 256"),
+        Way("selection, uint8", "select_kernel<float, unsigned char, 256, false, true"),
         Way("queries split (before: centred only)", r"split_kernel<float|center_kernel<float"),
+        Way("queries on the grid of bytes", "quantize_kernel<float"),
         Way("search's gradient, float32", "gradient_kernel<float, float", "pass", loop="LDG"),
     ),
     "neighbor_log_distance_cuda.cu": (

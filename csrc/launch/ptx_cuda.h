@@ -81,7 +81,8 @@ __device__ inline float ratio_approximate(float a, float b) {
 // Computes: four 8 x 8 matrices of 16-bit elements out of shared memory; kTransposed: transposed.
 // Layout:   lane 8 i + j gives the address of row j of matrix i, eight elements, 16-byte aligned.
 //           Lane 4 g + t gets in r[i] elements 2 t (low) and 2 t + 1 of row g of matrix i, as
-//           mma_bfloat16 wants them; kTransposed: of column g.
+//           mma_bfloat16 wants them; kTransposed: of column g. Of rows of 16 bytes these are the
+//           four that mma_bytes wants.
 // Needs:    all 32 lanes here; sm_75.
 template <bool kTransposed>
 __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
@@ -122,6 +123,41 @@ __device__ inline void mma_bfloat16(float (&c)[kTiles][4], const uint32_t (&a)[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
 #else
   simt::mma_bfloat16(c, a, b, kTiles);
+#endif
+}
+
+// Computes: c += a b on tensor cores, for kTiles matrices b: a 16 x 32 and b 32 x 8 of bytes
+// without
+//           a sign, c 16 x 8 of int32.
+// Layout:   lane 4 g + t of the warp holds rows g and g + 8 of a, column g of b, and of both the
+//           elements 4 t .. 4 t + 3, the first one lowest (a[0], a[1]; b[0]), and 4 t + 16 ..
+//           4 t + 19 (a[2], a[3]; b[1]); of c columns 2 t, 2 t + 1 of rows g (c[0], c[1]) and g + 8
+//           (c[2], c[3]).
+// Needs:    all 32 lanes here; sm_80.
+// Rounding: none, modulo 2^32.
+template <int kTiles>
+__device__ inline void mma_bytes(int32_t (&c)[kTiles][4], const uint32_t (&a)[4],
+                                 const uint32_t (&b)[kTiles][2]) {
+#ifdef __CUDACC__
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i)
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[i][0]), "+r"(c[i][1]), "+r"(c[i][2]), "+r"(c[i][3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[i][0]), "r"(b[i][1]));
+#else
+  simt::mma_bytes(c, a, b, kTiles);
+#endif
+}
+
+// sum + the squares of the four bytes of v.
+__device__ inline uint32_t add_squares(uint32_t v, uint32_t sum) {
+#ifdef __CUDACC__
+  return __dp4a(v, v, sum);
+#else
+  for (int i = 0; i < 32; i += 8) sum += (v >> i & 255) * (v >> i & 255);
+  return sum;
 #endif
 }
 

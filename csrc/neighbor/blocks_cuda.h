@@ -4,25 +4,29 @@
 // A score kernel gives each query a cheap score per chunk of references; the select kernel drops
 // what provably is not among the k nearest and takes the exact squares of the rest. Samples of at
 // most kDirectDim elements are scored by differences, the least square of a chunk of 32 to 128;
-// larger ones on tensor cores, s = |y'|^2 - 2 x'.y' of centred samples, one reference a chunk.
+// larger ones on tensor cores, one reference a chunk: s = |y'|^2 - 2 x'.y' of centred samples, or,
+// for a query on the grid of uint8 references, s = |q|^2 - 2 qh.q in integers (grid_cuda.h).
 //
 // Scratch, at most 70 MB: 32 MiB of scores, as they stay in the L2 cache on their way to the select
-// kernel; the queries of larger samples once more, 32 MiB or, where this is more, 128 queries;
-// lists.
+// kernel; the queries of larger samples once more, 32 MiB or, where this is more and references are
+// no bytes, 128 queries; lists.
 #pragma once
 #include <algorithm>
 
-#include "neighbor/neighbor.h"
+#include "neighbor/grid_cuda.h"
 
 namespace fastebm {
 
 constexpr int kDirectDim = 16, kDirectWarps = 8, kMaxChunk = 128;
-constexpr int kTileColumns = 128, kTileDepth = 32;  // of the tensor cores' kernel
+constexpr int kTileColumns = 128, kTileDepth = 32;  // of the tensor cores' kernels
+constexpr int kByteDepth = 128;                     // where they multiply bytes
 constexpr int64_t kScores = int64_t{8} << 20;       // of 4 bytes; as many elements of queries
 constexpr int64_t kMaxColumns = 16384;              // scores a query has in a block
 constexpr int64_t kDirectQueries = int64_t{1} << 16, kTileQueries = 2048;
 constexpr int64_t kEnoughBlocks = 256;  // CUDA blocks to fill a device
 constexpr int64_t kMinSlice = 192, kMaxSlice = 2048, kMaxSlices = 1024;
+constexpr int64_t kMaxByteSlice = 32768;  // so that sums of bytes' products fit
+static_assert(255 * 255 * kMaxByteSlice <= INT32_MAX && kMaxByteSlice % kByteDepth == 0);
 
 // |score - t| <= relative |score| + query |x'|^2 + reference |y'|^2 + absolute, where t is the
 // chunk's least exact square, less |x'|^2 for centred samples; unless something overflowed.
@@ -64,17 +68,21 @@ struct ScoreBlock {
   int64_t pitch;       // of a query's scores, a multiple of 8
   bool first, last;    // of the blocks of these queries
   ScoreError error;
-  float* center;      // (dim,), and zeros to the next multiple of kTileDepth
-  uint32_t* x_parts;  // (queries, steps, 2, kTileDepth / 2): see split_kernel
-  float* y_squares;   // (slices, pitch): parts of |y'|^2
-  float* scores;      // (slices, queries, pitch)
-  Neighbor* lists;    // (queries, k), sorted
+  ReferenceGrid grid;
+  float* center;            // (dim,), and zeros to the next multiple of kTileDepth
+  uint32_t* x_parts;        // (queries, steps, 2, kTileDepth / 2): see split_kernel
+  float* y_squares;         // (slices, pitch): parts of |y'|^2
+  float* scores;            // (slices, queries, pitch); int32 of queries on the grid
+  Neighbor* lists;          // (queries, k), sorted
+  uint8_t* x_bytes;         // (queries, byte_steps, kByteDepth): qh, and zeros
+  GridQuery* grid_queries;  // (queries,); null without a grid
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Steps of kTileDepth elements that make up a sample.
+// Steps of kTileDepth, or of kByteDepth, elements that make up a sample.
 FASTEBM_HD int64_t tile_steps(int64_t dim) { return (dim + kTileDepth - 1) / kTileDepth; }
+FASTEBM_HD int64_t byte_steps(int64_t dim) { return (dim + kByteDepth - 1) / kByteDepth; }
 
 // The largest block, and its scratch.
 struct BlockPlan {
@@ -95,13 +103,19 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
     b.chunk = 1;
     slice = std::max(kMaxSlice, ceil_div(p.dim, kMaxSlices));
     slices = ceil_div(p.dim, slice);
-    const int64_t split = kScores / (tile_steps(p.dim) * kTileDepth) / 128 * 128;
-    queries = std::min({p.n, kTileQueries, std::max<int64_t>(128, split),
-                        std::max<int64_t>(64, kScores / (kTileColumns * slices))});
+    if (slice <= kMaxByteSlice) b.grid = reference_grid(p);
+    const bool on_grid = b.grid.inverse != 0;
+    const int64_t split = on_grid
+                              ? 4 * kScores / (5 * byte_steps(p.dim) * kByteDepth)
+                              : std::max<int64_t>(128, kScores / (tile_steps(p.dim) * kTileDepth));
+    queries =
+        std::min({p.n, kTileQueries, std::max<int64_t>(1, split >= 128 ? split / 128 * 128 : split),
+                  std::max<int64_t>(64, kScores / (kTileColumns * slices))});
     columns = std::min(p.m, kMaxColumns);
     const int64_t tiles = ceil_div(queries, 128) * ceil_div(columns, kTileColumns);
     slices = std::max(slices, std::min(kEnoughBlocks / tiles, p.dim / kMinSlice));
-    slice = ceil_div(ceil_div(p.dim, slices), kTileDepth) * kTileDepth;
+    const int depth = on_grid ? kByteDepth : kTileDepth;
+    slice = ceil_div(ceil_div(p.dim, slices), depth) * depth;
     slices = ceil_div(p.dim, slice);
     const int64_t most = kScores / ((queries + 1) * slices) / kTileColumns * kTileColumns;
     columns = std::min(columns, std::max<int64_t>(kTileColumns, most));
@@ -127,6 +141,10 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
       reinterpret_cast<uint32_t*>(take(b.chunk == 1 ? queries * width : 0, sizeof(uint32_t)));
   b.y_squares = reinterpret_cast<float*>(take(b.chunk == 1 ? slices * b.pitch : 0, sizeof(float)));
   b.scores = reinterpret_cast<float*>(take(slices * queries * b.pitch, sizeof(float)));
+  if (b.grid.inverse != 0) {
+    b.grid_queries = reinterpret_cast<GridQuery*>(take(queries, sizeof(GridQuery)));
+    b.x_bytes = reinterpret_cast<uint8_t*>(take(queries * byte_steps(p.dim) * kByteDepth, 1));
+  }
   return {b, bytes};
 }
 

@@ -1,16 +1,36 @@
 // Nearest references on a CUDA device, block after block of scores: see neighbor/blocks_cuda.h.
+#include "neighbor/bytes_cuda.h"
 #include "neighbor/direct_cuda.h"
 #include "neighbor/rows_cuda.h"
 #include "neighbor/select_cuda.h"
-#include "neighbor/tensor_cuda.h"
 
 namespace fastebm {
 namespace {
 
+// Makes the queries ready, once for all references.
 template <class X, class Y>
-int launch_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
-  return p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
-                             : launch_tensor_score<Y>(p, b, stream);
+int launch_prepare(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  if (p.dim <= kDirectDim) return 0;
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) return launch_quantize<X>(p, b, stream);
+  return launch_split<X>(p, b, stream);
+}
+
+// From the scores of a block to the neighbours there. Queries on the grid of bytes come first; some
+// of them may leave it and then go the way of the others, whose kernels see on the device if there
+// are any.
+template <class X, class Y>
+int search_block(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  int error = 0;
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) {
+      error = launch_byte_score(p, b, stream);
+      if (!error) error = launch_select<X, Y, true>(p, b, stream);
+    }
+  if (!error)
+    error = p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
+                                : launch_tensor_score<Y>(p, b, stream);
+  return error ? error : launch_select<X, Y, false>(p, b, stream);
 }
 
 template <class X, class Y>
@@ -21,15 +41,14 @@ int search(const NeighborParams& p, void* stream) {
     ScoreBlock b = largest;
     b.first_query = query;
     b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
-    if (!error && p.dim > kDirectDim) error = launch_split<X>(p, b, stream);
+    if (!error) error = launch_prepare<X, Y>(p, b, stream);
     for (int64_t reference = 0; reference < p.m; reference += largest.references) {
       b.first_reference = reference;
       b.references = static_cast<int>(std::min<int64_t>(largest.references, p.m - reference));
       b.columns = static_cast<int>(ceil_div(b.references, b.chunk));
       b.first = reference == 0;
       b.last = reference + b.references == p.m;
-      if (!error) error = launch_score<X, Y>(p, b, stream);
-      if (!error) error = launch_select<X, Y>(p, b, stream);
+      if (!error) error = search_block<X, Y>(p, b, stream);
     }
   }
   return error;

@@ -2,11 +2,13 @@
 #pragma once
 #include "launch/device.h"
 #include "launch/sums_cuda.h"
-#include "neighbor/blocks_cuda.h"
+#include "neighbor/quantize_cuda.h"
 
 namespace fastebm {
 namespace {
 
+// Exact squares of this many take about as long as scores of floats of all references.
+constexpr int kMostCandidates = 128;
 static_assert(kMaxColumns <= 1 << 16, "a column's number has 16 bits");
 
 // The exact square by one thread, without the parts that are zero: dim <= kDirectDim.
@@ -80,11 +82,18 @@ __device__ __forceinline__ void add_four(float (&sum)[4], float4 v) {
   sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
 }
 
+// Of integers, whose bits the floats hold.
+template <class Integer>
+__device__ __forceinline__ void add_four(Integer (&sum)[4], float4 v) {
+  sum[0] += static_cast<int32_t>(float_bits(v.x)), sum[1] += static_cast<int32_t>(float_bits(v.y));
+  sum[2] += static_cast<int32_t>(float_bits(v.z)), sum[3] += static_cast<int32_t>(float_bits(v.w));
+}
+
 // Adds up the slices of columns j .. j + 3, for kQuads of j kApart apart: scores and, if kSquares,
 // |y'|^2. Reads those of kBatch slices before it uses one.
-template <int kQuads, int kBatch, int kApart, bool kSquares>
+template <int kQuads, int kBatch, int kApart, bool kSquares, class Score>
 __device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j,
-                                           float (&score)[kQuads][4], float (&square)[kQuads][4]) {
+                                           Score (&score)[kQuads][4], float (&square)[kQuads][4]) {
   const int64_t apart = b.queries * b.pitch;
   const float *scores = b.scores + row * b.pitch + j, *squares = b.y_squares + j;
   for (int z = 0; z < b.slices; z += kBatch) {
@@ -139,14 +148,17 @@ __device__ inline float rounded_up(double v) {
 // CUDA block takes one query.
 //  1. Each column's bounds, four columns a thread at a time; the lower ones stay in shared memory.
 //     The columns fall into 32 classes: the k-th least of the classes' least upper bounds is not
-//     below the block's k-th least square, as each is that of another chunk.
+//     below the block's k-th least square, as each is that of another chunk. Of a query on the grid
+//     bounds are those of |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
 //  2. Chunks whose lower bound is above it, or above the k-th square found before, are dropped. The
 //     others' references get exact squares: a lane each where chunks are large (kChunks), a warp
 //     each otherwise.
 // A chunk with the skipped reference has no upper bound. A score that may have overflowed, or is
-// NaN, bounds nothing. Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share;
-// and x and y for the exact squares.
-template <class X, class Y, int kThreads, bool kChunks>
+// NaN, bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
+// with too many candidates leaves the grid, which is where scores of floats tell more.
+// Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share,
+// but not on the grid; and x and y for the exact squares.
+template <class X, class Y, int kThreads, bool kChunks, bool kBytes>
 __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
     select_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kWarps = kThreads / 32;
@@ -163,41 +175,67 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   const int64_t skip = p.skip ? p.skip[query] - b.first_reference : -1;
   const int64_t skip_column = skip < 0 ? -1 : skip / b.chunk;
 
-  double x_square = 0;
-  if constexpr (!kChunks) x_square = block_square<kThreads>(x, b.center, p.dim);
+  GridQuery on_grid{};
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) {
+      on_grid = b.grid_queries[row];
+      if (is_off_grid(on_grid) == kBytes) return;
+    }
+  double x_square = kBytes ? on_grid.residual : 0;
+  if constexpr (!kChunks && !kBytes) x_square = block_square<kThreads>(x, b.center, p.dim);
   const int columns = x_square == x_square ? b.columns : 0;  // a NaN has no neighbours
 
   float least = INFINITY;
   const float x_bound = rounded_up(x_square), x_error = b.error.query * x_bound + b.error.absolute;
-  const auto find_bounds = [&](auto quads, auto batch) {
+  const auto find_bounds = [&](auto quads, auto batch, auto zero) {
     constexpr int kQuads = decltype(quads)::value, kBatch = decltype(batch)::value;
+    using Score = decltype(zero);
     for (int from = 4 * thread; from < columns; from += 4 * kThreads * kQuads) {
-      float score[kQuads][4] = {}, y_square[kQuads][4] = {};
-      add_slices<kQuads, kBatch, 4 * kThreads, !kChunks>(b, row, from, score, y_square);
+      Score sum[kQuads][4] = {};
+      float y_square[kQuads][4] = {};
+      add_slices<kQuads, kBatch, 4 * kThreads, !kBytes && !kChunks>(b, row, from, sum, y_square);
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int j = from + 4 * kThreads * q;
         float low[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const float size = fabsf(score[q][c]) + x_bound + y_square[q][c];
-          const float error = size < 0x1p125f ? b.error.relative * score[q][c] +
-                                                    b.error.reference * y_square[q][c] + x_error
-                                              : NAN;
-          low[c] = score[q][c] - error;
-          if (j + c < columns && j + c != skip_column) least = fminf(least, score[q][c] + error);
+          float score, error;
+          if constexpr (!kBytes) {
+            score = sum[q][c];
+            const float size = fabsf(score) + x_bound + y_square[q][c];
+            error = size < 0x1p125f
+                        ? b.error.relative * score + b.error.reference * y_square[q][c] + x_error
+                        : NAN;
+          } else {
+            score = static_cast<float>(sum[q][c] + static_cast<Score>(on_grid.square));
+            error = score * 0x1p-22f;  // of its rounding to float32
+          }
+          low[c] = score - error;
+          if (j + c < columns && j + c != skip_column) least = fminf(least, score + error);
         }
         if (j < columns)
           *reinterpret_cast<float4*>(bounds + j) = make_float4(low[0], low[1], low[2], low[3]);
       }
     }
   };
-  if (kChunks)
-    find_bounds(std::integral_constant<int, 2>(), std::integral_constant<int, 1>());
-  else if (b.slices <= 4)
-    find_bounds(std::integral_constant<int, 2>(), std::integral_constant<int, 4>());
-  else
-    find_bounds(std::integral_constant<int, 1>(), std::integral_constant<int, 8>());
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
+  using Eight = std::integral_constant<int, 8>;
+  static_assert(255 * 255 * 4 * kMaxSlice <= INT32_MAX);
+  if constexpr (kBytes) {
+    if (b.slices <= 4)
+      find_bounds(Four(), Four(), int32_t{0});
+    else
+      find_bounds(Two(), Eight(), int64_t{0});
+  } else if (kChunks) {
+    find_bounds(Two(), One(), 0.0f);
+  } else if (b.slices <= 4) {
+    find_bounds(Two(), Four(), 0.0f);
+  } else {
+    find_bounds(One(), Eight(), 0.0f);
+  }
   minima[thread] = least;
   if (lane == 0) clear_neighbors(lists[warp], p.k);
   if (thread == 0) {
@@ -213,9 +251,11 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
   }
   __syncthreads();
   float most = threshold;
+  if (kBytes) most = rounded_up(most_beside(most, on_grid));
   if (!b.first) {
     const double square = kept[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
-    most = fminf(most, rounded_up(square - x_square + (square + x_square) * slack));
+    most = fminf(most, rounded_up(!kBytes ? square - x_square + (square + x_square) * slack
+                                          : most_within(square, on_grid, b.grid)));
   }
 
   for (int from = 4 * thread; from < columns; from += 4 * kThreads) {
@@ -227,6 +267,11 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
     look(from, low.x), look(from + 1, low.y), look(from + 2, low.z), look(from + 3, low.w);
   }
   __syncthreads();
+  if constexpr (kBytes)
+    if (count > kMostCandidates + 2 * p.k) {
+      if (thread == 0) b.grid_queries[row].residual = HUGE_VAL;
+      return split_query<kThreads, X>(p, b, row);
+    }
   const int pieces = kChunks ? b.chunk / 32 : 1, items = count * pieces;
   for (int item = warp; item < items; item += kWarps) {
     const int j = found[item / pieces];
@@ -260,13 +305,14 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
 }
 
 // Chunks are few and cheap to look at, so that a query gets two warps.
-template <class X, class Y>
+template <class X, class Y, bool kBytes>
 int launch_select(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   const dim3 grid(static_cast<unsigned>(b.queries));
   const size_t bytes = b.pitch * (sizeof(float) + sizeof(uint16_t));
-  if (p.dim <= kDirectDim)
-    return launch(select_kernel<X, Y, 64, true>, grid, dim3(64), bytes, stream, p, b);
-  return launch(select_kernel<X, Y, 256, false>, grid, dim3(256), bytes, stream, p, b);
+  if constexpr (!kBytes)
+    if (p.dim <= kDirectDim)
+      return launch(select_kernel<X, Y, 64, true, false>, grid, dim3(64), bytes, stream, p, b);
+  return launch(select_kernel<X, Y, 256, false, kBytes>, grid, dim3(256), bytes, stream, p, b);
 }
 
 }  // namespace

@@ -9,6 +9,12 @@ namespace {
 
 constexpr int kCenterRows = 32, kSplitRows = 32, kSplitThreads = 256;
 
+// Of the elements `at` and at + 1, at even, in a query's row: the place of their high parts. That
+// of the low ones is kTileDepth / 2 further.
+__device__ __forceinline__ int64_t split_place(int64_t at) {
+  return at / kTileDepth * kTileDepth + at % kTileDepth / 2;
+}
+
 // Two floats as bfloat16 high and low parts.
 __device__ __forceinline__ void split(float v0, float v1, uint32_t& high, uint32_t& low) {
   high = bfloat16_pair(v0, v1);
@@ -65,15 +71,15 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(NeighborParams p, 
         static_cast<float>(sum / static_cast<X>(p.n < kCenterRows ? p.n : kCenterRows));
     center[i] = mean - mean == 0 && element + i < p.dim ? mean : 0;
   }
-  const int64_t steps = tile_steps(p.dim), step = element / kTileDepth;
-  if (step >= steps) return;
+  const int64_t width = tile_steps(p.dim) * kTileDepth;
+  if (element >= width) return;
   if (blockIdx.y == 0 && warp == 0)
     *reinterpret_cast<float2*>(b.center + element) = make_float2(center[0], center[1]);
 #pragma unroll
   for (int r = 0; r < kEach; ++r) {
     const int64_t row = first + r * kWarps;
     if (row >= b.queries) return;
-    uint32_t* to = b.x_parts + (row * steps + step) * kTileDepth + pair % (kTileDepth / 2);
+    uint32_t* to = b.x_parts + row * width + split_place(element);
     split(static_cast<float>(rows[r][0] - center[0]), static_cast<float>(rows[r][1] - center[1]),
           to[0], to[kTileDepth / 2]);
   }

@@ -117,31 +117,40 @@ struct ReferenceQuads {
   }
 };
 
+// Has query i a score of this kernel? Not where it is on the grid of bytes.
+template <class Y>
+__device__ __forceinline__ bool is_scored(const ScoreBlock& b, int i) {
+  if constexpr (std::is_same_v<Y, uint8_t>)
+    if (b.grid_queries) return i < b.queries && is_off_grid(b.grid_queries[i]);
+  return i < b.queries;
+}
+
 // Of a thread: a chunk in each step of the queries' parts, of rows kApart apart, that it copies
-// into tiles. Rows that are not there are the last one.
-template <int kRows>
+// into tiles; zeros for rows without a score.
+template <int kRows, class Y>
 struct QueryChunks {
   static constexpr int kApart = kTensorThreads / 8;
   const uint32_t* from;
   int64_t apart;
-  int last, place;
+  int place;
+  unsigned scored = 0;  // a bit for each of the rows
 
   __device__ __forceinline__ QueryChunks(const NeighborParams& p, const ScoreBlock& b) {
     const int chunk = threadIdx.x % 8, row = threadIdx.x / 8, first = blockIdx.x * kRows + row;
     const int64_t width = tile_steps(p.dim) * kTileDepth;
-    last = b.queries - 1 - first;
     place = row * kTileDepth + (chunk ^ (row & 7)) * 4;
-    from = b.x_parts + (first + (last < 0 ? last : 0)) * width + blockIdx.z * b.slice + 4 * chunk;
+    from = b.x_parts + first * width + blockIdx.z * b.slice + 4 * chunk;
     apart = kApart * width;
+#pragma unroll
+    for (int i = 0; i < kRows / kApart; ++i)
+      scored |= static_cast<unsigned>(is_scored<Y>(b, first + i * kApart)) << i;
   }
   // The next step's.
   __device__ __forceinline__ void copy(TileRow* tile) {
     const uint32_t* at = from;
 #pragma unroll
-    for (int i = 0; i < kRows; i += kApart) {
-      copy_async(tile[i] + place, at, true);
-      if (i + kApart <= last) at += apart;
-    }
+    for (int i = 0; i < kRows / kApart; ++i, at += apart)
+      copy_async(tile[i * kApart] + place, at, scored >> i & 1);
     from += kTileDepth;
   }
 };
@@ -152,6 +161,7 @@ struct QueryChunks {
 // cores an element of a pair. Memory moves 4 B an element of a reference for each kRows queries;
 // these come split (split_kernel), references are split here, once, between the products of the
 // step before. One barrier a step: after it the tiles of the next are there, and this one's free.
+// Where no query has a score of this kernel, a CUDA block only reads that.
 template <int kRows, class Y, bool kWhole>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
@@ -166,9 +176,15 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   const int y_place =
       (warp_column + lane % 8 + lane / 16 * 8) * kTileDepth + (lane / 8 % 2 ^ (lane & 7)) * 4;
 
+  if constexpr (std::is_same_v<Y, uint8_t>) {
+    bool any = false;
+    for (int i = lane; i < kRows; i += 32) any |= is_scored<Y>(b, blockIdx.x * kRows + i);
+    if (!__ballot_sync(0xFFFFFFFFu, any)) return;
+  }
+
   float sums[kTall][kWide][4] = {};
   ReferenceQuads<Y, kWhole> quads(p, b);
-  QueryChunks<kRows> chunks(p, b);
+  QueryChunks<kRows, Y> chunks(p, b);
   chunks.copy(tiles.x[0]);
 #pragma unroll
   for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
@@ -229,7 +245,9 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     const int column = quads.row + i * quads.kApart, j = blockIdx.y * kTileColumns + column;
     if (threadIdx.x % 8 > 0) continue;
     tiles.y_squares[column] = square;
-    if (blockIdx.x == 0 && j < b.pitch) b.y_squares[blockIdx.z * b.pitch + j] = square;
+    // Of bytes the first CUDA blocks may have nothing to do: each one writes the same.
+    if ((blockIdx.x == 0 || std::is_same_v<Y, uint8_t>) && j < b.pitch)
+      b.y_squares[blockIdx.z * b.pitch + j] = square;
   }
   __syncthreads();
   const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
@@ -241,7 +259,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     for (int r = 0; r < 2 * kTall; ++r) {
       const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
       const float* sum = &sums[r / 2][c][2 * (r % 2)];
-      if (i < b.queries && j < b.pitch)  // after the last column: something
+      if (is_scored<Y>(b, i) && j < b.pitch)  // after the last column: something
         *reinterpret_cast<float2*>(b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j) =
             make_float2(fma_rn(-2.0f, sum[0], square0), fma_rn(-2.0f, sum[1], square1));
     }
@@ -257,12 +275,13 @@ int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stre
                 sizeof(Tiles<kRows>), stream, p, b);
 }
 
-// Rows of four elements that may be read at once get the larger tile.
+// Rows of four elements that may be read at once get the larger tile; of bytes few queries come
+// here.
 template <class Y>
 int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   if (p.dim % 4 || reinterpret_cast<uintptr_t>(p.y) % sizeof(FourElements<Y>))
     return launch_tensor_score<64, Y, false>(p, b, stream);
-  if constexpr (sizeof(Y) <= 4)
+  if constexpr (sizeof(Y) <= 4 && sizeof(Y) > 1)
     if (b.queries > 64) return launch_tensor_score<128, Y, true>(p, b, stream);
   return launch_tensor_score<64, Y, true>(p, b, stream);
 }

@@ -4,6 +4,7 @@
 // missing wait or barrier, or a copy into a tile still in use, is a wrong result. What this cannot
 // show: copies that land early, and the exact sums of the hardware. Here a product of matrices is
 // summed exactly and then cut to float32 towards zero, which the hardware does after fewer terms.
+// Products of bytes are the hardware's, to the bit.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -78,17 +79,18 @@ inline void load_matrices(uint32_t* r, const void* row, bool transposed) {
   });
 }
 
+template <class C>
 struct MmaLane {
-  float (*c)[4];
+  C (*c)[4];
   const uint32_t* a;
   const uint32_t (*b)[2];
 };
 
 // c[i] += a b[i] in the layout of mma.sync.m16n8k16, for `tiles` matrices b.
 inline void mma_bfloat16(float (*c)[4], const uint32_t* a, const uint32_t (*b)[2], int tiles) {
-  MmaLane mine{c, a, b};
+  MmaLane<float> mine{c, a, b};
   meet(0xFFFFFFFFu, reinterpret_cast<uint64_t>(&mine), [tiles](const auto& all) {
-    const auto lane = [&](int l) { return reinterpret_cast<const MmaLane*>(all[l]); };
+    const auto lane = [&](int l) { return reinterpret_cast<const MmaLane<float>*>(all[l]); };
     double left[16][16], right[16][8];
     for (int l = 0; l < 32; ++l)
       for (int r = 0; r < 4; ++r)
@@ -107,6 +109,30 @@ inline void mma_bfloat16(float (*c)[4], const uint32_t* a, const uint32_t (*b)[2
             sum += left[l / 4 + 8 * (r >> 1)][k] * right[k][2 * (l % 4) + (r & 1)];
           out = static_cast<float>(sum);
           if (std::abs(out) > std::abs(sum)) out = std::nextafter(out, 0.0f);
+        }
+    }
+  });
+}
+
+// c[i] += a b[i] in the layout of mma.sync.m16n8k32 of bytes, for `tiles` matrices b.
+inline void mma_bytes(int32_t (*c)[4], const uint32_t* a, const uint32_t (*b)[2], int tiles) {
+  MmaLane<int32_t> mine{c, a, b};
+  meet(0xFFFFFFFFu, reinterpret_cast<uint64_t>(&mine), [tiles](const auto& all) {
+    const auto lane = [&](int l) { return reinterpret_cast<const MmaLane<int32_t>*>(all[l]); };
+    uint8_t left[16][32], right[8][32];  // rows of a, columns of b
+    for (int l = 0; l < 32; ++l)
+      for (int r = 0; r < 4; ++r)
+        std::memcpy(&left[l / 4 + 8 * (r & 1)][4 * (l % 4) + 16 * (r >> 1)], &lane(l)->a[r], 4);
+    for (int i = 0; i < tiles; ++i) {
+      for (int l = 0; l < 32; ++l)
+        for (int r = 0; r < 2; ++r)
+          std::memcpy(&right[l / 4][4 * (l % 4) + 16 * r], &lane(l)->b[i][r], 4);
+      for (int l = 0; l < 32; ++l)
+        for (int r = 0; r < 4; ++r) {
+          const uint8_t *row = left[l / 4 + 8 * (r >> 1)], *column = right[2 * (l % 4) + (r & 1)];
+          uint32_t sum = static_cast<uint32_t>(lane(l)->c[i][r]);
+          for (int k = 0; k < 32; ++k) sum += static_cast<uint32_t>(row[k]) * column[k];
+          lane(l)->c[i][r] = static_cast<int32_t>(sum);
         }
     }
   });

@@ -1,5 +1,6 @@
-// The scores of the CUDA kernels against float64: each within its proven bound, none lost. A search
-// would hide a wrong score that is NaN behind exact squares of every reference. Prints "ok NAME"
+// The scores of the CUDA kernels against float64: each within its proven bound, none lost; those of
+// bytes against integers: the same. A search would hide a wrong score behind exact squares of more
+// references. Prints "ok NAME"
 // lines; test_neighbor_scores.py compiles it for the emulated device, bench/gpu.sh for a GPU, whose
 // tensor cores round in their own way.
 #include <cstdio>
@@ -10,8 +11,9 @@
 #include <random>
 #include <vector>
 
+#include "neighbor/bytes_cuda.h"
 #include "neighbor/direct_cuda.h"
-#include "neighbor/tensor_cuda.h"
+#include "neighbor/select_cuda.h"
 
 namespace fastebm {
 namespace {
@@ -59,32 +61,67 @@ struct Samples {
   float scale, offset;
 };
 
+// Samples on the device, and the scratch of the one block that they are.
+template <class X, class Y>
+struct Search {
+  NeighborParams p{};
+  ScoreBlock b;
+  OnDevice<X> x_memory;
+  OnDevice<Y> y_memory;
+  OnDevice<float> scratch;
+  std::vector<float> found;  // of the scratch, once the scores are there
+
+  static NeighborParams params(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t dim) {
+    NeighborParams p{};
+    p.x_dtype = x_dtype;
+    p.y_dtype = y_dtype;
+    p.dim = dim;
+    p.n = static_cast<int64_t>(s.x.size()) / dim;
+    p.m = static_cast<int64_t>(s.y.size()) / dim;
+    p.k = 1;
+    p.y_scale = s.scale;
+    p.y_offset = s.offset;
+    return p;
+  }
+  Search(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t dim)
+      : p(params(s, x_dtype, y_dtype, dim)),
+        x_memory(s.x),
+        y_memory(s.y),
+        scratch(std::vector<float>(plan_blocks(p, nullptr).bytes / 4, NAN)) {
+    p.x = x_memory.data;
+    p.y = y_memory.data;
+    b = plan_blocks(p, scratch.data).block;
+    int error = 0;
+    if (dim <= kDirectDim) {
+      error = launch_direct_score<X>(p, b, nullptr);
+    } else if constexpr (sizeof(Y) == 1) {
+      error = launch_quantize<X>(p, b, nullptr);
+      if (!error) error = launch_byte_score(p, b, nullptr);
+      if (!error) error = launch_tensor_score<Y>(p, b, nullptr);
+    } else {
+      error = launch_split<X>(p, b, nullptr);
+      if (!error) error = launch_tensor_score<Y>(p, b, nullptr);
+    }
+    if (!error) found = scratch.copy();
+  }
+  // What is at `at` in the scratch.
+  template <class T>
+  const T* host(const T* at) const {
+    return reinterpret_cast<const T*>(
+        reinterpret_cast<const char*>(found.data()) +
+        (reinterpret_cast<const char*>(at) - reinterpret_cast<const char*>(scratch.data)));
+  }
+};
+
 // What of its bound the worst score uses; above 1, or NaN, is wrong.
 template <class X, class Y>
 double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t dim) {
-  NeighborParams p{};
-  p.x_dtype = x_dtype;
-  p.y_dtype = y_dtype;
-  p.dim = dim;
-  p.n = static_cast<int64_t>(s.x.size()) / dim;
-  p.m = static_cast<int64_t>(s.y.size()) / dim;
-  p.k = 1;
-  const OnDevice<X> x_memory(s.x);
-  const OnDevice<Y> y_memory(s.y);
-  p.x = x_memory.data;
-  p.y = y_memory.data;
-  p.y_scale = s.scale;
-  p.y_offset = s.offset;
-  const int64_t bytes = plan_blocks(p, nullptr).bytes;
-  const OnDevice<float> scratch(std::vector<float>(bytes / 4, NAN));
-  const ScoreBlock b = plan_blocks(p, scratch.data).block;
+  const Search<X, Y> search(s, x_dtype, y_dtype, dim);
+  if (search.found.empty()) return NAN;
+  const auto host = [&](const float* at) { return search.host(at); };
+  const NeighborParams& p = search.p;
+  const ScoreBlock& b = search.b;
   const bool direct = dim <= kDirectDim;
-  if (!direct && launch_split<X>(p, b, nullptr)) return NAN;
-  if (direct ? launch_direct_score<X>(p, b, nullptr) : launch_tensor_score<Y>(p, b, nullptr))
-    return NAN;
-  const std::vector<float> found = scratch.copy();
-  if (found.empty()) return NAN;
-  const auto host = [&](const float* p) { return found.data() + (p - scratch.data); };
   double worst = 0;
   for (int64_t i = 0; i < p.n; ++i)
     for (int64_t c = 0; c < b.columns; ++c) {
@@ -144,25 +181,130 @@ void test_kinds(Dtype dtype, int64_t n, int64_t m, int64_t dim) {
   });
 }
 
-void test_bytes(int64_t n, int64_t m, int64_t dim) {
+// Queries off the grid have scores of floats.
+void test_off_grid(int64_t n, int64_t m, int64_t dim) {
   std::mt19937 random(2);
   Samples<float, uint8_t> s{{}, {}, 1.0f / 256, 0.5f / 256};
-  for (int64_t i = 0; i < n * dim; ++i) s.x.push_back(static_cast<float>(random() % 1000) / 1000);
+  for (int64_t i = 0; i < n * dim; ++i)
+    s.x.push_back(static_cast<float>(random() % 1000) / 1000 + 1);
   for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random()));
-  check(worst_share(s, Dtype::kFloat32, Dtype::kUint8, dim), "uint8", n, m, dim);
+  check(worst_share(s, Dtype::kFloat32, Dtype::kUint8, dim), "off the grid", n, m, dim);
+}
+
+// Scores of bytes are those integers, beside queries that are off the grid or have a NaN; residuals
+// bound how far distances on the grid are from true ones: the share is of them. White references
+// and queries have the largest sums.
+template <class X>
+void test_bytes(Dtype x_dtype, int64_t n, int64_t m, int64_t dim, float scale) {
+  std::mt19937 random(3);
+  std::normal_distribution<double> noise;
+  Samples<X, uint8_t> s{{}, {}, scale, 0.5f * scale - 0.3f};
+  for (int64_t i = 0; i < n * dim; ++i) {
+    const double step = i / dim == 0 ? 255.4 : random() % 256 + 0.3 * noise(random);
+    s.x.push_back(static_cast<X>(s.offset + static_cast<double>(scale) * step));
+  }
+  for (int64_t i = 0; i < m * dim; ++i)
+    s.y.push_back(static_cast<uint8_t>(i / dim == m - 1 ? 255 : random()));
+  const bool mixed = n > 4;
+  if (mixed)
+    s.x[2 * dim + dim - 1] = static_cast<X>(NAN), s.x[(n - 1) * dim] = static_cast<X>(9999);
+  const Search<X, uint8_t> search(s, x_dtype, Dtype::kUint8, dim);
+  const ScoreBlock& b = search.b;
+  double worst = search.found.empty() || b.grid.inverse == 0 ? NAN : 0;
+  for (int64_t i = 0; i < n && worst <= 1; ++i) {
+    const GridQuery query = search.host(b.grid_queries)[i];
+    const bool is_nan = mixed && i == 2, is_off = mixed && i == n - 1;
+    if (std::isnan(query.residual) != is_nan || is_off_grid(query) != is_off) worst = INFINITY;
+    for (int z = 0; is_off && z < b.slices; ++z)  // with what its scores are bounded by
+      if (std::isnan(search.host(b.y_squares)[z * b.pitch + m - 1])) worst = INFINITY;
+    if (is_nan || is_off) continue;
+    const uint8_t* x = search.host(b.x_bytes) + i * byte_steps(dim) * kByteDepth;
+    for (int64_t j = 0; j < m; ++j) {
+      int64_t score = 0, x_square = 0, right = 0;
+      double square = 0;
+      for (int z = 0; z < b.slices; ++z)
+        score += static_cast<int32_t>(float_bits(search.host(b.scores)[(z * n + i) * b.pitch + j]));
+      for (int64_t e = 0; e < dim; ++e) {
+        const int64_t q = s.y[j * dim + e];
+        const double y = reference_value(s.y[j * dim + e], s.scale, s.offset);
+        right += q * q - 2 * q * x[e];
+        x_square += x[e] * x[e];
+        square += (s.x[i * dim + e] - y) * (s.x[i * dim + e] - y);
+      }
+      if (score != right || query.square != static_cast<double>(x_square)) worst = INFINITY;
+      const double on_grid = std::sqrt(static_cast<double>(score + x_square));
+      const double gap = std::abs(std::sqrt(square) / std::abs(scale) - on_grid);
+      worst = std::max(worst, gap / query.residual);
+    }
+  }
+  check(worst, "bytes", n, m, dim);
+}
+
+// Exact squares are taken of candidates alone: references change into a query after the scores are
+// there, and are not found.
+void test_candidates() {
+  constexpr int64_t n = 3, m = 600, dim = 64;
+  std::mt19937 random(4);
+  Samples<float, uint8_t> s{{}, {}, -0.25f, 3};
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random()));
+  for (int64_t i = 0; i < n * dim; ++i)
+    s.x.push_back(3 -
+                  0.25f * (static_cast<float>(s.y[(100 * (i / dim) + 7) * dim + i % dim]) + 0.4f));
+  Search<float, uint8_t> search(s, Dtype::kFloat32, Dtype::kUint8, dim);
+  for (int64_t j = 0; j < m; ++j)
+    if (j % 100 != 7) std::copy_n(&s.y[(j % n * 100 + 7) * dim], dim, &s.y[j * dim]);
+  const OnDevice<uint8_t> changed(s.y);
+  const OnDevice<float> distance(std::vector<float>(n, NAN));
+  const OnDevice<int64_t> index(std::vector<int64_t>(n, -1));
+  search.p.y = changed.data;
+  search.p.distance = distance.data;
+  search.p.index = index.data;
+  search.b.first = search.b.last = true;
+  const int error = launch_select<float, uint8_t, true>(search.p, search.b, nullptr);
+  const bool right = !error && index.copy() == std::vector<int64_t>{7, 107, 207};
+  std::printf("%s candidates alone\n", right ? "ok" : "FAILED");
+  failures += !right;
+}
+
+// A query that all references may be the nearest of leaves the grid, one beside it does not.
+void test_leaving_the_grid() {
+  constexpr int64_t n = 2, m = 300, dim = 64;
+  std::mt19937 random(5);
+  Samples<float, uint8_t> s{{}, {}, 1, 0};
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random() % 2));
+  for (int64_t i = 0; i < n * dim; ++i)
+    s.x.push_back(i < dim ? 0.5f : static_cast<float>(s.y[9 * dim + i % dim]));
+  Search<float, uint8_t> search(s, Dtype::kFloat32, Dtype::kUint8, dim);
+  const OnDevice<float> distance(std::vector<float>(n, NAN));
+  const OnDevice<int64_t> index(std::vector<int64_t>(n, -1));
+  search.p.distance = distance.data;
+  search.p.index = index.data;
+  search.b.first = search.b.last = true;
+  int error = launch_select<float, uint8_t, true>(search.p, search.b, nullptr);
+  search.found = search.scratch.copy();
+  const GridQuery* queries = search.host(search.b.grid_queries);
+  bool right = !error && is_off_grid(queries[0]) && !is_off_grid(queries[1]);
+  right = right && index.copy() == std::vector<int64_t>{-1, 9};
+  error = launch_tensor_score<uint8_t>(search.p, search.b, nullptr);
+  if (!error) error = launch_select<float, uint8_t, false>(search.p, search.b, nullptr);
+  right = right && !error && index.copy() == std::vector<int64_t>{0, 9};
+  std::printf("%s leaving the grid\n", right ? "ok" : "FAILED");
+  failures += !right;
 }
 
 // The scratch of any search is what neighbor/blocks_cuda.h says.
 void test_scratch() {
   int64_t most = 0;
-  for (int64_t dim : {1, 2, 16, 17, 100, 784, 3072, 49152, 65536})
+  for (int64_t dim : {1, 2, 16, 17, 100, 784, 3072, 49152, 65536, 200000})
     for (int64_t n : {1, 64, 65, 128, 1000, 2049, 300000})
       for (int64_t m : {16, 129, 1000, 100000, 10000000})
-        for (int k : {1, 16}) {
-          NeighborParams p{};
-          p.n = n, p.m = m, p.dim = dim, p.k = k;
-          most = std::max(most, plan_blocks(p, nullptr).bytes);
-        }
+        for (int k : {1, 16})
+          for (Dtype type : {Dtype::kFloat32, Dtype::kUint8}) {
+            NeighborParams p{};
+            p.y_dtype = type, p.y_scale = 1, p.n = n, p.m = m, p.dim = dim, p.k = k;
+            const int64_t bytes = plan_blocks(p, nullptr).bytes;
+            if (dim <= 65536 || type == Dtype::kUint8) most = std::max(most, bytes);
+          }
   const bool fits = 60000000 < most && most <= 70000000;
   std::printf("%s scratch: %.1f MB\n", fits ? "ok" : "FAILED", static_cast<double>(most) / 1e6);
   failures += !fits;
@@ -184,8 +326,16 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_kinds<float>(Dtype::kFloat32, 5, 130, 1100);   // the small one, sliced
   fastebm::test_kinds<float>(Dtype::kFloat32, 70, 70, 171);    // loaded
   fastebm::test_kinds<double>(Dtype::kFloat64, 20, 40, 530);
-  fastebm::test_bytes(40, 200, 27);
-  fastebm::test_bytes(3, 300, 14);
+  fastebm::test_off_grid(40, 200, 27);
+  fastebm::test_off_grid(3, 300, 14);
+  const float step = 1.0f / 255;
+  fastebm::test_bytes<float>(Dtype::kFloat32, 130, 129, 528, step);  // copied, the large tile
+  fastebm::test_bytes<float>(Dtype::kFloat32, 5, 130, 1200, -step);  // the small one, sliced
+  fastebm::test_bytes<float>(Dtype::kFloat32, 3, 600, 8192, step);   // of many steps
+  fastebm::test_bytes<double>(Dtype::kFloat64, 70, 70, 171, step);   // loaded
+  fastebm::test_bytes<float>(Dtype::kFloat32, 20, 40, 1030, 7 * step);
+  fastebm::test_candidates();
+  fastebm::test_leaving_the_grid();
   fastebm::test_scratch();
   return fastebm::failures != 0;
 }

@@ -33,7 +33,7 @@ def assert_passes(binary: Path) -> None:
     done = subprocess.run([str(binary)], capture_output=True, text=True, env=ENV, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(lines) == 40 and all(line.startswith("ok ") for line in lines), done.stdout
+    assert len(lines) == 42 and all(line.startswith("ok ") for line in lines), done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ int main(int argc, char**) {
   test_warp();
   test_copies();
   test_mma();
+  test_mma_bytes();
   test_matrices();
   test_atomics();
   test_shared_memory();

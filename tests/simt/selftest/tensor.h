@@ -1,6 +1,7 @@
 // Asynchronous copies and tensor cores.
 #pragma once
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "check.h"
@@ -48,6 +49,25 @@ __global__ void mma_kernel(const float* a, const float* b, float* c) {
   fastebm::mma_bfloat16(sums, left, right);
   for (int i = 0; i < 2; ++i)
     for (int r = 0; r < 4; ++r) c[16 * (g + 8 * (r >> 1)) + 8 * i + 2 * t + (r & 1)] = sums[i][r];
+}
+
+// c (16, 16) += a (16, 32) b (16, 32) transposed, of bytes, as two matrices b of 8 columns.
+__global__ void mma_bytes_kernel(const uint8_t* a, const uint8_t* b, int32_t* c) {
+  const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+  int32_t sums[2][4];
+  uint32_t left[4], right[2][2];
+  for (int r = 0; r < 4; ++r)
+    std::memcpy(&left[r], a + 32 * (g + 8 * (r & 1)) + 4 * t + 16 * (r >> 1), 4);
+  for (int i = 0; i < 2; ++i)
+    for (int r = 0; r < 2; ++r) std::memcpy(&right[i][r], b + 32 * (8 * i + g) + 4 * t + 16 * r, 4);
+  const auto at = [&](int i, int r) -> int32_t& {
+    return c[16 * (g + 8 * (r >> 1)) + 8 * i + 2 * t + (r & 1)];
+  };
+  for (int i = 0; i < 2; ++i)
+    for (int r = 0; r < 4; ++r) sums[i][r] = at(i, r);
+  fastebm::mma_bytes(sums, left, right);
+  for (int i = 0; i < 2; ++i)
+    for (int r = 0; r < 4; ++r) at(i, r) = sums[i][r];
 }
 
 // Element k of row j of matrix i is 64 i + 8 j + k; a lane's four pairs to out[4 lane]. Rows are
@@ -116,6 +136,27 @@ void test_mma() {
   fastebm::launch(mma_kernel, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
   check(c[0] == 16777218.0f, "their sums are cut, not rounded");
   check(fastebm::bfloat16_pair(1.00390625f, -1.01171875f) == 0xBF823F80u, "ties to even bfloat16");
+}
+
+void test_mma_bytes() {
+  std::vector<uint8_t> a(512), b(512);
+  std::vector<int32_t> c(256);
+  for (int i = 0; i < 512; ++i) {
+    a[i] = static_cast<uint8_t>(i * 37 % 256);
+    b[i] = static_cast<uint8_t>(255 - i * 53 % 240);
+  }
+  const auto start = [](int i) { return i < 8 ? INT32_MAX - i : -1000 * i; };
+  for (int i = 0; i < 256; ++i) c[i] = start(i);
+  bool exact = true;
+  exact = !fastebm::launch(mma_bytes_kernel, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
+  for (int i = 0; i < 256; ++i) {
+    int64_t sum = start(i);
+    for (int k = 0; k < 32; ++k) sum += int64_t{a[i / 16 * 32 + k]} * b[i % 16 * 32 + k];
+    exact = exact && static_cast<uint32_t>(c[i]) == static_cast<uint32_t>(sum);
+  }
+  check(exact, "products of matrices of bytes, modulo 2^32");
+  check(fastebm::add_squares(0xFF02FE01u, 7) == 7 + 255 * 255 + 4 + 254 * 254 + 1,
+        "squares of four bytes");
 }
 
 void test_matrices() {
