@@ -69,10 +69,10 @@ def check(x, y, k=1, skip=None, device="cpu", **options):
     return agree(x, y, expected, k, skip, device, **options)
 
 
-def check_levels(set_simd, x, y, ks=(1, 5, 16), skip=None, device="cpu", **options):
+def check_levels(set_simd, x, y, ks=(1, 5, 16), skip=None, device="cpu", square=None, **options):
     """That of every k on every level that products of integers have on this CPU, in turns with the
-    skips and without; returns the squares of all pairs."""
-    square = squares(x, values(y, **options))
+    skips and without; returns the squares of all pairs, where they are not given."""
+    square = squares(x, values(y, **options)) if square is None else square
     expected = {s is None: nearest(square, max(ks), s) for s in (None, skip)}
     on_cpu = device == "cpu" and library.op is torch.ops.fastebm
     for turn, level in enumerate(PRODUCT_LEVELS if on_cpu else PRODUCT_LEVELS[:1]):
