@@ -14,10 +14,10 @@ float32 always; the same rows plus noise of 1e-3 as queries ("near") for correct
                     among bytes its SQ8 too, which counts only where it finds no wrong index
 Rivals among bytes have their copies of the references, in float32, bfloat16 or int8, and faiss its
 filled index, before the clock starts. An index is wrong where its exact distance, rounded to
-float32, is above the smallest (so ties are not). Memory is what one call adds at its worst. Two
-yardsticks are no rivals: the float32 matrix product alone, and the gradient of n pairs that are
-known. With --quick nothing is compiled first. Last comes the share of the entropy term in a step of
-ICD training (bench/neighbor_icd.py).
+float32, is above the smallest (so ties are not). Memory is what one call adds at its worst.
+Yardsticks are no rivals: the float32 matrix product alone, making the int8 copies that a rival has,
+and the gradient of n pairs that are known. With --quick nothing is compiled first. Last comes the
+share of the entropy term in a step of ICD training (bench/neighbor_icd.py).
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ import suite
 import timing
 import torch
 from neighbor_rivals import APPROXIMATE, SMALL_DIM, exact_nearest, rivals, then_pairs
+from neighbor_rivals_certified import int8_copies
 from torch import Tensor
 
 import fastebm
 
 OURS = "fastebm"
 MATMUL, PAIRS = "torch.mm alone", "pairs alone, no search"
-YARDSTICKS = {MATMUL, PAIRS}
+COPIES = "copies of bytes as int8 alone, no search"
+FAISS = "faiss.knn"
+YARDSTICKS = {MATMUL, PAIRS, COPIES}
 FORWARD, BOTH = "forward", "forward + backward"
 Y_SCALE = (1 / 255, 0.0)  # of bytes
 
@@ -192,6 +195,8 @@ def measure(
             calls |= as_calls(known, x, y, mode)
         elif d > SMALL_DIM:
             calls[MATMUL] = partial(torch.mm, x, y.T, out=x.new_empty(n, m))
+            if stored is not None:
+                calls[COPIES] = partial(int8_copies, stored, 4096)
         timings = timing.compare(calls, device, seconds=seconds)
         timings |= {name: timing.Timing([s]) for name, s in slow.items()}
         exact = timings.keys() - {OURS, *YARDSTICKS} - inexact(found, x, y, smallest[x])
@@ -233,7 +238,9 @@ def print_case(rows: suite.Rows) -> None:
                 "one call" if row["spread"] is None else f"{row['spread']:.0%}",
                 f"{row['fastebm_faster']:.2f}x",
                 f"{row['extra_bytes'] / 1e6:.1f}" if "extra_bytes" in row else "",
-                "" if row["variant"] == PAIRS else f"{row['limit_seconds'] / row['seconds']:.0%}",
+                ""
+                if row["variant"] in (PAIRS, COPIES)
+                else f"{row['limit_seconds'] / row['seconds']:.0%}",
             ]
             if "wrong" in row:
                 cells += [str(row["wrong"]), f"{row['error']:.1e}"]
@@ -248,11 +255,13 @@ def sorted_rows(rows: suite.Rows, mode: str) -> suite.Rows:
 
 
 def print_targets(rows: suite.Rows, device: torch.device) -> None:
-    """What was to be reached on one thread of a CPU, and what was; errors, and memory against the
+    """What was to be reached on one thread of a CPU, over the best rival and over faiss, and what
+    was; errors, and memory against the
     device's own bound, anywhere."""
     claims = []
     for row in rows:
-        if row.get("best_rival") and row["threads"] == 1 and device.type == "cpu":
+        counts = row.get("best_rival") or row["variant"] == FAISS and "seconds" in row
+        if counts and row["threads"] == 1 and device.type == "cpu":
             case = Case(row["n"], row["m"], row["d"], row["dtype"])
             wanted, got = wanted_speed(case, levels.name()), row["fastebm_faster"]
             what = f"{row['case']}, over {row['variant']}"

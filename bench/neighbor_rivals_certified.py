@@ -73,13 +73,19 @@ def in_bfloat16(block: int) -> Callable[[Tensor, Tensor], Tensor]:
     return search
 
 
+def int8_copies(y: Tensor, block: int) -> tuple[list[Tensor], Tensor]:
+    """uint8 less 128, by blocks, and the squares."""
+    copies = [(part ^ 128).view(torch.int8) for part in y.split(block)]
+    return copies, torch.cat([part.int().square_().sum(1, dtype=torch.int32) for part in copies])
+
+
 def of_bytes(y: Tensor, scale: float, offset: float, block: int, bits: int):
     """A search among uint8 references by products of int8 or bfloat16, whose copies of them are
     made here: they cost a search nothing. int8 wants queries on the grid of the references: how far
     they move is the slack of a distance."""
-    grid = (y ^ 128).view(torch.int8)
-    copies = [*bfloat16_copies(grid.float(), 0.0, block)] if bits == 16 else grid.split(block)
-    squares = torch.cat([v.int().square_().sum(1, dtype=torch.int32) for v in grid.split(1024)])
+    copies, squares = int8_copies(y, block)
+    if bits == 16:
+        copies = [*bfloat16_copies(torch.cat(copies).float(), 0.0, block)]
 
     def int8_blocks(x: Tensor) -> Iterator[Block]:
         near = x.round().clamp_(-128, 127)
