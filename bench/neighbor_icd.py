@@ -18,6 +18,7 @@ import fastebm
 from fastebm.energies import ConvEnergy
 from fastebm.entropy.estimators import nn_log_distance
 
+OF_IMAGES = {"noise_std": 0.005, "noise_first": True, "clamp": (0.0, 1.0)}
 STEP, NOW = "step without entropy", "fastebm"
 CDIST = "blocked cdist, as before fastebm's search"
 ADDMM = "blocked addmm of bytes made float32"
@@ -110,7 +111,8 @@ def calls_of(case: Case, device: torch.device) -> dict[str, Callable[[], object]
     buffer = fastebm.ReplayBuffer(
         case.capacity, case.shape, init=init, dtype=case.dtype, device=device, seed=0
     )
-    sampler = ByGraph(model, step_size=0.01)
+    options = {} if case.dtype == torch.float32 else OF_IMAGES
+    sampler = ByGraph(model, step_size=0.01, **options)
     loss = fastebm.ImprovedContrastiveDivergence(
         *(model, sampler, buffer, case.k_steps), entropy_weight=0.0
     )

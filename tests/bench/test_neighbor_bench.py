@@ -32,6 +32,14 @@ def test_rivals_with_bounds_are_exact(case):
             assert wrong == 0 or saturates and name.startswith(neighbor_rivals.INT8), name
 
 
+def test_bfloat16_is_trusted_no_further_than_it_goes():
+    """References so alike that their rounding decides which scores lowest."""
+    x = torch.randn(20, 784)
+    y = torch.randn(784) + 3e-3 * torch.randn(300, 784)
+    search = neighbor_rivals.then_pairs(neighbor_rivals.in_bfloat16(100))
+    assert neighbor.correctness(search, x, y, neighbor_rivals.exact_nearest(x, y))[0] == 0
+
+
 def test_a_rival_that_is_off_by_more_than_its_slack_is_caught():
     x, y, _, _ = neighbor.data(SMALL[0], CPU)
     certified = neighbor_rivals.in_bfloat16.__globals__["certified"]
