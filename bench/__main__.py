@@ -5,8 +5,8 @@ run      (default) all benches of speed, or those of --only: tables here, figure
 readme   docs/speed.md, its charts and the README's headlines from bench/results, without measuring
          anything
 
-Results go to bench/results/<cpu or cuda>.json and their charts to docs/charts, those of --quick to
-runs/bench. A bench takes the
+Results go to bench/results/<cpu or cuda>.json and their charts to docs/charts, those of --simd to
+bench/results/cpu_<level>.json, those of --quick to runs/bench. A bench takes the
 place of its former results and leaves those of others. Figures never make a run fail; a bench that
 breaks does, after the others.
 """
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--compare: there is no file {arguments.compare}")
     old = suite.load(arguments.compare) if arguments.compare else None
     folder = HERE.parent / "runs" / "bench" if options.quick else speed.RESULTS
-    path = arguments.out or folder / f"{options.device.type}.json"
+    name = f"cpu_{arguments.simd}" if arguments.simd else options.device.type
+    path = arguments.out or folder / f"{name}.json"
     return run(arguments.only or BENCHES, options, path, old)
 
 

@@ -14,6 +14,13 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+VECTORS = {  # the most that a CPU has, by its flag in Linux
+    "amx_int8": "AVX-512 and AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx2": "AVX2",
+}
 RIVALS = ("torchebm", "ebmkit", "faiss-cpu", "faiss-gpu", "pykeops", "kornia", "pillow")
 
 
@@ -85,16 +92,21 @@ def _cpu_ticks() -> int:
 
 def _cpu_name() -> str:
     """Model and vectors: a hypervisor may give one name to several generations."""
+    facts = cpu_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = facts.get("flags", "").split()
+    vectors = next((words for flag, words in VECTORS.items() if flag in flags), None)
+    return f"{name} with {vectors}" if vectors else name
+
+
+def cpu_facts() -> dict[str, str]:
+    """What Linux says of the first CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
+        return {}
     facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    flags = facts.get("flags", "").split()
-    vectors = next((v for f, v in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f in flags), None)
-    return f"{name} with {vectors}" if vectors else name
+    return {key.strip(): value.strip() for key, value in facts.items()}
 
 
 def _version(package: str) -> str | None:

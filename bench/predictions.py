@@ -61,12 +61,15 @@ def step_time(energy: str, batch: int) -> Callable[[suite.Rows], str | None]:
     return measured
 
 
-def search_time(n: int, m: int, d: int) -> Callable[[suite.Rows], str | None]:
-    """Forward."""
+def search_time(
+    n: int, m: int, d: int, dtype: str = "float32"
+) -> Callable[[suite.Rows], str | None]:
+    """Forward, among references of that type."""
+    wanted = {"n": n, "m": m, "d": d, "dtype": dtype, "mode": "forward"}
 
     def measured(rows: suite.Rows) -> str | None:
         for r in _of(rows, "fastebm"):
-            if (r.get("n"), r.get("m"), r.get("d"), r.get("mode")) == (n, m, d, "forward"):
+            if wanted.items() <= r.items():
                 return f"{r['seconds'] * 1e6:.3g} us"
         return None
 
@@ -100,6 +103,8 @@ PREDICTIONS = (
                {"H100": "18 to 23 us"}, search_time(128, 1000, 3072)),
     Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072",
                {"H100": "60 to 70 us"}, search_time(128, 10000, 3072)),
+    Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072, uint8",
+               {"H100": "<= 25 us"}, search_time(128, 10000, 3072, "uint8")),
     Prediction("neighbor", "nearest neighbours, n, m, d = 4096, 100000, 2",
                {"H100": "95 to 105 us"}, search_time(4096, 100000, 2)),
 )  # fmt: skip

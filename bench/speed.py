@@ -27,12 +27,18 @@ def page() -> str:
     """The whole of it, from bench/results."""
     found = {path.stem: suite.load(path) for path in result_files()}
     counts = suite.load(sass.RESULTS) if sass.RESULTS.exists() else {}
-    return text(found.get("cpu", {}), found.get("cuda", {}), counts)
+    held = [suite.load(path) for path in sorted(RESULTS.glob("cpu_*.json"))]
+    return text(found.get("cpu", {}), found.get("cuda", {}), counts, held)
 
 
-def text(cpu: suite.Results, cuda: suite.Results, counts: dict | None = None) -> str:
-    """Markdown of the results of a CPU and of a GPU, and of counted instructions; what is not
-    recorded is named."""
+def text(
+    cpu: suite.Results,
+    cuda: suite.Results,
+    counts: dict | None = None,
+    held: Sequence[suite.Results] = (),
+) -> str:
+    """Markdown of the results of a CPU and of a GPU, of counted instructions, and of a CPU held to
+    fewer of them; what is not recorded is named."""
     blocks = [
         "<!-- `make readme` writes this page -->",
         "# Speed",
@@ -44,6 +50,7 @@ def text(cpu: suite.Results, cuda: suite.Results, counts: dict | None = None) ->
         " network is all of a chain's time, as in large convolutional energies, no step can show.",
         "## On a CPU",
         *measured(cpu, "cpu"),
+        *at_levels([results["neighbor"] for results in held if "neighbor" in results]),
     ]
     missing = [f"`{name}`" for name in PARTS if name not in cpu]
     if missing:
@@ -174,10 +181,10 @@ def neighbor(rows: suite.Rows, where: str) -> list[str]:
     modes = ("forward", "forward + backward")
     searches = [row for row in rows if "n" in row]
     table = []
-    for n, m, d in dict.fromkeys((r["n"], r["m"], r["d"]) for r in searches):
-        line = [f"{n}, {m}, {d}"]
+    for case in dict.fromkeys(map(size_of, searches)):
+        line = [case]
         for mode in modes:
-            found = [r for r in searches if (r["n"], r["m"], r["d"], r["mode"]) == (n, m, d, mode)]
+            found = [r for r in searches if (size_of(r), r["mode"]) == (case, mode)]
             ours = next(r for r in found if r["variant"] == OURS)
             best = next(r for r in found if r.get("best_rival"))
             line += [
@@ -188,7 +195,7 @@ def neighbor(rows: suite.Rows, where: str) -> list[str]:
             if mode == modes[0]:
                 line.append(f"{ours['limit_seconds'] / ours['seconds']:.0%}")
         table.append(line)
-    header = ["n, m, d", "forward", "best rival", "", "of matrix products", "fb", "best rival", ""]
+    header = ["n, m, d", "forward", "best rival", "", "of float32 products", "fb", "best rival", ""]
     ours = [r for r in searches if r["variant"] == OURS]
     checked = [r for r in ours if "wrong" in r]
     wrong = sum(r["wrong"] + r["wrong_near"] for r in checked)
@@ -197,23 +204,56 @@ def neighbor(rows: suite.Rows, where: str) -> list[str]:
               and "error_near" in r)  # fmt: skip
     parts = [
         f"ms ({where}). The rival is the best of broadcasting, cdist, blocked addmm, blocked"
-        ' differences, torch.compile, faiss and KeOps; "fb" is with the backward pass of the mean'
-        " log distance, before which rivals search without a graph:",
+        " differences, products of bfloat16 (among bytes, of int8 too) with a bound and float64 for"
+        ' the rest, torch.compile, faiss and KeOps. "uint8": references as bytes, of which rivals'
+        ' have copies of their own kind before the clock starts. "fb" is with the backward pass of'
+        " the mean log distance, before which rivals search without a graph:",
         table_of(header, table),
         f"It takes at most {max(r['extra_bytes'] for r in ours) / 1e6:.1f} MB more;"
         f" wrong neighbours: {wrong}; distances are off by at most {error:.0e} of their size"
         f" (cdist's, on near duplicates, by up to {far:.2g} times their size). Where d is large it"
-        " runs near the rate of a matrix product, so a rival that does too cannot be far behind.",
+        " takes what its products of bytes take, so it gains as much as they are faster than"
+        " float32's on a CPU.",
     ]
-    share = {r["variant"]: r["entropy_share"] for r in rows if "entropy_share" in r}
-    if share:
-        case = next(r["case"] for r in rows if "entropy_share" in r)
-        before = next(v for name, v in share.items() if name.startswith("blocked cdist"))
+    shares = [r for r in rows if "entropy_share" in r]
+    for case in dict.fromkeys(r["case"] for r in shares):
+        share = {r["variant"]: r["entropy_share"] for r in shares if r["case"] == case}
+        ((rival, before),) = [v for v in share.items() if v[1] and v[0] != OURS]
         parts.append(
-            f"{case}: the entropy term takes {share[OURS]:.0%} of the time; with the search it"
-            f" replaced, {before:.0%}."
+            f"{case}: the entropy term takes {share[OURS]:.1%} of the time; by"
+            f" {rival} {before:.0%}."
         )
     return parts
+
+
+def at_levels(entries: Sequence[dict]) -> list[str]:
+    """Searches on a CPU that is held to fewer instructions, forward."""
+    if not entries:
+        return []
+    table: dict[str, list[str]] = {}
+    for of_case in (case for entry in entries for case in cases_of(entry["rows"])):
+        best = next((row for row in of_case.values() if row.get("best_rival")), None)
+        if best and best["mode"] == "forward":
+            line = table.setdefault(size_of(best), [])
+            rival = f"{number(best['seconds'], 1e3)}, {best['variant'].split(',')[0]}"
+            line += [number(of_case[OURS]["seconds"], 1e3), rival, times_as_fast(best)]
+    names = [entry["environment"]["simd"] for entry in entries]
+    wheres = "; ".join(f"{n}: {provenance(e)}" for n, e in zip(names, entries, strict=True))
+    return [
+        "### Nearest neighbours with fewer instructions",
+        "ms, forward; the same CPU held to what others have, and torch, MKL, oneDNN, faiss and its"
+        f" OpenBLAS with it, as far as their own settings reach ({wheres}):",
+        table_of(
+            ["n, m, d", *(cell for name in names for cell in (name, "best rival", ""))],
+            [[case, *line] for case, line in table.items()],
+        ),
+    ]
+
+
+def size_of(row: dict) -> str:
+    """n, m, d of a search, and what the references are stored as."""
+    size = ", ".join(str(row[k]) for k in ("n", "m", "d"))
+    return size + " uint8" * (row.get("dtype") == "uint8")
 
 
 def icd_step(rows: suite.Rows, where: str) -> list[str]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import levels
 import machine
 import torch
 
@@ -91,6 +92,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that every bench and the suite have."""
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, nargs="+", metavar="N", help="CPU threads to try")
+    parser.add_argument("--simd", choices=[*levels.LEVELS], metavar="LEVEL", help="as on a CPU of"
+                        f" that level, rivals too: {', '.join(levels.LEVELS)}")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="results go here")
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter measurements")
     parser.add_argument("--seconds", type=float, metavar="S", help="begin no case after that;"
@@ -103,6 +106,11 @@ def options_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
         parser.error("--device cuda: torch sees no CUDA device")
     if arguments.threads and min(arguments.threads) < 1:
         parser.error(f"--threads: must be at least 1, got {min(arguments.threads)}")
+    if arguments.simd:
+        try:
+            levels.hold_to(arguments.simd)
+        except ValueError as error:
+            parser.error(f"--simd: {error}")
     threads = tuple(arguments.threads) if arguments.threads else None
     deadline = None if arguments.seconds is None else time.monotonic() + arguments.seconds
     return Options(arguments.device, arguments.quick, threads, deadline)
@@ -122,7 +130,7 @@ def measure(
     name: str, run: Callable[[Options], Iterable[Rows]], options: Options, path: Path | None
 ) -> None:
     """Runs a bench and puts its results into the file; without one it only prints."""
-    facts = machine.environment(options.device) | {"quick": options.quick}
+    facts = machine.environment(options.device) | levels.facts() | {"quick": options.quick}
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), end="\n\n")
     rows: Rows = []
 
@@ -164,9 +172,10 @@ def save(path: Path, results: Results) -> None:
 
 
 def best_rival(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The fastest row of a case that is no way of fastebm and no yardstick."""
+    """The fastest row of a case that is no way of fastebm, no yardstick and exact."""
     own = ("fastebm", "eager gradient + step")
     rivals = [r for r in rows if not (r["variant"].startswith(own) or r.get("yardstick"))]
+    rivals = [r for r in rivals if not r.get("inexact")]
     return min((r for r in rivals if "seconds" in r), key=lambda r: r["seconds"])
 
 

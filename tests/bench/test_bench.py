@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import charts
 import compare
+import levels
 import machine
 import predictions
 import pytest
@@ -56,7 +57,8 @@ def test_a_bench_takes_the_place_of_its_former_results_only(tmp_path, monkeypatc
         "one": 3.0,
         "two": 2.0,
     }
-    assert results["one"]["environment"] == {"device": "cpu", "quick": False}
+    environment = {"device": "cpu", "quick": False, **levels.facts()}
+    assert results["one"]["environment"] == environment
 
 
 def test_results_of_a_case_are_kept_whatever_becomes_of_the_next(tmp_path, monkeypatch, capsys):
@@ -162,8 +164,10 @@ def test_predictions_stay_predictions_until_measured():
     assert {line[-1] for line in predictions.table({})} == {predictions.NOT_MEASURED}
     steps = [row("fastebm", s, dtype="float32", limit_seconds=0.9) for s in (2.0, 1.0)]
     steps[0]["limit_seconds"] = 0.5  # a smaller case
-    search = row("fastebm", 18e-6, n=128, m=1000, d=3072, mode="forward")
-    results = {"langevin": entry(*steps), "neighbor": entry(search)}
+    size = {"n": 128, "m": 1000, "d": 3072, "mode": "forward"}
+    search = row("fastebm", 18e-6, **size, dtype="float32")
+    bytes_first = row("fastebm", 9e-6, **size, dtype="uint8")
+    results = {"langevin": entry(*steps), "neighbor": entry(bytes_first, search)}
     for device, card in (("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA L4", "NVIDIA L4")):
         for bench in results.values():
             bench["environment"]["device"] = device
@@ -193,8 +197,9 @@ def test_a_gpu_measures_what_is_predicted(monkeypatch, quick):
         assert ((10000, 10000), dtype) in cases["langevin"]
     assert any(case.name.startswith("MLP") for case, _ in cases["chain"])
     claims = " ".join(p.claim for p in predictions.PREDICTIONS if p.bench == "neighbor")
-    sizes = {tuple(map(int, found)) for found in re.findall(r"= (\d+), (\d+), (\d+)", claims)}
-    assert len(sizes) == 3 and sizes <= {size for size, _ in cases["neighbor"]}
+    found = re.findall(r"= (\d+), (\d+), (\d+)(, uint8)?", claims)
+    sizes = {(*map(int, size), kind[2:] or "float32") for *size, kind in found}
+    assert len(sizes) == 4 and sizes <= {size for size, _ in cases["neighbor"]}
 
 
 def test_speedup_is_over_the_cases_that_have_both():

@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not FAKE_CUDA, reason="make fa
 ABSENT = ("No module named", "graph=True: no CUDA graph", "torch.cuda.Stream requires CUDA")
 SMALL = {  # of each bench: what its cases are made of
     "langevin": {"SHAPES": [(64, 2), (10, 10), (20, 10), (20, 30), (30, 20)]},
-    "neighbor": {"CASES": (cases := [(12, 40, 2), (12, 40, 64)]), "ON_CUDA": cases},
-    "neighbor_icd": {"BATCH": 8, "CAPACITY": 32, "K_STEPS": 2},
+    "neighbor": {"ON_CUDA": lambda case: case._replace(n=20, m=40)},
+    "neighbor_icd": {"CASES": lambda case: replace(case, batch=8, k_steps=2, capacity=32)},
     "gibbs": {"SHAPES": [(16, 20, 10), (8, 6, 6)]},
     "replay": {"CASES": {"cifar10": (3, 16, 16), "celeba": (3, 20, 20)}, "BATCH": 12, "STORED": 16},
     "chain": {"ON_CUDA": lambda case: replace(case, shape=(2, *case.shape[1:]), n_steps=2)},
