@@ -104,7 +104,7 @@ PREDICTIONS = (
     Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072",
                {"H100": "60 to 70 us"}, search_time(128, 10000, 3072)),
     Prediction("neighbor", "nearest neighbours, n, m, d = 128, 10000, 3072, uint8",
-               {"H100": "<= 25 us"}, search_time(128, 10000, 3072, "uint8")),
+               {"H100": "22 to 27 us"}, search_time(128, 10000, 3072, "uint8")),
     Prediction("neighbor", "nearest neighbours, n, m, d = 4096, 100000, 2",
                {"H100": "95 to 105 us"}, search_time(4096, 100000, 2)),
 )  # fmt: skip

@@ -19,14 +19,14 @@ namespace fastebm {
 
 constexpr int kDirectDim = 16, kDirectWarps = 8, kMaxChunk = 128;
 constexpr int kTileColumns = 128, kTileDepth = 32;  // of the tensor cores' kernels
-constexpr int kByteDepth = 128;                     // where they multiply bytes
+constexpr int kByteStepDepth = 128;                 // where they multiply bytes
 constexpr int64_t kScores = int64_t{8} << 20;       // of 4 bytes; as many elements of queries
 constexpr int64_t kMaxColumns = 16384;              // scores a query has in a block
 constexpr int64_t kDirectQueries = int64_t{1} << 16, kTileQueries = 2048;
 constexpr int64_t kEnoughBlocks = 256;  // CUDA blocks to fill a device
 constexpr int64_t kMinSlice = 192, kMaxSlice = 2048, kMaxSlices = 1024;
 constexpr int64_t kMaxByteSlice = 32768;  // so that sums of bytes' products fit
-static_assert(255 * 255 * kMaxByteSlice <= INT32_MAX && kMaxByteSlice % kByteDepth == 0);
+static_assert(255 * 255 * kMaxByteSlice <= INT32_MAX && kMaxByteSlice % kByteStepDepth == 0);
 
 // |score - t| <= relative |score| + query |x'|^2 + reference |y'|^2 + absolute, where t is the
 // chunk's least exact square, less |x'|^2 for centred samples; unless something overflowed.
@@ -74,15 +74,15 @@ struct ScoreBlock {
   float* y_squares;         // (slices, pitch): parts of |y'|^2
   float* scores;            // (slices, queries, pitch); int32 of queries on the grid
   Neighbor* lists;          // (queries, k), sorted
-  uint8_t* x_bytes;         // (queries, byte_steps, kByteDepth): qh, and zeros
+  uint8_t* x_bytes;         // (queries, byte_steps, kByteStepDepth): qh, and zeros
   GridQuery* grid_queries;  // (queries,); null without a grid
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Steps of kTileDepth, or of kByteDepth, elements that make up a sample.
+// Steps of kTileDepth, or of kByteStepDepth, elements that make up a sample.
 FASTEBM_HD int64_t tile_steps(int64_t dim) { return (dim + kTileDepth - 1) / kTileDepth; }
-FASTEBM_HD int64_t byte_steps(int64_t dim) { return (dim + kByteDepth - 1) / kByteDepth; }
+FASTEBM_HD int64_t byte_steps(int64_t dim) { return (dim + kByteStepDepth - 1) / kByteStepDepth; }
 
 // The largest block, and its scratch.
 struct BlockPlan {
@@ -106,7 +106,7 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
     if (slice <= kMaxByteSlice) b.grid = reference_grid(p);
     const bool on_grid = b.grid.inverse != 0;
     const int64_t split = on_grid
-                              ? 4 * kScores / (5 * byte_steps(p.dim) * kByteDepth)
+                              ? 4 * kScores / (5 * byte_steps(p.dim) * kByteStepDepth)
                               : std::max<int64_t>(128, kScores / (tile_steps(p.dim) * kTileDepth));
     queries =
         std::min({p.n, kTileQueries, std::max<int64_t>(1, split >= 128 ? split / 128 * 128 : split),
@@ -114,7 +114,7 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
     columns = std::min(p.m, kMaxColumns);
     const int64_t tiles = ceil_div(queries, 128) * ceil_div(columns, kTileColumns);
     slices = std::max(slices, std::min(kEnoughBlocks / tiles, p.dim / kMinSlice));
-    const int depth = on_grid ? kByteDepth : kTileDepth;
+    const int depth = on_grid ? kByteStepDepth : kTileDepth;
     slice = ceil_div(ceil_div(p.dim, slices), depth) * depth;
     slices = ceil_div(p.dim, slice);
     const int64_t most = kScores / ((queries + 1) * slices) / kTileColumns * kTileColumns;
@@ -143,7 +143,7 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
   b.scores = reinterpret_cast<float*>(take(slices * queries * b.pitch, sizeof(float)));
   if (b.grid.inverse != 0) {
     b.grid_queries = reinterpret_cast<GridQuery*>(take(queries, sizeof(GridQuery)));
-    b.x_bytes = reinterpret_cast<uint8_t*>(take(queries * byte_steps(p.dim) * kByteDepth, 1));
+    b.x_bytes = reinterpret_cast<uint8_t*>(take(queries * byte_steps(p.dim) * kByteStepDepth, 1));
   }
   return {b, bytes};
 }

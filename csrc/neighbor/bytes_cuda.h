@@ -8,9 +8,9 @@ namespace {
 
 constexpr int kByteStages = 3;
 
-// A step's kByteDepth elements of a sample, as eight chunks of 16 bytes: chunk c of row r lies in
-// place c ^ (r % 8), where ldmatrix and copies of a row find all banks, as in a TileRow.
-using ByteRow = uint32_t[kByteDepth / 4];
+// A step's kByteStepDepth elements of a sample, as eight chunks of 16 bytes: chunk c of row r lies
+// in place c ^ (r % 8), where ldmatrix and copies of a row find all banks, as in a TileRow.
+using ByteRow = uint32_t[kByteStepDepth / 4];
 
 // What a CUDA block holds in shared memory: 96 KB, or 72.
 template <int kRows>
@@ -36,7 +36,7 @@ struct ByteChunks {
     from = rows + row * pitch + 16 * chunk;
     left = length - 16 * chunk;
     last = count - 1 - row;
-    place = row * (kByteDepth / 4) + (chunk ^ (row & 7)) * 4;
+    place = row * (kByteStepDepth / 4) + (chunk ^ (row & 7)) * 4;
   }
   // The next step's.
   __device__ __forceinline__ void load(ByteRow* tile) {
@@ -49,8 +49,8 @@ struct ByteChunks {
       else
         loaded[i] = bytes_at(at, there ? left : 0);
     }
-    from += kByteDepth;
-    left -= kByteDepth;
+    from += kByteStepDepth;
+    left -= kByteStepDepth;
   }
   __device__ __forceinline__ void store(ByteRow* tile) const {
     if constexpr (!kCopied)
@@ -80,12 +80,12 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp % kDown * 64, warp_column = warp / kDown * (8 * kWide);
   const int first_row = blockIdx.x * kRows, first_column = blockIdx.y * kTileColumns;
-  const int64_t first = blockIdx.z * b.slice, width = byte_steps(p.dim) * kByteDepth;
+  const int64_t first = blockIdx.z * b.slice, width = byte_steps(p.dim) * kByteStepDepth;
   const int length = slice_length(p, b);
   // Where a lane's rows of the matrices lie that load_matrices() takes, for elements 0 to 31.
-  const int x_place = (warp_row + lane % 16) * (kByteDepth / 4) + (lane / 16 ^ (lane & 7)) * 4;
-  const int y_place =
-      (warp_column + lane % 8 + lane / 16 * 8) * (kByteDepth / 4) + (lane / 8 % 2 ^ (lane & 7)) * 4;
+  const int x_place = (warp_row + lane % 16) * (kByteStepDepth / 4) + (lane / 16 ^ (lane & 7)) * 4;
+  const int y_place = (warp_column + lane % 8 + lane / 16 * 8) * (kByteStepDepth / 4) +
+                      (lane / 8 % 2 ^ (lane & 7)) * 4;
   const bool has_pairs =
       first_row + warp_row < b.queries && first_column + warp_column < b.references;
 
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   constexpr int kAhead = kByteStages - 1;  // steps that memory is asked for before they are needed
 #pragma unroll
   for (int step = 0; step < kAhead; ++step) {
-    if (step * kByteDepth < length) {
+    if (step * kByteStepDepth < length) {
       x.load(tiles.x[step]);
       y.load(tiles.y[step]);
       y.store(tiles.y[step]);
@@ -126,10 +126,10 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     commit_copies();
   }
   int stage = 0, next = kAhead, here = length;  // elements there are, from this step on
-  for (; here >= kByteDepth; here -= kByteDepth) {
+  for (; here >= kByteStepDepth; here -= kByteStepDepth) {
     wait_copies<kAhead - 1>();
     __syncthreads();
-    const bool has_more = here > kAhead * kByteDepth;
+    const bool has_more = here > kAhead * kByteStepDepth;
     if (has_more) {
       x.load(tiles.x[next]);
       y.load(tiles.y[next]);

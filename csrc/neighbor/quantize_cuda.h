@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kQuantizeThreads)
     quantize_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kBatch = 3;  // fours that are read before one is used
   constexpr int kApart = 4 * kQuantizeThreads;
-  const int dim = static_cast<int>(p.dim), bytes = static_cast<int>(byte_steps(p.dim)) * kByteDepth;
+  const int dim = static_cast<int>(p.dim),
+            bytes = static_cast<int>(byte_steps(p.dim)) * kByteStepDepth;
   const int64_t row = blockIdx.x;
   const X* x = static_cast<const X*>(p.x) + (b.first_query + row) * p.dim;
   uint32_t* to = reinterpret_cast<uint32_t*>(b.x_bytes + row * bytes);

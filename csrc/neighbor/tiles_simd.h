@@ -59,9 +59,10 @@ FASTEBM_TARGET void pack_queries(const NeighborParams& p, const TileBlock& block
   const float* center = block.center + k;
   for (int q = 0; q < kPanel; q += 4, out += 4) {
     const int first = panel * kPanel + q, count = std::clamp(block.queries - first, 0, 4);
-    const X* x[4];
-    for (int r = 0; r < count; ++r)
-      x[r] = static_cast<const X*>(p.x) + block.row(first + r) * p.dim + k;
+    const X* x[4];  // the last query's for those that are not there
+    for (int r = 0; r < 4; ++r)
+      x[r] = static_cast<const X*>(p.x) +
+             block.row(std::min(first + r, block.queries - 1)) * p.dim + k;
     int i = 0;
     for (; count == 4 && i + 4 <= depth; i += 4) {
       Four row[4];

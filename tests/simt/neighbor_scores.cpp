@@ -218,7 +218,7 @@ void test_bytes(Dtype x_dtype, int64_t n, int64_t m, int64_t dim, float scale) {
     for (int z = 0; is_off && z < b.slices; ++z)  // with what its scores are bounded by
       if (std::isnan(search.host(b.y_squares)[z * b.pitch + m - 1])) worst = INFINITY;
     if (is_nan || is_off) continue;
-    const uint8_t* x = search.host(b.x_bytes) + i * byte_steps(dim) * kByteDepth;
+    const uint8_t* x = search.host(b.x_bytes) + i * byte_steps(dim) * kByteStepDepth;
     for (int64_t j = 0; j < m; ++j) {
       int64_t score = 0, x_square = 0, right = 0;
       double square = 0;
