@@ -128,7 +128,7 @@ struct ByteScratch {
   ByteBlock block;
   int64_t most_queries;  // of a block
   int64_t* given_up;     // (most_queries,)
-  void* rest;            // for another search while a block waits
+  void* rest;            // from here on, for another search between two blocks
   std::vector<ByteSlice> slices;
 };
 
@@ -143,8 +143,8 @@ inline ByteScratch byte_scratch(const NeighborParams& p, int threads, int word, 
                 std::max<int64_t>(1, kPackedBytes / (width * word * kBytePanel))});
   const int64_t queries = s.most_queries = panels * kBytePanel;
   s.given_up = carver.take<int64_t>(queries);
-  s.rest = carver.take<char>(0);
   s.block.grid.center = carver.take<float>(p.dim);
+  s.rest = carver.take<char>(0);
   s.block.x = carver.take<char>(queries * width * word);
   s.block.squares = carver.take<int32_t>(queries * depths);
   s.block.residuals = carver.take<float>(queries);

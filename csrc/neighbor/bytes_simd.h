@@ -39,8 +39,7 @@ FASTEBM_TARGET double quantize(const T* v, const float* center, float inverse, i
   return sum(squares);
 }
 
-// The queries of a panel: words to block.x, less 128 where the references have none off them, and
-// what the bounds need.
+// The queries of a panel: words to block.x, less 128, and what the bounds need.
 template <class X>
 FASTEBM_TARGET void pack_byte_queries(const NeighborParams& p, const ByteBlock& block, int panel,
                                       uint8_t* bytes) {
