@@ -15,9 +15,9 @@ The phases: draw (from the buffer, with restarts), chain (all steps but the last
 computed again), last step, entropy (with fastebm also the KL term), forward (energies of data and
 chains, and what is left of the loss; with fastebm on perceptrons everything from the chain to the
 gradient in their parameters, which is one operator), backward, optimiser (with the clip of the
-gradient), push. A phase is its share in all calls, times the median of a step. On CUDA every phase
-waits for the device, which costs launches' overlap. A turn is several steps, as in training: the
-first of them finds the caches as another rival left them.
+gradient), push. A phase is its share in all calls, times the median of a step. On CUDA, where a
+phase must wait for the device, the shares are of steps after those that are timed. A turn is
+several steps, as in training: the first of them finds the caches as another rival left them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -36,12 +36,25 @@ import timing
 import torch
 from torch import Tensor, nn
 
-from fastebm import ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer
-from fastebm.energies import ConvEnergy
+from fastebm import GraphedTrainStep, ImprovedContrastiveDivergence, LangevinDynamics, ReplayBuffer
+from fastebm.energies import ConvEnergy, ResNetEnergy
 
 SIGMA, RESTART, N_REFS, CLIP, ENTROPY, EPS = 0.005, 0.05, 100, 5.0, 0.3, 1e-3
 PHASES = ("draw", "chain", "last step", "entropy", "forward", "backward", "optimiser", "push")
 OURS, SCRIPT, BATCHED = "fastebm", "torch, one by one", "torch, batched"
+GRAPH, ALL_REFERENCES = "fastebm, graph", "fastebm, all references"
+
+
+class Autocast(nn.Module):
+    """An energy whose layers compute in bfloat16."""
+
+    def __init__(self, energy: nn.Module):
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.energy(x).float()
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,14 @@ class Case:
     in_a_row: int = 1  # steps of a rival's turn, as a training run makes them
     target: float | None = None  # how many times as fast as "one by one", on a CPU
     capacity: int = 10_000
+    resnet: bool = False
+    bfloat16: bool = False
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
+        if self.resnet:
+            energy = ResNetEnergy(self.shape)
+            return Autocast(energy) if self.bfloat16 else energy
         if len(self.shape) == 3:
             return ConvEnergy(self.shape)
         return nn.Sequential(
@@ -72,6 +90,9 @@ CASES = [
     Case("64-D MLP, B = 1024", (64,), 1024, 20, 0.01, in_a_row=5, target=5.0),
     Case("ConvEnergy 28x28, B = 128", (1, 28, 28), 128, 20, 0.1),
 ]
+RESNET = Case("ResNetEnergy 3x32x32, B = 128", (3, 32, 32), 128, 20, 0.1, resnet=True)
+IN_BFLOAT16 = replace(RESNET, name=f"{RESNET.name}, bfloat16", bfloat16=True)
+ON_CUDA = [*CASES, IN_BFLOAT16, RESNET]
 
 
 class Clock:
@@ -79,10 +100,14 @@ class Clock:
 
     def __init__(self, device: torch.device):
         self.seconds: dict[str, float] = defaultdict(float)
+        self.on = device.type == "cpu"
         self._device, self._inner = device, [0.0]
 
     @contextmanager
     def __call__(self, phase: str):
+        if not self.on:
+            yield
+            return
         timing.synchronize(self._device)
         start = time.perf_counter()
         self._inner.append(0.0)
@@ -109,7 +134,13 @@ class Step:
     def __init__(self, case: Case, device: torch.device):
         self.case, self.device, self.clock = case, device, Clock(device)
         self.model = case.model().to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-4, (0.0, 0.999), fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            1e-4,
+            (0.0, 0.999),
+            fused=True,
+            capturable=device.type == "cuda",
+        )
         self.x = torch.rand((case.batch, *case.shape), device=device)
 
     def loss(self) -> Tensor:
@@ -126,7 +157,13 @@ class Step:
 
 
 class Fastebm(Step):
-    def __init__(self, case: Case, device: torch.device, n_refs: int | None = N_REFS):
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device,
+        n_refs: int | None = N_REFS,
+        on_nonfinite: str = "raise",
+    ):
         super().__init__(case, device)
         options = {"noise_std": SIGMA, "noise_first": True, "clamp": (0.0, 1.0)}
         sampler = LangevinDynamics(self.model, case.step_size, **options)
@@ -137,6 +174,7 @@ class Fastebm(Step):
             entropy_weight=ENTROPY,
             n_entropy_refs=n_refs,
             energy_reg_weight=0.1,
+            on_nonfinite=on_nonfinite,
         )
         sampler.step_size_checked = True
         parts = [
@@ -153,6 +191,17 @@ class Fastebm(Step):
     def loss(self) -> Tensor:
         with self.clock("forward"):
             return self.criterion(self.x).loss
+
+
+class Graphed(Fastebm):
+    """As one CUDA graph: its clock is never read."""
+
+    def __init__(self, case: Case, device: torch.device):
+        super().__init__(case, device, on_nonfinite="count")
+        self.step = GraphedTrainStep(self.criterion, self.optimizer, max_grad_norm=CLIP)
+
+    def __call__(self) -> None:
+        self.step(self.x)
 
 
 class Script(Step):
@@ -282,7 +331,9 @@ def rivals(case: Case, device: torch.device) -> dict[str, Step]:
     steps: dict[str, Callable] = {OURS: Fastebm, SCRIPT: Script, BATCHED: Batched}
     found = {name: make(case, device) for name, make in steps.items()}
     if case.shape == (64,):
-        found["fastebm, all references"] = Fastebm(case, device, None)
+        found[ALL_REFERENCES] = Fastebm(case, device, None)
+    if device.type == "cuda":
+        found[GRAPH] = Graphed(case, device)
     return found
 
 
@@ -313,6 +364,10 @@ def measure(case: Case, device: torch.device, threads: int, seconds: float, rate
 
     turns = {name: partial(turn, step) for name, step in steps.items()}
     timings = timing.compare(turns, device, seconds=seconds)
+    if device.type == "cuda":
+        for name in turns.keys() - {GRAPH}:
+            steps[name].clock.on = True
+            turns[name]()
     facts = {
         "case": f"{case.name}, K = {case.k_steps}, {suite.threads_text(device, threads)}",
         "threads": threads,
@@ -321,25 +376,25 @@ def measure(case: Case, device: torch.device, threads: int, seconds: float, rate
     }
     rows = []
     for name, timed in timings.items():
-        seconds_in = steps[name].clock.seconds
-        whole = sum(seconds_in.values())
-        rows.append(
-            facts
-            | {
-                "variant": name,
-                **timed.row(case.in_a_row),
-                "phases": {p: timed.median / case.in_a_row * seconds_in[p] / whole for p in PHASES},
-                "fastebm_faster": timings[OURS].times_faster_than(timed),
-                "target": case.target if name == SCRIPT and device.type == "cpu" else None,
-            }
-        )
+        row = facts | {
+            "variant": name,
+            **timed.row(case.in_a_row),
+            "fastebm_faster": timings[OURS].times_faster_than(timed),
+            "target": case.target if name == SCRIPT and device.type == "cpu" else None,
+        }
+        if seconds_in := steps[name].clock.seconds:
+            whole, each = sum(seconds_in.values()), timed.median / case.in_a_row
+            row["phases"] = {phase: each * seconds_in[phase] / whole for phase in PHASES}
+        rows.append(row)
     return rows
 
 
 def print_case(rows: suite.Rows) -> None:
     table = []
     for row in rows:
-        cells = [f"{1e3 * v:.2f}" for v in (row["seconds"], *row["phases"].values())]
+        phases = row.get("phases", {})
+        cells = [f"{1e3 * row['seconds']:.2f}"]
+        cells += [f"{1e3 * phases[name]:.2f}" if phases else "" for name in PHASES]
         table.append([row["variant"], *cells, f"{row['fastebm_faster']:.2f}x"])
     limit = f"limit: {rows[0]['limit']}"
     table.append([limit, f"{1e3 * rows[0]['limit_seconds']:.2f}", *[""] * len(PHASES), ""])
@@ -362,7 +417,7 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
     seconds = 2.0 if options.quick else 3.0 if device.type == "cuda" else 40.0
     for threads in options.each_thread_count(1, 2):
         rate = timing.matmul_rate(device, 0.5)
-        for case in options.in_time(CASES):
+        for case in options.in_time(ON_CUDA if device.type == "cuda" else CASES):
             of_case = measure(case, device, threads, seconds, rate)
             print_case(of_case)
             rows += of_case
