@@ -6,6 +6,8 @@
 // another. Shared memory starts as 0xFF bytes (NaN) in every block, and has CUDA's limits. What
 // CUDA leaves undefined (a barrier that some thread never reaches, lanes that disagree about a
 // mask) is an error. Not modelled: speed, threads that interleave between two collectives, TMA.
+// Not seen: a read of device memory that no one wrote. compute-sanitizer's initcheck sees it, on a
+// GPU, and so found padding of packed weights that was copied along (2026-11-27).
 //
 // Here are CUDA's own words. Behind them: the fibers (simt/fibers.h), where they meet
 // (simt/collectives.h), their order (simt/schedule.h), shared memory (simt/shared.h), and launches

@@ -141,7 +141,7 @@ __device__ void pack_network(const Mlp& mlp, const ChainPlan& plan, unsigned cha
   }
   float* last = reinterpret_cast<float*>(packed + plan.last);
   const int l = plan.layers, padded = plan.rows[l - 1];
-  for (int f = first; f <= padded; f += every)
+  for (int f = first; f < padded + 4; f += every)  // to the end of the quad: quads are copied
     last[f] = f < mlp.width[l - 1]         ? __ldg(mlp.weight[l] + f)
               : f == padded && mlp.bias[l] ? __ldg(mlp.bias[l])
                                            : 0.0f;
