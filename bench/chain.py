@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import suite
 import timing
@@ -333,9 +334,10 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
     rows = []
     with torch.no_grad():
         for threads in options.each_thread_count(1, 2):
-            rate = timing.matmul_rate(device, 0.5)
+            rate_of = cache(partial(timing.matmul_rate, device, 0.5))
             for case in options.in_time(cases):
                 compiled = case in COMPILED_ALWAYS or device.type == "cpu" and not quick
+                rate = rate_of(torch.float32, len(case.shape) == 4)  # images: convolutions
                 of_case = measure(case, device, threads, seconds, rate, compiled)
                 print_case(of_case)
                 rows += of_case
