@@ -239,9 +239,9 @@ run_profile() {
   part profile 70 env -u PYTHONSAFEPATH ncu --profile-from-start off --clock-control none \
     --kernel-name-base demangled --kernel-name regex:fastebm "${sections[@]/#/--section=}" \
     -o "${report%.ncu-rep}" "$python" bench/profile_kernels.py --seconds 50
-  # Also of what there is where it failed late.
-  # shellcheck disable=SC2016 # for the inner shell
-  [[ ! -e $report ]] || part table 20 env -u PYTHONSAFEPATH bash -o pipefail -c '
+  # Where it failed late, of what there is.
+  # shellcheck disable=SC2016,SC2181 # for the inner shell; a command of five lines
+  [[ $? -ne 0 && ! -e $report ]] || part table 20 env -u PYTHONSAFEPATH bash -o pipefail -c '
     ncu --import "$1" --page raw --csv >"$2/ncu.csv" &&
       cat "$3" "$2/ncu.csv" | "$0" bench/profile_kernels.py --table | tee "$2/ncu.txt"' \
     "$python" "$report" "$out" "$temporary/profile"
