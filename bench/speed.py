@@ -63,8 +63,9 @@ def text(
         blocks.append("Measured by `bench/gpu.sh`, beside what was predicted:")
     else:
         blocks.append(
-            "**Nothing is measured yet** (no GPU was lent to this work). These are predictions,"
-            " from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures them:"
+            "**Nothing is measured yet**: the tests have run on a GPU, the benches have not. These"
+            " are predictions, from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures"
+            " them:"
         )
     blocks += [table_of(predictions.HEADER, predictions.table(cuda)), *measured(cuda, "cuda")]
     blocks += counted(counts) if counts else []

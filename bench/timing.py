@@ -230,8 +230,10 @@ def matmul_rate(
     out, options = torch.empty_like(a), torch.backends.cuda.matmul
     before = options.fp32_precision
     options.fp32_precision = "tf32" if tf32 else before
-    timing = compare({"mm": lambda: torch.mm(a, b, out=out)}, device, seconds=seconds)["mm"]
-    options.fp32_precision = before
+    try:
+        timing = compare({"mm": lambda: torch.mm(a, b, out=out)}, device, seconds=seconds)["mm"]
+    finally:
+        options.fp32_precision = before
     return 2 * n**3 / min(timing.seconds)
 
 

@@ -99,3 +99,32 @@ def test_table_with_a_graph_and_without_phases():
     on_cpu = "\n".join(speed.icd_step([r for r in rows if r["variant"] != GRAPH], "a CPU"))
     assert "graph" not in on_cpu.lower() and "| a | 4 | 3.0x | - | 75% | 25% | 50% |" in on_cpu
     assert suite.best_rival(rows[:3])["variant"] == BATCHED
+
+
+def test_the_limit_is_of_the_products_that_layers_make(monkeypatch):
+    rates, cases = [], []
+    monkeypatch.setattr(suite.machine, "warning_if_busy", lambda threads: None)
+    monkeypatch.setattr(timing, "matmul_rate", lambda *how: rates.append(how[2:]) or len(rates))
+    monkeypatch.setattr(icd_step, "measure", lambda case, *how: cases.append((case, how[-1])) or [])
+    monkeypatch.setattr(icd_step, "print_case", lambda rows: None)
+    threads = (torch.get_num_threads(),)
+    assert list(icd_step.run(suite.Options(torch.device("cuda"), threads=threads))) == [[]] * 5
+    perceptrons, images, bfloat16 = (torch.float32, False), (torch.float32, True), torch.bfloat16
+    assert rates == [perceptrons, images, (bfloat16, True)]
+    assert [(case.dtype, rates[rate - 1]) for case, rate in cases[2:]] == [
+        *((torch.float32, images), (bfloat16, (bfloat16, True)), (torch.float32, images))
+    ]
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_rate_with_tf32_leaves_torch_as_it_was(monkeypatch, tf32):
+    options = torch.backends.cuda.matmul
+    before, during = options.fp32_precision, []
+
+    def compare(calls, device, *, seconds):
+        during.append(options.fp32_precision)
+        return {"mm": timing.Timing([0.5])}
+
+    monkeypatch.setattr(timing, "compare", compare)
+    assert timing.matmul_rate(CPU, 0.1, tf32=tf32) == 2 * 1024**3 / 0.5
+    assert during == ["tf32" if tf32 else before] and options.fp32_precision == before
