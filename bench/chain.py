@@ -87,9 +87,10 @@ GAUSSIANS = [
 ]
 MLPS = [mlp(128, 2, 100, 5.0), mlp(128, 64, 100, 5.0), mlp(1024, 32, 10, 2.0), mlp(4096, 2, 5, 2.0)]
 CASES = [*GAUSSIANS, *MLPS, CONV, RESNET]
-ON_CUDA = [GAUSSIANS[3], *MLPS, CONV, RESNET]
 QUICK = [GAUSSIANS[2], MLPS[0], MLPS[2], CONV]
 COMPILED_ALWAYS = [GAUSSIANS[2], GAUSSIANS[3], MLPS[0], MLPS[3]]  # where time is short, only these
+# What is not compiled comes first: 40 s go by until the first compiled case is measured.
+ON_CUDA = [MLPS[1], MLPS[2], MLPS[0], MLPS[3], GAUSSIANS[3], CONV, RESNET]
 
 
 def chains(case: Case, device: torch.device, compiled: bool) -> dict[str, Callable[[], Tensor]]:

@@ -28,7 +28,7 @@
 #
 # Seconds on an H200 with 16 cores: tools 7, wheel 6; at once memcheck 15, initcheck 15, racecheck
 # 26, scores 27 and, on 4 workers of pytest, tests 112. Not measured yet: build 75; alone, as they
-# are timed, the benches: langevin 45, chain 60 (40 go by until its first compiled case is
+# are timed, the benches: langevin 45, chain 90 (40 go by until its first compiled case is
 # measured), neighbor 50, icd_step 50, gibbs 15, replay 20; and profile 60.
 set -uo pipefail
 
