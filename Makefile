@@ -114,7 +114,7 @@ docs: $(BIN)/python
 	$(BIN)/pip install -q --disable-pip-version-check "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=1,<2"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# PHASE=tests or PHASE=benches for one alone.
+# PHASE=tests, benches or profile for one alone.
 gpu:
 	bench/gpu.sh runs/gpu $(PHASE)
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Test, sanitise and bench on a machine with a GPU; nothing is downloaded.
+# Test, sanitise, bench and profile on a machine with a GPU; nothing is downloaded.
 #
-#   bench/gpu.sh OUT_DIR [tests | benches]
+#   bench/gpu.sh OUT_DIR [tests | benches | both | profile]
 #
-# Two phases, both unless one is named, so that what the tests find can be mended before a second
-# short lease measures: `tests` (GPU tests, scores of the neighbour search, every kernel under
-# compute-sanitizer), at most 200 s, and `benches`, at most 290 s. Each begins with at most 60 s of
-# setting up, or 200 s where fastebm has to be built. All of it fits in 600 s with a wheel.
+# Phases, so that what the tests find can be mended before a second short lease measures: `tests`
+# (GPU tests, scores of the neighbour search, every kernel under compute-sanitizer), at most 200 s,
+# `benches`, at most 290 s, and `profile` (Nsight Compute on every kernel of a claim), at most 90 s.
+# Where none is named, both of the first two. Each begins with at most 60 s of setting up, or 200 s
+# where fastebm has to be built. Tests and benches fit in 600 s with a wheel.
 #
 # `make gpu-wheel` makes that wheel, dist/gpu. Git ignores dist/: name dist/gpu to whatever copies
 # the tree to the GPU. It is installed where it is of this very tree and of this Python; else
@@ -16,7 +17,8 @@
 # Needs bash >= 5.1, python3 with torch >= 2.11 (CUDA), pytest, rich; to build nvcc,
 # scikit-build-core, pybind11, ninja; tests go faster with pytest-xdist. OUT_DIR gets cuda.json, the
 # results of all benches (empty where there are none), and cuda.log, everything that was printed
-# with a summary at its end. To keep them, copy both to bench/results and run `make readme`.
+# with a summary at its end. To keep them, copy both to bench/results and run `make readme`. Of
+# `profile` it gets ncu.txt, a line a kernel, and ncu.csv, all that was measured.
 # A part that fails does not stop the next ones; the exit status is the number of failed parts.
 # Results are saved after each case of a bench. Nothing begins, or goes on, after its phase's time:
 # the last benches and the last cases of a bench are dropped first, and named at the end. A bench
@@ -24,14 +26,15 @@
 # PYTHON, CUDA_HOME and FASTEBM_CUDA_ARCHS (of a build; default: the GPU's own) are taken from the
 # environment.
 #
-# Expected seconds on 16 cores, all but nvcc's estimates, as this has not run on a GPU yet: tools 10,
-# wheel 10 or build 75; tests, sanitisers and scores together 150; then alone, as they are timed,
-# the benches: langevin 45, chain 60, neighbor 50, icd_step 30, gibbs 15, replay 20.
+# Seconds on an H200 with 16 cores: tools 7, wheel 6; at once memcheck 15, initcheck 15, racecheck
+# 26, scores 27 and, on 4 workers of pytest, tests 112. Not measured yet: build 75; alone, as they
+# are timed, the benches: langevin 45, chain 90 (40 go by until its first compiled case is
+# measured), neighbor 50, icd_step 50, gibbs 15, replay 20; and profile 60.
 set -uo pipefail
 
 phases=${2:-both}
-if [[ $# -lt 1 || $# -gt 2 || ! $phases =~ ^(both|tests|benches)$ ]]; then
-  echo "usage: $0 OUT_DIR [tests | benches]" >&2
+if [[ $# -lt 1 || $# -gt 2 || ! $phases =~ ^(tests|benches|both|profile)$ ]]; then
+  echo "usage: $0 OUT_DIR [tests | benches | both | profile]" >&2
   exit 2
 fi
 mkdir -p "$1" || exit 2
@@ -223,6 +226,31 @@ run_benches() {
   done
 }
 
-if [[ $phases == benches ]]; then skip "tests, scores, sanitisers: not asked for"; else run_tests; fi
-if [[ $phases == tests ]]; then skip "benches: not asked for"; else run_benches; fi
+run_profile() {
+  deadline=$((SECONDS + 90))
+  if ! command -v ncu >/dev/null; then
+    skip "profile: no ncu on PATH"
+    return
+  fi
+  local sections=(SpeedOfLight SchedulerStats WarpStateStats LaunchStats Occupancy)
+  sections+=(MemoryWorkloadAnalysis ComputeWorkloadAnalysis)
+  local report=$temporary/kernels.ncu-rep
+  # With its own folder to import from, as a script has that Python starts by itself.
+  part profile 70 env -u PYTHONSAFEPATH ncu --profile-from-start off --clock-control none \
+    --kernel-name-base demangled --kernel-name regex:fastebm "${sections[@]/#/--section=}" \
+    -o "${report%.ncu-rep}" "$python" bench/profile_kernels.py --seconds 50
+  # Where it failed late, of what there is.
+  # shellcheck disable=SC2016,SC2181 # for the inner shell; a command of five lines
+  [[ $? -ne 0 && ! -e $report ]] || part table 20 env -u PYTHONSAFEPATH bash -o pipefail -c '
+    ncu --import "$1" --page raw --csv >"$2/ncu.csv" &&
+      cat "$3" "$2/ncu.csv" | "$0" bench/profile_kernels.py --table | tee "$2/ncu.txt"' \
+    "$python" "$report" "$out" "$temporary/profile"
+}
+
+asked() {
+  [[ $phases == "$1" || $phases == both ]]
+}
+if asked tests; then run_tests; else skip "tests, scores, sanitisers: not asked for"; fi
+if asked benches; then run_benches; else skip "benches: not asked for"; fi
+if [[ $phases == profile ]]; then run_profile; fi
 finish

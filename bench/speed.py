@@ -63,8 +63,9 @@ def text(
         blocks.append("Measured by `bench/gpu.sh`, beside what was predicted:")
     else:
         blocks.append(
-            "**Nothing is measured yet** (no GPU was lent to this work). These are predictions,"
-            " from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures them:"
+            "**Nothing is measured yet**: the tests have run on a GPU, the benches have not. These"
+            " are predictions, from counted bytes and operations; `bench/gpu.sh OUT_DIR` measures"
+            " them:"
         )
     blocks += [table_of(predictions.HEADER, predictions.table(cuda)), *measured(cuda, "cuda")]
     blocks += counted(counts) if counts else []
@@ -257,26 +258,34 @@ def size_of(row: dict) -> str:
 
 
 def icd_step(rows: suite.Rows, where: str) -> list[str]:
+    cases = cases_of(rows)
+    graphs = any("fastebm, graph" in of_case for of_case in cases)
+    parts = (("chain", "last step", "entropy", "forward"), ("backward", "optimiser"))
     table = []
-    for of_case in cases_of(rows):
-        row, phases = of_case[OURS], of_case[OURS]["phases"]
-        parts = (("chain", "last step", "entropy", "forward"), ("backward", "optimiser"))
-        seconds = [sum(phases[name] for name in part) for part in parts]
+    for of_case in cases:
+        row = of_case[OURS]
+        phases = row.get("phases")
+        seconds = [phases and sum(phases[name] for name in part) for part in parts]
         table.append([
             row["case"],
             number(row["seconds"], 1e3),
-            times_as_fast(of_case["torch, batched"]),
-            times_as_fast(of_case["torch, one by one"]),
-            *(f"{part / row['seconds']:.0%}" for part in (*seconds, row["limit_seconds"])),
+            *[number(of_case.get("fastebm, graph", {}).get("seconds"), 1e3)] * graphs,
+            times_as_fast(of_case.get("torch, batched")),
+            times_as_fast(of_case.get("torch, one by one")),
+            *(percent(part, row["seconds"]) for part in (*seconds, row["limit_seconds"])),
         ])  # fmt: skip
-    header = ["", "fastebm, ms", "over batched torch", "over the authors' structure",
-              "of it chain and loss", "backward and optimiser", "of the limit"]  # fmt: skip
-    return [
+    header = ["", "fastebm, ms", *["as a graph, ms"] * graphs, "over batched torch",
+              "over the authors' structure", "of it chain and loss", "backward and optimiser",
+              "of the limit"]  # fmt: skip
+    blocks = [
         f"{where}; the limit is its products at the rate of a large one:",
         table_of(header, table),
         "With fastebm on perceptrons the chart's forward is all from the chain to the gradient in"
         " the parameters: one operator.",
     ]
+    if graphs:
+        blocks.append("As a graph: by `GraphedTrainStep`. The other columns are of eager steps.")
+    return blocks
 
 
 def replay(rows: suite.Rows, where: str) -> list[str]:
@@ -324,6 +333,10 @@ def number(value: float | None, unit: float) -> str:
     if value is None:
         return "-"
     return f"{value * unit:.3g}" if value * unit < 1000 else f"{value * unit:.0f}"
+
+
+def percent(part: float | None, whole: float) -> str:
+    return "-" if part is None else f"{part / whole:.0%}"
 
 
 def times_as_fast(rival: dict | None, key: str = "fastebm_faster") -> str:

@@ -220,12 +220,20 @@ def copy_bandwidth(n_bytes: int, device: torch.device, seconds: float) -> float:
     return 2 * n_bytes / min(timing.seconds)
 
 
-def matmul_rate(device: torch.device, seconds: float) -> float:
-    """Floating-point operations per second of a large square float32 product, at its fastest."""
+def matmul_rate(
+    device: torch.device, seconds: float, dtype: torch.dtype = torch.float32, tf32: bool = False
+) -> float:
+    """Floating-point operations per second of a large square product, at its fastest. `tf32`: as
+    torch has it by default in convolutions of float32 on CUDA, and nowhere else."""
     n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device) for _ in range(2))
-    out = torch.empty_like(a)
-    timing = compare({"mm": lambda: torch.mm(a, b, out=out)}, device, seconds=seconds)["mm"]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    out, options = torch.empty_like(a), torch.backends.cuda.matmul
+    before = options.fp32_precision
+    options.fp32_precision = "tf32" if tf32 else before
+    try:
+        timing = compare({"mm": lambda: torch.mm(a, b, out=out)}, device, seconds=seconds)["mm"]
+    finally:
+        options.fp32_precision = before
     return 2 * n**3 / min(timing.seconds)
 
 

@@ -54,6 +54,7 @@ BENCH = {
     "predictions": ["suite"],
     "sass_path": [],
     "sass": ["suite", "machine", "sass_path"],
+    "profile_kernels": ["neighbor"],
     "speed": ["suite", "predictions", "sass"],
     "readme": ["suite", "speed"],
     "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],

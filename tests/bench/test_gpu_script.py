@@ -25,13 +25,14 @@ class cuda:
 """
 # Stands for every program and writes down how it was called. Code of `python -c` is run, with the
 # modules above and no others; pip installs a fastebm that says it is usable; a bench adds a word to
-# the results. Fails where $BROKEN is found in its name and arguments, waits where $HANGS is.
+# the results; ncu writes its report. Fails where $BROKEN is found in its name and arguments, waits
+# where $HANGS is.
 STUB = f"""#!{sys.executable} -S
 import json, os, pathlib, re, sys, time
 arguments = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 with open(os.environ["CALLS"], "a") as calls:
     names = ("PYTHONPATH", "FASTEBM_COMMIT", "PYTORCH_NO_CUDA_MEMORY_CACHING",
-             "TORCHINDUCTOR_COMPILE_THREADS", "FASTEBM_CUDA_ARCHS")
+             "TORCHINDUCTOR_COMPILE_THREADS", "FASTEBM_CUDA_ARCHS", "PYTHONSAFEPATH")
     known = {{name: os.environ[name] for name in names if name in os.environ}}
     print(json.dumps([arguments, known]), file=calls)
 if os.environ["HANGS"] and re.search(os.environ["HANGS"], arguments):
@@ -57,6 +58,10 @@ if sys.argv[1:2] == ["bench"]:
     path.write_text(json.dumps(results, indent=1))
     print("not run: " + name + ": the last case")
     if os.environ["BROKEN"] == name + " after a case":
+        sys.exit("broken on purpose")
+if "-o" in sys.argv:
+    pathlib.Path(sys.argv[sys.argv.index("-o") + 1] + ".ncu-rep").touch()
+    if os.environ["BROKEN"] == "ncu after a kernel":
         sys.exit("broken on purpose")
 print("ran", arguments[:50])
 """
@@ -88,7 +93,7 @@ def run(tmp_path, tree):
     modules.mkdir()
     for name in MODULES:
         (modules / f"{name}.py").write_text(TORCH if name == "torch" else "")
-    for name in ("python", "nvcc", "nvidia-smi", "compute-sanitizer"):
+    for name in ("python", "nvcc", "nvidia-smi", "compute-sanitizer", "ncu"):
         (folder / name).write_text(STUB)
         (folder / name).chmod(0o755)
     for name in (  # and nothing else of this machine
@@ -120,7 +125,9 @@ def run(tmp_path, tree):
         call.status = subprocess.run(
             ["bash", tree / "bench" / "gpu.sh", out, *phase], env=environment, capture_output=True
         ).returncode
-        assert sorted(p.name for p in out.iterdir()) == ["cuda.json", "cuda.log"]
+        kept = ["cuda.json", "cuda.log", *(["ncu.csv", "ncu.txt"] if "profile" in phase else [])]
+        assert {*kept[:2]} <= {p.name for p in out.iterdir()} <= {*kept}
+        call.out = out
         call.log = (out / "cuda.log").read_text()
         call.calls = [json.loads(line) for line in calls.read_text().splitlines()]
         call.summary = call.log.split("===== summary")[1]
@@ -144,7 +151,7 @@ def test_parts(run):
     assert results == dict.fromkeys(BENCHES, "full")
     names = list(parts)
     assert names[:2] == ["tools", "wheel"] and sorted(names[2:7]) == sorted(UNTIMED)
-    assert names[7:] == [f"bench {name}" for name in BENCHES]
+    assert names[7:] == [f"bench {name}" for name in BENCHES]  # and no profile
     # The program of the scores is not there, as the compiler was none.
     assert status == 1 and {n for n, v in parts.items() if v != "ok"} == {"scores"}
     for name in BENCHES:
@@ -174,6 +181,30 @@ def test_how_the_tools_are_run(run):
         (environment,) = called(run, words + " bench/every_kernel.py$")
         assert environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
     assert (ROOT / "bench" / "every_kernel.py").exists()
+
+
+def test_profile(run):
+    for broken, verdicts in (
+        ("^ncu .*--seconds", ("FAILED", None)),
+        ("ncu after a kernel", ("FAILED", "ok")),  # of what there is
+        ("--import", ("ok", "FAILED")),
+        ("--table", ("ok", "FAILED")),
+    ):
+        status, results, parts = run("profile", broken=broken)
+        assert (parts["profile"], parts.get("table")) == verdicts
+        assert results == {} and status == verdicts.count("FAILED")
+    status, results, parts = run("profile")
+    assert status == 0 and results == {} and list(parts.values()).count("skipped") == 2
+    assert list(parts)[-2:] == ["profile", "table"]
+    sections = "(--section=[A-Z]\\w+ ){7}"
+    (ncu,) = called(run, f"^ncu .*--kernel-name regex:fastebm {sections}-o .*/kernels python bench")
+    assert "PYTHONSAFEPATH" not in ncu and (ROOT / "bench" / "profile_kernels.py").exists()
+    (table,) = called(run, "^python bench/profile_kernels.py --table$")
+    assert "PYTHONSAFEPATH" not in table
+    assert (run.out / "ncu.csv").read_text().startswith("ran ncu --import ")
+    assert (run.out / "ncu.txt").read_text() == "ran python bench/profile_kernels.py --table\n"
+    status, _, parts = run("profile", without=["ncu"])
+    assert status == 0 and parts["profile"] == "skipped"
 
 
 def test_a_wheel_of_this_tree_is_used(run, tree):
