@@ -42,8 +42,21 @@ def test_chart_has_a_point_for_each_case_and_way():
 def test_table_has_the_slower_cases_too(monkeypatch):
     chosen = (("chain", "Gaussian, 9 x 2", "a Gaussian"), ("replay", "images", "images"))
     monkeypatch.setattr(readme, "HEADLINES", chosen)
-    text = readme.text(CPU)
+    text = "\n".join(readme.text(CPU)) + "\n"
     assert "| a Gaussian | 1 | 1 | 3, best | 3.0x |\n" in text
     assert "| the same, `compile=True` | 1 | 0.5 | 3, best | 6.0x |\n" in text
     assert "| images | 1 | 4 | 2, torch | 0.50x |\n" in text
     assert "2026-11-24 to 2026-11-25" in " ".join(text.split())
+
+
+def test_a_gpu_has_no_threads_and_its_faster_ways(monkeypatch):
+    monkeypatch.setattr(readme, "HEADLINES", (("icd_step", "a step", "a step"), ("gone", "a", "b")))
+    steps = [
+        row("a step, CUDA", "fastebm", 4, 1.0),
+        row("a step, CUDA", "fastebm, graph", 0.5, 0.125),
+        row("a step, CUDA", "torch", 6, 1.5),
+        {"case": "a step, CUDA", "variant": "broken", "threads": 1, "unavailable": "why"},
+    ]
+    text = "\n".join(readme.gpu_text({"icd_step": {"environment": FACTS, "rows": steps}})) + "\n"
+    assert "| a step | 4 | 6, torch | 1.50x |\n" in text
+    assert "| the same, as a CUDA graph | 0.5 | 6, torch | 12.0x |\n" in text
