@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import suite
 
-HEADER = ["claim", "card", "predicted", "measured"]
-NOT_MEASURED, NOT_PREDICTED = "not measured", "not predicted"
+HEADER = ["claim", "predicted", "measured"]
+NOT_MEASURED = "not measured"
 
 
 class Prediction(NamedTuple):
@@ -111,17 +111,15 @@ PREDICTIONS = (
 
 
 def table(results: suite.Results) -> list[list[str]]:
-    """Rows under HEADER; `results` are those of a CUDA device, empty while there are none. What
-    one card shows says nothing of what is predicted of another."""
+    """Rows under HEADER; `results` are those of a CUDA device, empty while there are none. Cards
+    are named, as what one card shows says little of what is predicted of another."""
     lines = []
     for bench, claim, predicted, measured in PREDICTIONS:
         entry = results.get(bench)
         found = entry and measured(entry["rows"])
-        device = entry["environment"]["device"] if found else ""
-        lines += [
-            [claim, card, text, found if card in device.split() else NOT_MEASURED]
-            for card, text in predicted.items()
-        ]
-        if found and not predicted.keys() & {*device.split()}:
-            lines.append([claim, device, NOT_PREDICTED, found])
+        lines.append([
+            claim,
+            "; ".join(f"{card} {text}" for card, text in predicted.items()),
+            f"{found} ({entry['environment']['device']})" if found else NOT_MEASURED,
+        ])  # fmt: skip
     return lines
