@@ -23,8 +23,8 @@
 # Results are saved after each case of a bench. Nothing begins, or goes on, after its phase's time:
 # the last benches and the last cases of a bench are dropped first, and named at the end. A bench
 # that fails before its first result is tried once more with --quick.
-# PYTHON, CUDA_HOME and FASTEBM_CUDA_ARCHS (of a build; default: the GPU's own) are taken from the
-# environment.
+# PYTHON, CUDA_HOME, FASTEBM_CUDA_ARCHS (of a build; default: the GPU's own) and BENCH_SECONDS (of all
+# benches; 290) are taken from the environment.
 #
 # Seconds on an H200 with 16 cores: tools 7, wheel 6; at once memcheck 15, initcheck 15, racecheck
 # 26, scores 27 and, on 4 workers of pytest, tests 112. Not measured yet: build 75; alone, as they
@@ -218,7 +218,7 @@ bench() {
 }
 
 run_benches() {
-  deadline=$((SECONDS + 290))
+  deadline=$((SECONDS + ${BENCH_SECONDS:-290}))
   local name
   for name in "${benches[@]}"; do
     bench "$name" 90 || grep -q "^ \"$name\":" "$out/cuda.json" ||
