@@ -2,6 +2,7 @@
 #pragma once
 #include "neighbor/exact_cuda.h"
 #include "neighbor/quantize_cuda.h"
+#include "neighbor/select_plan.h"
 
 namespace fastebm {
 namespace {
@@ -9,54 +10,6 @@ namespace {
 // Exact squares of this many take about as long as scores of floats of all references.
 constexpr int kMostCandidates = 128;
 static_assert(kMaxColumns <= 1 << 16, "a column's number has 16 bits");
-
-constexpr int kChunkThreads = 64;  // chunks are few and cheap to look at
-constexpr int kFewestThreads = 256, kMostThreads = 1024;
-
-// How a CUDA block finds the neighbours of its query, and what of its shared memory is for what.
-struct SelectPlan {
-  int threads;
-  int stages, stage_bytes;  // references that wait for their exact squares, or a part of one
-  bool keeps_x;             // in float64, for all exact squares
-  int lists, found, x, stage, bytes;  // where these begin, after the bounds of columns; the end
-};
-
-// Few queries get many threads each, as it is latency that they wait for; more share a
-// multiprocessor. Exact squares get the shared memory that is left for as many CUDA blocks as that
-// has registers for, or for fewer where this is too little.
-inline SelectPlan plan_select(const NeighborParams& p, const ScoreBlock& b, size_t x_size,
-                              size_t y_size) {
-  constexpr int64_t kReserved = 1024, kStatic = 512, kEnough = 4096, kLeast = 512;
-  const int64_t all = max_shared_bytes() + kReserved;
-  SelectPlan plan{};
-  const int64_t width = b.slices > 4 ? b.columns : b.columns / 4;  // threads of use for bounds
-  plan.threads = kMostThreads;
-  while (plan.threads > kFewestThreads &&
-         (plan.threads / 2 >= width || int64_t{b.queries} * plan.threads > 128 * kMostThreads))
-    plan.threads /= 2;
-  if (p.dim <= kDirectDim) plan.threads = kChunkThreads;
-  int64_t left = 0;
-  for (int blocks = kMostThreads / plan.threads;; blocks = blocks > 1 ? blocks / 2 : 1) {
-    plan.lists = static_cast<int>(b.pitch * sizeof(float));
-    plan.found = plan.lists + plan.threads / 32 * p.k * static_cast<int>(sizeof(Neighbor));
-    plan.x = plan.found + static_cast<int>(b.pitch * sizeof(uint16_t));
-    plan.bytes = plan.stage = plan.x;
-    if (p.dim <= kDirectDim) return plan;
-    left = all / blocks - kReserved - kStatic - plan.x;
-    if (left >= kEnough) break;
-    if (blocks > 1) continue;
-    if (left >= kLeast || plan.threads == kFewestThreads) break;
-    plan.threads /= 2;
-  }
-  const int64_t row = ceil_div(p.dim * static_cast<int64_t>(y_size), 16) * 16;
-  const int64_t x_bytes = ceil_div(p.dim * static_cast<int64_t>(sizeof(double)), 16) * 16;
-  plan.keeps_x = x_size < sizeof(double) && left >= x_bytes + 8 * row;
-  if (plan.keeps_x) plan.stage += static_cast<int>(x_bytes), left -= x_bytes;
-  plan.stages = static_cast<int>(std::clamp<int64_t>(left / row, 1, plan.threads / 32));
-  plan.stage_bytes = static_cast<int>(std::min(row, left / kLeast * kLeast));
-  plan.bytes = plan.stage + plan.stages * plan.stage_bytes;
-  return plan;
-}
 
 __device__ __forceinline__ float4 four_at(const float* from, bool valid) {
   float4 v = make_float4(0, 0, 0, 0);
@@ -76,12 +29,15 @@ __device__ __forceinline__ void add_four(Integer (&sum)[4], float4 v) {
 }
 
 // Adds up the slices first, first + every, ... of columns j .. j + 3, for kQuads of j `apart`
-// apart: scores and, if kSquares, |y'|^2. Reads those of kBatch slices before it uses one.
+// apart: scores and, if kSquares, |y'|^2. Reads those of kBatch slices before it uses one;
+// kBatch 1: there is one.
 template <int kQuads, int kBatch, bool kSquares, class Score>
 __device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j, int apart,
                                            int first, int every, Score (&score)[kQuads][4],
                                            float (&square)[kQuads][4]) {
-  for (int z = first; z < b.slices; z += kBatch * every) {
+  const int slices = kBatch == 1 ? 1 : b.slices;
+#pragma unroll 1
+  for (int z = first; z < slices; z += kBatch * every) {
     const float* scores = b.scores + (z * int64_t{b.queries} + row) * b.pitch + j;
     const float* squares = b.y_squares + z * b.pitch + j;
     float4 some[kBatch][kQuads], more[kBatch][kQuads];
@@ -89,7 +45,7 @@ __device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int
     for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
-        const bool valid = z + i * every < b.slices && j + q * apart < b.columns;
+        const bool valid = z + i * every < slices && j + q * apart < b.columns;
         some[i][q] = four_at(scores + q * apart, valid);
         if constexpr (kSquares) more[i][q] = four_at(squares + q * apart, valid);
       }
@@ -122,6 +78,10 @@ __device__ __forceinline__ T sum_of_own(const T (&part)[4]) {
 // The k-th least of the 32 lanes' values, none of them NaN, in every lane.
 __device__ inline float kth_least(float value, int k) {
   const int lane = threadIdx.x % 32;
+  if (k == 1) {
+    for (int h = 16; h > 0; h /= 2) value = fminf(value, __shfl_xor_sync(0xFFFFFFFFu, value, h));
+    return value;
+  }
   int rank = 0;
 #pragma unroll 8
   for (int l = 0; l < 32; ++l) {
@@ -173,7 +133,7 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   const Y* y = static_cast<const Y*>(p.y) + b.first_reference * p.dim;
   const int shift = kChunks ? __ffs(b.chunk) - 1 : 0;
   const int64_t skip = p.skip ? p.skip[query] - b.first_reference : -1;
-  const int64_t skip_column = skip < 0 ? -1 : skip >> shift;
+  const int skip_column = skip < 0 || skip >= b.references ? -1 : static_cast<int>(skip) >> shift;
 
   GridQuery on_grid{};
   if constexpr (std::is_same_v<Y, uint8_t>)
@@ -202,9 +162,8 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
     float middle, error;
     if constexpr (!kBytes) {
       middle = score;
-      error = fabsf(middle) + y_square < 0x1p124f
-                  ? b.error.relative * middle + b.error.reference * y_square
-                  : NAN;
+      error = kChunks ? b.error.relative * middle : b.error.reference * y_square;
+      if (!(fabsf(middle) + y_square < 0x1p124f)) error = NAN;
     } else {
       middle = static_cast<float>(score + static_cast<decltype(score)>(on_grid.square));
       error = middle * 0x1p-22f;  // of its rounding to float32
@@ -273,10 +232,10 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
     if (lane == 0) sums[warp] = x_square;
   }
   for (int h = 1; h < warps; h *= 2) least = fminf(least, __shfl_xor_sync(0xFFFFFFFFu, least, h));
-  if (thread % warps == 0) minima[thread / warps] = least;
+  if ((thread & (warps - 1)) == 0) minima[thread >> (__ffs(warps) - 1)] = least;
   if (thread < 3) counts[thread] = 0;
   __syncthreads();
-  Neighbor* kept = b.lists + row * p.k;
+  Neighbor* kept = b.lists + static_cast<int>(row) * p.k;
   if (warp == 0) {
     const float kth = kth_least(minima[lane], p.k);
     if constexpr (!kChunks && !kBytes) x_square = warp_sum(lane < warps ? sums[lane] : 0);
@@ -312,15 +271,12 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
     for (int from = 4 * thread; from < columns; from += 4 * threads) {
       const float4 four = *reinterpret_cast<const float4*>(bounds + from);
       const float low[4] = {four.x, four.y, four.z, four.w};
-      bool is_left[4];
+      if (low[0] > most && low[1] > most && low[2] > most && low[3] > most) continue;
 #pragma unroll
       for (int c = 0; c < 4; ++c)
-        is_left[c] = !(low[c] > most) && !(kBytes && low[c] <= above) && from + c < columns &&
-                     (kChunks || from + c != skip_column);
-      if (is_left[0] || is_left[1] || is_left[2] || is_left[3])
-#pragma unroll
-        for (int c = 0; c < 4; ++c)
-          if (is_left[c]) found[atomicAdd(&counts[pass], 1)] = static_cast<uint16_t>(from + c);
+        if (!(low[c] > most) && !(kBytes && low[c] <= above) && from + c < columns &&
+            (kChunks || from + c != skip_column))
+          found[atomicAdd(&counts[pass], 1)] = static_cast<uint16_t>(from + c);
     }
     __syncthreads();
     const int count = counts[pass];
