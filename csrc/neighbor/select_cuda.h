@@ -157,6 +157,12 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   if constexpr (!kChunks)
     if (!kBytes || plan.keeps_x) load_x(thread);
 
+  // What blocks before have left is the first warp's, to begin with.
+  Neighbor* kept = b.lists + static_cast<int>(row) * p.k;
+  Neighbor* lists = reinterpret_cast<Neighbor*>(shared + plan.lists);
+  Neighbor* list = lists + warp * p.k;
+  if (lane < p.k) list[lane] = warp == 0 && !b.first ? kept[lane] : no_neighbor();
+
   float least = INFINITY;
   const auto bound = [&](int j, auto score, float y_square) {
     float middle, error;
@@ -235,23 +241,23 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   if ((thread & (warps - 1)) == 0) minima[thread >> (__ffs(warps) - 1)] = least;
   if (thread < 3) counts[thread] = 0;
   __syncthreads();
-  Neighbor* kept = b.lists + static_cast<int>(row) * p.k;
   if (warp == 0) {
     const float kth = kth_least(minima[lane], p.k);
     if constexpr (!kChunks && !kBytes) x_square = warp_sum(lane < warps ? sums[lane] : 0);
+    const float x_bound = rounded_up(x_square);
     double most = kth, x_error = 0;
     if constexpr (kBytes) {
       most = most_beside(most, on_grid);
     } else {
-      const float x_bound = rounded_up(x_square);
       x_error = b.error.query * x_bound + b.error.absolute;
-      most = x_bound < 0x1p124f ? most + 2 * x_error : HUGE_VAL;
+      most += 2 * x_error;
     }
     if (!b.first) {
-      const double square = kept[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
+      const double square = lists[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
       most = fmin(most, kBytes ? most_within(square, on_grid, b.grid)
                                : square - x_square + (square + x_square) * slack + x_error);
     }
+    if (!kBytes && !(x_bound < 0x1p124f)) most = HUGE_VAL;
     if (lane == 0) {
       limits[0] = x_square == x_square ? rounded_up(most) : NAN;
       limits[1] = kth;
@@ -262,11 +268,6 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   const int columns = most == most ? b.columns : 0;  // a NaN has no neighbours
   const float kth = limits[1];
 
-  Neighbor* lists = reinterpret_cast<Neighbor*>(shared + plan.lists);
-  Neighbor* list = lists + warp * p.k;
-  if (lane == 0)
-    for (int c = 0; c < p.k; ++c) list[c] = warp == 0 && !b.first ? kept[c] : no_neighbor();
-  __syncwarp();
   for (int pass = 0;; ++pass) {
     for (int from = 4 * thread; from < columns; from += 4 * threads) {
       const float4 four = *reinterpret_cast<const float4*>(bounds + from);
