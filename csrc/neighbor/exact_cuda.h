@@ -116,19 +116,13 @@ __device__ inline void add_lanes(Neighbor* list, int k, Neighbor candidate) {
   }
 }
 
-// Number c of the k nearest in `count` <= 32 sorted lists of k each, in lane c. Each lane holds a
-// list, of which it has taken some.
-__device__ inline Neighbor merge_lists(const Neighbor* lists, int count, int k) {
-  const int lane = threadIdx.x % 32;
-  Neighbor mine = no_neighbor();
-  int taken = 0;
-  for (int c = 0; c < k; ++c) {
-    const Neighbor head = lane < count ? lists[lane * k + taken] : no_neighbor();
-    const Neighbor nearest = warp_nearest(head);
-    if (nearest.index == head.index) ++taken;
-    if (lane == c) mine = nearest;
-  }
-  return mine;
+// How many neighbours in `count` sorted lists of k each are nearer than number `own` of these.
+__device__ inline int rank_in_lists(const Neighbor* lists, int count, int k, int own) {
+  int rank = own % k;
+  for (int l = 0; l < count; ++l)
+    if (l != own / k)
+      for (int i = 0; i < k && nearer(lists[l * k + i], lists[own]); ++i) ++rank;
+  return rank;
 }
 
 }  // namespace

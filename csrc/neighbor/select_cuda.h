@@ -107,7 +107,7 @@ __device__ inline float rounded_up(double v) {
 //     each otherwise, by which it is copied into shared memory first. On the grid, where more
 //     references are left than fit there at once, those nearest on the grid come first: their
 //     squares, which are true ones, drop most of the others.
-//  3. One warp merges what the warps have found.
+//  3. The warps' lists are merged.
 // A chunk with the skipped reference has no upper bound. A score that may have overflowed, or is
 // NaN, bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
 // with too many candidates leaves the grid, which is where scores of floats tell more.
@@ -337,12 +337,21 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
     most = fminf(limits[0], rounded_up(most_within(farthest, on_grid, b.grid)));
   }
 
+  // Each neighbour finds its own place; there is none at places that nobody finds.
+  const auto store = [&](int c, Neighbor neighbor) {
+    kept[c] = neighbor;
+    if (b.last) store_neighbor<X>(p, query, c, neighbor);
+  };
+  if (p.k > 1 && thread < p.k) store(thread, no_neighbor());
   __syncthreads();
-  if (warp != 0) return;
-  const Neighbor result = merge_lists(lists, warps, p.k);
-  if (lane >= p.k) return;
-  kept[lane] = result;
-  if (b.last) store_neighbor<X>(p, query, lane, result);
+  if (p.k == 1) {
+    if (warp > 0) return;
+    const Neighbor nearest = warp_nearest(lane < warps ? lists[lane] : no_neighbor());
+    if (lane == 0) store(0, nearest);
+  } else if (thread < warps * p.k && lists[thread].index != INT64_MAX) {
+    const int rank = rank_in_lists(lists, warps, p.k, thread);
+    if (rank < p.k) store(rank, lists[thread]);
+  }
 }
 
 template <class X, class Y, bool kBytes>
