@@ -29,36 +29,24 @@ __device__ __forceinline__ void add_four(Integer (&sum)[4], float4 v) {
 }
 
 // Adds up the slices first, first + every, ... of columns j .. j + 3, for kQuads of j `apart`
-// apart: scores and, if kSquares, |y'|^2. Reads those of kBatch slices before it uses one;
-// kBatch 1: there is one.
-template <int kQuads, int kBatch, bool kSquares, class Score>
+// apart. Reads those of kBatch slices before it uses one; kBatch 1: there is one.
+template <int kQuads, int kBatch, class Score>
 __device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j, int apart,
-                                           int first, int every, Score (&score)[kQuads][4],
-                                           float (&square)[kQuads][4]) {
+                                           int first, int every, Score (&sum)[kQuads][4]) {
   const int slices = kBatch == 1 ? 1 : b.slices;
 #pragma unroll 1
   for (int z = first; z < slices; z += kBatch * every) {
-    const float* scores = b.scores + (z * int64_t{b.queries} + row) * b.pitch + j;
-    const float* squares = b.y_squares + z * b.pitch + j;
-    float4 some[kBatch][kQuads], more[kBatch][kQuads];
+    const float* from = b.scores + (z * int64_t{b.queries} + row) * b.pitch + j;
+    float4 some[kBatch][kQuads];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kBatch; ++i, from += every * b.queries * b.pitch)
 #pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        const bool valid = z + i * every < slices && j + q * apart < b.columns;
-        some[i][q] = four_at(scores + q * apart, valid);
-        if constexpr (kSquares) more[i][q] = four_at(squares + q * apart, valid);
-      }
-      scores += every * b.queries * b.pitch;
-      squares += every * b.pitch;
-    }
+      for (int q = 0; q < kQuads; ++q)
+        some[i][q] = four_at(from + q * apart, z + i * every < slices && j + q * apart < b.columns);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
 #pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        add_four(score[q], some[i][q]);
-        if constexpr (kSquares) add_four(square[q], more[i][q]);
-      }
+      for (int q = 0; q < kQuads; ++q) add_four(sum[q], some[i][q]);
   }
 }
 
@@ -91,29 +79,42 @@ __device__ inline float kth_least(float value, int k) {
   return __shfl_sync(0xFFFFFFFFu, value, __ffs(__ballot_sync(0xFFFFFFFFu, rank == k - 1)) - 1);
 }
 
+// |score - t| <= relative score + absolute for all references of a query.
+struct LinearError {
+  double relative, absolute;
+};
+
+// That of a ScoreError, without |y'|^2, which need not be read then: as t + |x'|^2 = |x' - y'|^2,
+//   |y'|^2 <= 2 |x'|^2 + 2 |x' - y'|^2 <= 4 |x'|^2 + 2 (score + |score - t|),
+// and what |score - t| is at most follows.
+FASTEBM_HD LinearError linear_error(const ScoreError& error, double x_square) {
+  const double reference = 2.0 * error.reference;
+  return {(error.relative + reference) / (1 - reference),
+          ((error.query + 2 * reference) * x_square + error.absolute) / (1 - reference)};
+}
+
 __device__ inline float rounded_up(double v) {
   return static_cast<float>(v + fabs(v) * 0x1p-22 + 0x1p-140);
 }
 
 // The k nearest of a query among the references of a block and those found in blocks before: a
 // CUDA block takes one query.
-//  1. Each column's bounds, four columns a thread at a time, or where there are many slices and so
-//     few columns, one, with a quarter of the slices of four; the lower ones stay in shared memory.
-//     The threads fall into 32 classes: the k-th least of the classes' least upper bounds is not
-//     below the block's k-th least square, as each is that of another chunk. Of a query on the grid
-//     bounds are those of |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
-//  2. Chunks whose lower bound is above it, or above the k-th square found before, are dropped. The
-//     others' references get exact squares: a lane each where chunks are large (kChunks), a warp
-//     each otherwise, by which it is copied into shared memory first. On the grid, where more
-//     references are left than fit there at once, those nearest on the grid come first: their
-//     squares, which are true ones, drop most of the others.
+//  1. Each column's score, four columns a thread at a time, or where there are many slices and so
+//     few columns, one, with a quarter of the slices of four; it stays in shared memory.
+//     The threads fall into 32 classes: the upper bound of the k-th of the classes' least scores is
+//     not below the block's k-th least square, as each is that of another chunk. Of a query on the
+//     grid scores are |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
+//  2. Chunks whose score's lower bound is above it, or above the k-th square found before, are
+//     dropped: bounds are linear in scores, so that this is a limit to these. The others'
+//     references get exact squares: a lane each where chunks are large (kChunks), a warp each
+//     otherwise, by which it is copied into shared memory first. On the grid, where more references
+//     are left than fit there at once, those nearest on the grid come first: their squares, which
+//     are true ones, drop most of the others.
 //  3. The warps' lists are merged.
-// A chunk with the skipped reference has no upper bound. A score that may have overflowed, or is
-// NaN, bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
+// A chunk with the skipped reference has no upper bound. A score that may have overflowed is a NaN,
+// which bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
 // with too many candidates leaves the grid, which is where scores of floats tell more.
-// Errors of bounds have a part that all columns share, x_error: it is added once, at the end.
-// Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share,
-// but not on the grid; and x and y for the exact squares.
+// Memory moves 4 B a score, and x and y for the exact squares.
 template <class X, class Y, bool kChunks, bool kBytes>
 __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunks ? 16 : 1)
     select_kernel(NeighborParams p, ScoreBlock b, SelectPlan plan) {
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   FASTEBM_SHARED(float[2], limits);
   FASTEBM_SHARED(int[3], counts);
   char* shared = dynamic_shared<char>();
-  float* bounds = reinterpret_cast<float*>(shared);  // of each column
+  float* scores = reinterpret_cast<float*>(shared);  // of each column
   uint16_t* found = reinterpret_cast<uint16_t*>(shared + plan.found);
   double* x_values = reinterpret_cast<double*>(shared + plan.x);
   const int threads = kChunks ? kChunkThreads : blockDim.x, warps = threads / 32;
@@ -164,47 +165,39 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   if (lane < p.k) list[lane] = warp == 0 && !b.first ? kept[lane] : no_neighbor();
 
   float least = INFINITY;
-  const auto bound = [&](int j, auto score, float y_square) {
-    float middle, error;
-    if constexpr (!kBytes) {
-      middle = score;
-      error = kChunks ? b.error.relative * middle : b.error.reference * y_square;
-      if (!(fabsf(middle) + y_square < 0x1p124f)) error = NAN;
-    } else {
-      middle = static_cast<float>(score + static_cast<decltype(score)>(on_grid.square));
-      error = middle * 0x1p-22f;  // of its rounding to float32
-    }
-    if (j < b.columns && j != skip_column) least = fminf(least, middle + error);
-    return middle - error;
+  const auto score_of = [&](int j, auto sum) {
+    float score;
+    if constexpr (kBytes)
+      score = static_cast<float>(sum + static_cast<decltype(sum)>(on_grid.square));
+    else
+      score = fabsf(sum) < 0x1p124f ? sum : NAN;
+    if (j < b.columns && j != skip_column) least = fminf(least, score);
+    return score;
   };
-  const auto bound_quads = [&](auto quads, auto batch, auto zero) {
+  const auto add_quads = [&](auto quads, auto batch, auto zero) {
     constexpr int kQuads = decltype(quads)::value, kBatch = decltype(batch)::value;
     for (int from = 4 * thread; from < b.columns; from += 4 * threads * kQuads) {
       decltype(zero) sum[kQuads][4] = {};
-      float y_square[kQuads][4] = {};
-      add_slices<kQuads, kBatch, !kBytes && !kChunks>(b, row, from, 4 * threads, 0, 1, sum,
-                                                      y_square);
+      add_slices<kQuads, kBatch>(b, row, from, 4 * threads, 0, 1, sum);
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         const int j = from + 4 * threads * q;
-        float low[4];
+        float score[4];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) low[c] = bound(j + c, sum[q][c], y_square[q][c]);
+        for (int c = 0; c < 4; ++c) score[c] = score_of(j + c, sum[q][c]);
         if (j < b.columns)
-          *reinterpret_cast<float4*>(bounds + j) = make_float4(low[0], low[1], low[2], low[3]);
+          *reinterpret_cast<float4*>(scores + j) =
+              make_float4(score[0], score[1], score[2], score[3]);
       }
     }
   };
-  const auto bound_columns = [&](auto zero) {
+  const auto add_columns = [&](auto zero) {
     for (int first = 32 * warp; first < b.columns; first += threads) {
       const int j = first + lane % 8 * 4, mine = j + (lane & 8) / 4 + lane / 16;
       decltype(zero) sum[1][4] = {};
-      float y_square[1][4] = {};
-      add_slices<1, 4, !kBytes>(b, row, j, 0, lane / 8, 4, sum, y_square);
-      float square = 0;
-      if constexpr (!kBytes) square = sum_of_own(y_square[0]);
-      const float low = bound(mine, sum_of_own(sum[0]), square);
-      if (mine < b.columns) bounds[mine] = low;
+      add_slices<1, 4>(b, row, j, 0, lane / 8, 4, sum);
+      const float score = score_of(mine, sum_of_own(sum[0]));
+      if (mine < b.columns) scores[mine] = score;
     }
   };
   using Zero = std::conditional_t<kBytes, int32_t, float>;
@@ -214,11 +207,11 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   using Four = std::integral_constant<int, 4>;
   static_assert(255 * 255 * 4 * kMaxSlice <= INT32_MAX);
   if (kChunks || b.slices == 1)
-    bound_quads(Two(), One(), Zero{0});
+    add_quads(Four(), One(), Zero{0});
   else if (b.slices <= 4)
-    bound_quads(One(), Four(), Zero{0});
+    add_quads(Two(), Four(), Zero{0});
   else
-    bound_columns(LongZero{0});
+    add_columns(LongZero{0});
 
   double x_square = kBytes ? on_grid.residual : 0;
   if constexpr (!kChunks)
@@ -244,20 +237,17 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   if (warp == 0) {
     const float kth = kth_least(minima[lane], p.k);
     if constexpr (!kChunks && !kBytes) x_square = warp_sum(lane < warps ? sums[lane] : 0);
-    const float x_bound = rounded_up(x_square);
-    double most = kth, x_error = 0;
-    if constexpr (kBytes) {
-      most = most_beside(most, on_grid);
-    } else {
-      x_error = b.error.query * x_bound + b.error.absolute;
-      most += 2 * x_error;
-    }
+    const auto [relative, absolute] =
+        kBytes ? LinearError{0x1p-22, 0} : linear_error(b.error, x_square);
+    double most = kth + kth * relative + absolute;
+    if constexpr (kBytes) most = most_beside(most, on_grid);
     if (!b.first) {
       const double square = lists[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
       most = fmin(most, kBytes ? most_within(square, on_grid, b.grid)
-                               : square - x_square + (square + x_square) * slack + x_error);
+                               : square - x_square + (square + x_square) * slack);
     }
-    if (!kBytes && !(x_bound < 0x1p124f)) most = HUGE_VAL;
+    most = (most + absolute) / (1 - relative);
+    if (!(relative < 0.5) || (!kBytes && !(x_square < 0x1p124))) most = HUGE_VAL;
     if (lane == 0) {
       limits[0] = x_square == x_square ? rounded_up(most) : NAN;
       limits[1] = kth;
@@ -270,12 +260,12 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
 
   for (int pass = 0;; ++pass) {
     for (int from = 4 * thread; from < columns; from += 4 * threads) {
-      const float4 four = *reinterpret_cast<const float4*>(bounds + from);
-      const float low[4] = {four.x, four.y, four.z, four.w};
-      if (low[0] > most && low[1] > most && low[2] > most && low[3] > most) continue;
+      const float4 four = *reinterpret_cast<const float4*>(scores + from);
+      const float score[4] = {four.x, four.y, four.z, four.w};
+      if (score[0] > most && score[1] > most && score[2] > most && score[3] > most) continue;
 #pragma unroll
       for (int c = 0; c < 4; ++c)
-        if (!(low[c] > most) && !(kBytes && low[c] <= above) && from + c < columns &&
+        if (!(score[c] > most) && !(kBytes && score[c] <= above) && from + c < columns &&
             (kChunks || from + c != skip_column))
           found[atomicAdd(&counts[pass], 1)] = static_cast<uint16_t>(from + c);
     }

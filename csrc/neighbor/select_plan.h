@@ -13,7 +13,7 @@ struct SelectPlan {
   int threads;
   int stages, stage_bytes;  // references that wait for their exact squares, or a part of one
   bool keeps_x;             // in float64, for all exact squares
-  int lists, found, x, stage, bytes;  // where these begin, after the bounds of columns; the end
+  int lists, found, x, stage, bytes;  // where these begin, after the scores of columns; the end
 };
 
 // Few queries get many threads each, as it is latency that they wait for; more share a
@@ -24,7 +24,7 @@ inline SelectPlan plan_select(const NeighborParams& p, const ScoreBlock& b, size
   constexpr int64_t kReserved = 1024, kStatic = 512, kEnough = 4096, kLeast = 512;
   const int64_t all = max_shared_bytes() + kReserved;
   SelectPlan plan{};
-  const int64_t width = b.slices > 4 ? b.columns : b.columns / 4;  // threads of use for bounds
+  const int64_t width = b.slices > 4 ? b.columns : b.columns / 4;  // that scores keep busy
   plan.threads = kMostThreads;
   while (plan.threads > kFewestThreads &&
          (plan.threads / 2 >= width || int64_t{b.queries} * plan.threads > 128 * kMostThreads))

@@ -310,7 +310,30 @@ void test_scratch() {
   failures += !fits;
 }
 
-// Bounds, lists, numbers of columns, x and references follow one another in the shared memory that
+// A score that is off by all that a ScoreError allows, of a reference as long as its distance
+// allows, is off by no more than the linear error says, and where the distance is |x'|, by all.
+void test_linear_errors() {
+  double most = 0, at_length = 0;
+  for (int64_t slice : {192, 2048})
+    for (double x_square : {0.0, 1e-9, 1.0, 3e5})
+      for (double distance : {0.0, 1e-3, 0.5, 1.0, 2.0, 1e3})
+        for (double side : {-1.0, 1.0}) {
+          const ScoreError error = score_error(4 * slice, slice, 4);
+          const double length = std::sqrt(x_square), far = distance * (length + 1e-6);
+          const double y_square = (length + far) * (length + far);
+          const double off = error.query * x_square + error.reference * y_square + error.absolute;
+          const LinearError linear = linear_error(error, x_square);
+          const double score = far * far - x_square + side * off;
+          const double ratio = off / (linear.relative * score + linear.absolute);
+          most = std::max(most, ratio);
+          if (x_square == 1 && distance == 1 && side < 0) at_length = std::max(at_length, ratio);
+        }
+  const bool right = most < 1 + 1e-9 && at_length > 0.99;
+  std::printf("%s linear errors: %.4f, %.4f\n", right ? "ok" : "FAILED", most, at_length);
+  failures += !right;
+}
+
+// Scores, lists, numbers of columns, x and references follow one another in the shared memory that
 // there is; those that wait for exact squares, or the parts of one, begin at 16 bytes.
 void test_select_plans() {
   bool right = true;
@@ -371,5 +394,6 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_leaving_the_grid();
   fastebm::test_scratch();
   fastebm::test_select_plans();
+  fastebm::test_linear_errors();
   return fastebm::failures != 0;
 }
