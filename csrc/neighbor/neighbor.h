@@ -109,15 +109,18 @@ FASTEBM_HD void add_neighbor(Neighbor* list, int k, Neighbor candidate) {
   list[i] = candidate;
 }
 
-// Writes the results of query i.
+// Writes query i's result c.
+template <class X>
+FASTEBM_HD void store_neighbor(const NeighborParams& p, int64_t i, int c, Neighbor neighbor) {
+  const bool found = neighbor.index != INT64_MAX;
+  static_cast<X*>(p.distance)[i * p.k + c] =
+      found ? static_cast<X>(sqrt(neighbor.square)) : static_cast<X>(NAN);
+  p.index[i * p.k + c] = found ? neighbor.index : -1;
+}
+
 template <class X>
 FASTEBM_HD void store_neighbors(const NeighborParams& p, int64_t i, const Neighbor* list) {
-  for (int c = 0; c < p.k; ++c) {
-    const bool found = list[c].index != INT64_MAX;
-    static_cast<X*>(p.distance)[i * p.k + c] =
-        found ? static_cast<X>(sqrt(list[c].square)) : static_cast<X>(NAN);
-    p.index[i * p.k + c] = found ? list[c].index : -1;
-  }
+  for (int c = 0; c < p.k; ++c) store_neighbor<X>(p, i, c, list[c]);
 }
 
 // One element of query i's gradient.

@@ -14,13 +14,13 @@ __device__ __forceinline__ float middle_of(const ReferenceGrid& grid) {
 }
 
 // The query of that row split as by split_kernel, about the middle of the grid, by a CUDA block.
-template <int kThreads, class X>
+template <class X>
 __device__ __forceinline__ void split_query(const NeighborParams& p, const ScoreBlock& b,
                                             int64_t row) {
   const X* x = static_cast<const X*>(p.x) + (b.first_query + row) * p.dim;
   const int dim = static_cast<int>(p.dim), width = static_cast<int>(tile_steps(dim)) * kTileDepth;
   const float middle = middle_of(b.grid);
-  for (int at = 2 * threadIdx.x; at < width; at += 2 * kThreads) {
+  for (int at = 2 * threadIdx.x; at < width; at += 2 * blockDim.x) {
     float v[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) v[i] = at + i < dim ? static_cast<float>(x[at + i] - middle) : 0;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kQuantizeThreads)
   const double sum = block_sum<kQuantizeThreads>(static_cast<double>(square));  // exact
   if (threadIdx.x == 0) b.grid_queries[row] = GridQuery{sum, residual};
 
-  if (residual == HUGE_VAL) split_query<kQuantizeThreads, X>(p, b, row);
+  if (residual == HUGE_VAL) split_query<X>(p, b, row);
   for (int at = threadIdx.x; row == 0 && at < tile_steps(p.dim) * kTileDepth;
        at += kQuantizeThreads)
     b.center[at] = at < dim ? middle_of(b.grid) : 0;

@@ -1,8 +1,8 @@
 // From scores to neighbours.
 #pragma once
-#include "launch/device.h"
-#include "launch/sums_cuda.h"
+#include "neighbor/exact_cuda.h"
 #include "neighbor/quantize_cuda.h"
+#include "neighbor/select_plan.h"
 
 namespace fastebm {
 namespace {
@@ -10,67 +10,6 @@ namespace {
 // Exact squares of this many take about as long as scores of floats of all references.
 constexpr int kMostCandidates = 128;
 static_assert(kMaxColumns <= 1 << 16, "a column's number has 16 bits");
-
-// The exact square by one thread, without the parts that are zero: dim <= kDirectDim.
-template <class X, class Y>
-__device__ __forceinline__ double small_square(const X* x, const Y* y, int dim, float scale,
-                                               float offset) {
-  double part[kDirectDim];
-#pragma unroll
-  for (int i = 0; i < kDirectDim; ++i) {
-    part[i] = 0;
-    if (i < dim) {
-      const double difference = static_cast<double>(x[i]) - reference_value(y[i], scale, offset);
-      part[i] = difference * difference;
-    }
-  }
-#pragma unroll
-  for (int h = kDirectDim / 2; h > 0; h /= 2)
-#pragma unroll
-    for (int l = 0; l < kDirectDim / 2; ++l)
-      if (l < h) part[l] += part[l + h];
-  return part[0];
-}
-
-// The exact square by one warp, in every lane: lane l has part l. Reads 32 kBatch elements before
-// it uses one.
-template <int kBatch, class X, class Y>
-__device__ __forceinline__ double warp_square(const X* x, const Y* y, int64_t dim, float scale,
-                                              float offset) {
-  double part = 0;
-  for (int64_t at = threadIdx.x % 32; at < dim; at += 32 * kBatch) {
-    X own[kBatch] = {};
-    Y other[kBatch] = {};
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      if (at + 32 * i < dim) own[i] = x[at + 32 * i], other[i] = y[at + 32 * i];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      if (at + 32 * i < dim) {
-        const double difference =
-            static_cast<double>(own[i]) - reference_value(other[i], scale, offset);
-        part += difference * difference;
-      }
-  }
-  return warp_sum(part);
-}
-
-// |x'|^2 by a CUDA block, in every thread.
-template <int kThreads, class X>
-__device__ __forceinline__ double block_square(const X* x, const float* center, int64_t dim) {
-  constexpr int kBatch = 8;
-  double sum = 0;
-  for (int64_t at = threadIdx.x; at < dim; at += kThreads * kBatch) {
-    double v[kBatch] = {};
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      if (at + kThreads * i < dim)
-        v[i] = static_cast<double>(x[at + kThreads * i]) - center[at + kThreads * i];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) sum += v[i] * v[i];
-  }
-  return block_sum<kThreads>(sum);
-}
 
 __device__ __forceinline__ float4 four_at(const float* from, bool valid) {
   float4 v = make_float4(0, 0, 0, 0);
@@ -89,55 +28,69 @@ __device__ __forceinline__ void add_four(Integer (&sum)[4], float4 v) {
   sum[2] += static_cast<int32_t>(float_bits(v.z)), sum[3] += static_cast<int32_t>(float_bits(v.w));
 }
 
-// Adds up the slices of columns j .. j + 3, for kQuads of j kApart apart: scores and, if kSquares,
-// |y'|^2. Reads those of kBatch slices before it uses one.
-template <int kQuads, int kBatch, int kApart, bool kSquares, class Score>
-__device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j,
-                                           Score (&score)[kQuads][4], float (&square)[kQuads][4]) {
-  const int64_t apart = b.queries * b.pitch;
-  const float *scores = b.scores + row * b.pitch + j, *squares = b.y_squares + j;
-  for (int z = 0; z < b.slices; z += kBatch) {
-    float4 some[kBatch][kQuads], more[kBatch][kQuads];
+// Adds up the slices first, first + every, ... of columns j .. j + 3, for kQuads of j `apart`
+// apart. Reads those of kBatch slices before it uses one; kBatch 1: there is one.
+template <int kQuads, int kBatch, class Score>
+__device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j, int apart,
+                                           int first, int every, Score (&sum)[kQuads][4]) {
+  const int slices = kBatch == 1 ? 1 : b.slices;
+#pragma unroll 1
+  for (int z = first; z < slices; z += kBatch * every) {
+    const float* from = b.scores + (z * int64_t{b.queries} + row) * b.pitch + j;
+    float4 some[kBatch][kQuads];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kBatch; ++i, from += every * b.queries * b.pitch)
 #pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        const bool valid = z + i < b.slices && j + q * kApart < b.columns;
-        some[i][q] = four_at(scores + q * kApart, valid);
-        if constexpr (kSquares) more[i][q] = four_at(squares + q * kApart, valid);
-      }
-      scores += apart;
-      squares += b.pitch;
-    }
+      for (int q = 0; q < kQuads; ++q)
+        some[i][q] = four_at(from + q * apart, z + i * every < slices && j + q * apart < b.columns);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
 #pragma unroll
-      for (int q = 0; q < kQuads; ++q) {
-        add_four(score[q], some[i][q]);
-        if constexpr (kSquares) add_four(square[q], more[i][q]);
-      }
+      for (int q = 0; q < kQuads; ++q) add_four(sum[q], some[i][q]);
   }
 }
 
-// Adds the candidates of all lanes to the warp's list in shared memory.
-__device__ inline void add_lanes(Neighbor* list, int k, Neighbor candidate) {
-  unsigned waiting = __ballot_sync(0xFFFFFFFFu, nearer(candidate, list[k - 1]));
-  for (; waiting; waiting &= waiting - 1) {
-    if (static_cast<int>(threadIdx.x % 32) == __ffs(waiting) - 1) add_neighbor(list, k, candidate);
-    __syncwarp();
-  }
+// Of four columns that lanes l, l ^ 8, l ^ 16 and l ^ 24 have parts of the sums of: the sum of
+// column l / 8 % 2 * 2 + l / 16.
+template <class T>
+__device__ __forceinline__ T sum_of_own(const T (&part)[4]) {
+  const bool second = threadIdx.x & 8, odd = threadIdx.x & 16;
+  T half[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    half[i] = (second ? part[i + 2] : part[i]) +
+              __shfl_xor_sync(0xFFFFFFFFu, second ? part[i] : part[i + 2], 8);
+  return (odd ? half[1] : half[0]) + __shfl_xor_sync(0xFFFFFFFFu, odd ? half[0] : half[1], 16);
 }
 
-// The k-th least of the 32 lanes' values, in its lane; others hold infinity.
+// The k-th least of the 32 lanes' values, none of them NaN, in every lane.
 __device__ inline float kth_least(float value, int k) {
   const int lane = threadIdx.x % 32;
+  if (k == 1) {
+    for (int h = 16; h > 0; h /= 2) value = fminf(value, __shfl_xor_sync(0xFFFFFFFFu, value, h));
+    return value;
+  }
   int rank = 0;
-#pragma unroll
+#pragma unroll 8
   for (int l = 0; l < 32; ++l) {
     const float other = __shfl_sync(0xFFFFFFFFu, value, l);
     rank += other < value || (other == value && l < lane);
   }
-  return rank == k - 1 ? value : INFINITY;
+  return __shfl_sync(0xFFFFFFFFu, value, __ffs(__ballot_sync(0xFFFFFFFFu, rank == k - 1)) - 1);
+}
+
+// |score - t| <= relative score + absolute for all references of a query.
+struct LinearError {
+  double relative, absolute;
+};
+
+// That of a ScoreError, without |y'|^2, which need not be read then: as t + |x'|^2 = |x' - y'|^2,
+//   |y'|^2 <= 2 |x'|^2 + 2 |x' - y'|^2 <= 4 |x'|^2 + 2 (score + |score - t|),
+// and what |score - t| is at most follows.
+FASTEBM_HD LinearError linear_error(const ScoreError& error, double x_square) {
+  const double reference = 2.0 * error.reference;
+  return {(error.relative + reference) / (1 - reference),
+          ((error.query + 2 * reference) * x_square + error.absolute) / (1 - reference)};
 }
 
 __device__ inline float rounded_up(double v) {
@@ -146,34 +99,42 @@ __device__ inline float rounded_up(double v) {
 
 // The k nearest of a query among the references of a block and those found in blocks before: a
 // CUDA block takes one query.
-//  1. Each column's bounds, four columns a thread at a time; the lower ones stay in shared memory.
-//     The columns fall into 32 classes: the k-th least of the classes' least upper bounds is not
-//     below the block's k-th least square, as each is that of another chunk. Of a query on the grid
-//     bounds are those of |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
-//  2. Chunks whose lower bound is above it, or above the k-th square found before, are dropped. The
-//     others' references get exact squares: a lane each where chunks are large (kChunks), a warp
-//     each otherwise.
-// A chunk with the skipped reference has no upper bound. A score that may have overflowed, or is
-// NaN, bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
+//  1. Each column's score, four columns a thread at a time, or where there are many slices and so
+//     few columns, one, with a quarter of the slices of four; it stays in shared memory.
+//     The threads fall into 32 classes: the upper bound of the k-th of the classes' least scores is
+//     not below the block's k-th least square, as each is that of another chunk. Of a query on the
+//     grid scores are |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
+//  2. Chunks whose score's lower bound is above it, or above the k-th square found before, are
+//     dropped: bounds are linear in scores, so that this is a limit to these. The others'
+//     references get exact squares: a lane each where chunks are large (kChunks), a warp each
+//     otherwise, by which it is copied into shared memory first. On the grid, where more references
+//     are left than fit there at once, those nearest on the grid come first: their squares, which
+//     are true ones, drop most of the others.
+//  3. The warps' lists are merged.
+// A chunk with the skipped reference has no upper bound. A score that may have overflowed is a NaN,
+// which bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
 // with too many candidates leaves the grid, which is where scores of floats tell more.
-// Memory moves 4 B a score, and 4 B for its |y'|^2, which all queries share,
-// but not on the grid; and x and y for the exact squares.
-template <class X, class Y, int kThreads, bool kChunks, bool kBytes>
-__global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
-    select_kernel(NeighborParams p, ScoreBlock b) {
-  constexpr int kWarps = kThreads / 32;
-  FASTEBM_SHARED(float[kThreads], minima);
-  FASTEBM_SHARED(Neighbor[kWarps][kMaxNeighbors], lists);
-  FASTEBM_SHARED(int, count);
-  FASTEBM_SHARED(float, threshold);
-  float* bounds = dynamic_shared<float>();  // of each column
-  uint16_t* found = reinterpret_cast<uint16_t*>(bounds + b.pitch);
+// Memory moves 4 B a score, and x and y for the exact squares.
+template <class X, class Y, bool kChunks, bool kBytes>
+__global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunks ? 16 : 1)
+    select_kernel(NeighborParams p, ScoreBlock b, SelectPlan plan) {
+  FASTEBM_SHARED(float[32], minima);  // of the classes
+  FASTEBM_SHARED(double[32], sums);   // of warps
+  FASTEBM_SHARED(float[2], limits);
+  FASTEBM_SHARED(int[3], counts);
+  char* shared = dynamic_shared<char>();
+  float* scores = reinterpret_cast<float*>(shared);  // of each column
+  uint16_t* found = reinterpret_cast<uint16_t*>(shared + plan.found);
+  double* x_values = reinterpret_cast<double*>(shared + plan.x);
+  const int threads = kChunks ? kChunkThreads : blockDim.x, warps = threads / 32;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int64_t row = blockIdx.x, query = b.first_query + row;
+  const int64_t dim = p.dim;
   const X* x = static_cast<const X*>(p.x) + query * p.dim;
   const Y* y = static_cast<const Y*>(p.y) + b.first_reference * p.dim;
+  const int shift = kChunks ? __ffs(b.chunk) - 1 : 0;
   const int64_t skip = p.skip ? p.skip[query] - b.first_reference : -1;
-  const int64_t skip_column = skip < 0 ? -1 : skip / b.chunk;
+  const int skip_column = skip < 0 || skip >= b.references ? -1 : static_cast<int>(skip) >> shift;
 
   GridQuery on_grid{};
   if constexpr (std::is_same_v<Y, uint8_t>)
@@ -181,138 +142,218 @@ __global__ void __launch_bounds__(kThreads, kChunks ? 16 : 2)
       on_grid = b.grid_queries[row];
       if (is_off_grid(on_grid) == kBytes) return;
     }
-  double x_square = kBytes ? on_grid.residual : 0;
-  if constexpr (!kChunks && !kBytes) x_square = block_square<kThreads>(x, b.center, p.dim);
-  const int columns = x_square == x_square ? b.columns : 0;  // a NaN has no neighbours
+
+  // x is asked for before the scores, and used after them.
+  constexpr int kEarly = kChunks ? 1 : 4;
+  X own[kEarly];
+  float center[kEarly];
+  const auto load_x = [&](int64_t first) {
+#pragma unroll
+    for (int i = 0; i < kEarly; ++i) {
+      const int64_t e = first + i * threads;
+      own[i] = e < dim ? x[e] : X(0);
+      if constexpr (!kBytes) center[i] = e < dim ? b.center[e] : 0;
+    }
+  };
+  if constexpr (!kChunks)
+    if (!kBytes || plan.keeps_x) load_x(thread);
+
+  // What blocks before have left is the first warp's, to begin with.
+  Neighbor* kept = b.lists + static_cast<int>(row) * p.k;
+  Neighbor* lists = reinterpret_cast<Neighbor*>(shared + plan.lists);
+  Neighbor* list = lists + warp * p.k;
+  if (lane < p.k) list[lane] = warp == 0 && !b.first ? kept[lane] : no_neighbor();
 
   float least = INFINITY;
-  const float x_bound = rounded_up(x_square), x_error = b.error.query * x_bound + b.error.absolute;
-  const auto find_bounds = [&](auto quads, auto batch, auto zero) {
+  const auto score_of = [&](int j, auto sum) {
+    float score;
+    if constexpr (kBytes)
+      score = static_cast<float>(sum + static_cast<decltype(sum)>(on_grid.square));
+    else
+      score = fabsf(sum) < 0x1p124f ? sum : NAN;
+    if (j < b.columns && j != skip_column) least = fminf(least, score);
+    return score;
+  };
+  const auto add_quads = [&](auto quads, auto batch, auto zero) {
     constexpr int kQuads = decltype(quads)::value, kBatch = decltype(batch)::value;
-    using Score = decltype(zero);
-    for (int from = 4 * thread; from < columns; from += 4 * kThreads * kQuads) {
-      Score sum[kQuads][4] = {};
-      float y_square[kQuads][4] = {};
-      add_slices<kQuads, kBatch, 4 * kThreads, !kBytes && !kChunks>(b, row, from, sum, y_square);
+    for (int from = 4 * thread; from < b.columns; from += 4 * threads * kQuads) {
+      decltype(zero) sum[kQuads][4] = {};
+      add_slices<kQuads, kBatch>(b, row, from, 4 * threads, 0, 1, sum);
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
-        const int j = from + 4 * kThreads * q;
-        float low[4];
+        const int j = from + 4 * threads * q;
+        float score[4];
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          float score, error;
-          if constexpr (!kBytes) {
-            score = sum[q][c];
-            const float size = fabsf(score) + x_bound + y_square[q][c];
-            error = size < 0x1p125f
-                        ? b.error.relative * score + b.error.reference * y_square[q][c] + x_error
-                        : NAN;
-          } else {
-            score = static_cast<float>(sum[q][c] + static_cast<Score>(on_grid.square));
-            error = score * 0x1p-22f;  // of its rounding to float32
-          }
-          low[c] = score - error;
-          if (j + c < columns && j + c != skip_column) least = fminf(least, score + error);
-        }
-        if (j < columns)
-          *reinterpret_cast<float4*>(bounds + j) = make_float4(low[0], low[1], low[2], low[3]);
+        for (int c = 0; c < 4; ++c) score[c] = score_of(j + c, sum[q][c]);
+        if (j < b.columns)
+          *reinterpret_cast<float4*>(scores + j) =
+              make_float4(score[0], score[1], score[2], score[3]);
       }
     }
   };
+  const auto add_columns = [&](auto zero) {
+    for (int first = 32 * warp; first < b.columns; first += threads) {
+      const int j = first + lane % 8 * 4, mine = j + (lane & 8) / 4 + lane / 16;
+      decltype(zero) sum[1][4] = {};
+      add_slices<1, 4>(b, row, j, 0, lane / 8, 4, sum);
+      const float score = score_of(mine, sum_of_own(sum[0]));
+      if (mine < b.columns) scores[mine] = score;
+    }
+  };
+  using Zero = std::conditional_t<kBytes, int32_t, float>;
+  using LongZero = std::conditional_t<kBytes, int64_t, float>;
   using One = std::integral_constant<int, 1>;
   using Two = std::integral_constant<int, 2>;
   using Four = std::integral_constant<int, 4>;
-  using Eight = std::integral_constant<int, 8>;
   static_assert(255 * 255 * 4 * kMaxSlice <= INT32_MAX);
-  if constexpr (kBytes) {
-    if (b.slices <= 4)
-      find_bounds(Four(), Four(), int32_t{0});
-    else
-      find_bounds(Two(), Eight(), int64_t{0});
-  } else if (kChunks) {
-    find_bounds(Two(), One(), 0.0f);
-  } else if (b.slices <= 4) {
-    find_bounds(Two(), Four(), 0.0f);
-  } else {
-    find_bounds(One(), Eight(), 0.0f);
+  if (kChunks || b.slices == 1)
+    add_quads(Four(), One(), Zero{0});
+  else if (b.slices <= 4)
+    add_quads(Two(), Four(), Zero{0});
+  else
+    add_columns(LongZero{0});
+
+  double x_square = kBytes ? on_grid.residual : 0;
+  if constexpr (!kChunks)
+    if (!kBytes || plan.keeps_x)
+      for (int64_t first = thread; first < dim; first += kEarly * threads) {
+        if (first > thread) load_x(first);
+#pragma unroll
+        for (int i = 0; i < kEarly; ++i) {
+          const int64_t e = first + i * threads;
+          const double value = own[i];
+          if (plan.keeps_x && e < dim) x_values[e] = value;
+          if constexpr (!kBytes) x_square += (value - center[i]) * (value - center[i]);
+        }
+      }
+  if constexpr (!kChunks && !kBytes) {
+    x_square = warp_sum(x_square);
+    if (lane == 0) sums[warp] = x_square;
   }
-  minima[thread] = least;
-  if (lane == 0) clear_neighbors(lists[warp], p.k);
-  if (thread == 0) {
-    threshold = INFINITY;
-    count = 0;
-  }
+  for (int h = 1; h < warps; h *= 2) least = fminf(least, __shfl_xor_sync(0xFFFFFFFFu, least, h));
+  if ((thread & (warps - 1)) == 0) minima[thread >> (__ffs(warps) - 1)] = least;
+  if (thread < 3) counts[thread] = 0;
   __syncthreads();
-  Neighbor* kept = b.lists + row * p.k;
   if (warp == 0) {
-    for (int w = 1; w < kWarps; ++w) least = fminf(least, minima[32 * w + lane]);
-    const float kth = kth_least(least, p.k);
-    if (kth < INFINITY) threshold = kth;
-  }
-  __syncthreads();
-  float most = threshold;
-  if (kBytes) most = rounded_up(most_beside(most, on_grid));
-  if (!b.first) {
-    const double square = kept[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
-    most = fminf(most, rounded_up(!kBytes ? square - x_square + (square + x_square) * slack
-                                          : most_within(square, on_grid, b.grid)));
-  }
-
-  for (int from = 4 * thread; from < columns; from += 4 * kThreads) {
-    const float4 low = *reinterpret_cast<const float4*>(bounds + from);
-    const auto look = [&](int j, float bound) {
-      if (j < columns && (j == skip_column || !(bound > most)))
-        found[atomicAdd(&count, 1)] = static_cast<uint16_t>(j);
-    };
-    look(from, low.x), look(from + 1, low.y), look(from + 2, low.z), look(from + 3, low.w);
-  }
-  __syncthreads();
-  if constexpr (kBytes)
-    if (count > kMostCandidates + 2 * p.k) {
-      if (thread == 0) b.grid_queries[row].residual = HUGE_VAL;
-      return split_query<kThreads, X>(p, b, row);
+    const float kth = kth_least(minima[lane], p.k);
+    if constexpr (!kChunks && !kBytes) x_square = warp_sum(lane < warps ? sums[lane] : 0);
+    const auto [relative, absolute] =
+        kBytes ? LinearError{0x1p-22, 0} : linear_error(b.error, x_square);
+    double most = kth + kth * relative + absolute;
+    if constexpr (kBytes) most = most_beside(most, on_grid);
+    if (!b.first) {
+      const double square = lists[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
+      most = fmin(most, kBytes ? most_within(square, on_grid, b.grid)
+                               : square - x_square + (square + x_square) * slack);
     }
-  const int pieces = kChunks ? b.chunk / 32 : 1, items = count * pieces;
-  for (int item = warp; item < items; item += kWarps) {
-    const int j = found[item / pieces];
-    int64_t r = j;
-    Neighbor candidate{NAN, 0};
+    most = (most + absolute) / (1 - relative);
+    if (!(relative < 0.5) || (!kBytes && !(x_square < 0x1p124))) most = HUGE_VAL;
+    if (lane == 0) {
+      limits[0] = x_square == x_square ? rounded_up(most) : NAN;
+      limits[1] = kth;
+    }
+  }
+  __syncthreads();
+  float most = limits[0], above = -INFINITY;
+  const int columns = most == most ? b.columns : 0;  // a NaN has no neighbours
+  const float kth = limits[1];
+
+  for (int pass = 0;; ++pass) {
+    for (int from = 4 * thread; from < columns; from += 4 * threads) {
+      const float4 four = *reinterpret_cast<const float4*>(scores + from);
+      const float score[4] = {four.x, four.y, four.z, four.w};
+      if (score[0] > most && score[1] > most && score[2] > most && score[3] > most) continue;
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (!(score[c] > most) && !(kBytes && score[c] <= above) && from + c < columns &&
+            (kChunks || from + c != skip_column))
+          found[atomicAdd(&counts[pass], 1)] = static_cast<uint16_t>(from + c);
+    }
+    __syncthreads();
+    const int count = counts[pass];
+    if constexpr (kBytes) {
+      if (pass == 0 && count > plan.stages && kth < most) {
+        most = kth;
+        continue;
+      }
+      if (count > kMostCandidates + 2 * p.k) {
+        if (thread == 0) b.grid_queries[row].residual = HUGE_VAL;
+        return split_query<X>(p, b, row);
+      }
+    }
+    double farthest = 0;
     if constexpr (kChunks) {
-      r = static_cast<int64_t>(j) * b.chunk + item % pieces * 32 + lane;
-      if (r < b.references && r != skip)
-        candidate.square =
-            small_square(x, y + r * p.dim, static_cast<int>(p.dim), p.y_scale, p.y_offset);
-    } else if (r != skip) {
-      constexpr int kBatch = sizeof(X) > 4 ? 16 : 32;
-      const Y* other = y + r * p.dim;
-      const double square = p.dim > 256
-                                ? warp_square<kBatch>(x, other, p.dim, p.y_scale, p.y_offset)
-                                : warp_square<8>(x, other, p.dim, p.y_scale, p.y_offset);
-      if (lane == 0) candidate.square = square;
+      const int pieces = shift - 5;      // of 32, in bits
+      Neighbor nearest = no_neighbor();  // of a lane, where k is 1
+      for (int item = warp; item < count << pieces; item += warps) {
+        const int64_t r = (static_cast<int64_t>(found[item >> pieces]) << shift) +
+                          (item & ((1 << pieces) - 1)) * 32 + lane;
+        Neighbor candidate{NAN, b.first_reference + r};
+        if (r < b.references && r != skip)
+          candidate.square =
+              small_square(x, y + r * dim, static_cast<int>(dim), p.y_scale, p.y_offset);
+        if (p.k > 1)
+          add_lanes(list, p.k, candidate);
+        else if (nearer(candidate, nearest))
+          nearest = candidate;
+      }
+      nearest = warp_nearest(nearest);
+      if (lane == 0) add_neighbor(list, p.k, nearest);
+    } else if (warp < plan.stages) {
+      Y* stage = reinterpret_cast<Y*>(shared + plan.stage + warp * plan.stage_bytes);
+      const int length = plan.stage_bytes / static_cast<int>(sizeof(Y));
+      for (int item = warp; item < count; item += plan.stages) {
+        const int r = found[item];
+        double square = 0;
+        for (int64_t first = 0; first < dim; first += length) {
+          const int here = dim - first < length ? static_cast<int>(dim - first) : length;
+          copy_row(y + r * dim + first, here, stage);
+          square = plan.keeps_x
+                       ? add_elements(square, x_values + first, stage, here, p.y_scale, p.y_offset)
+                       : add_elements(square, x + first, stage, here, p.y_scale, p.y_offset);
+        }
+        square = warp_sum(square);
+        farthest = fmax(farthest, square);
+        if (lane == 0) add_neighbor(list, p.k, {square, b.first_reference + r});
+      }
     }
-    candidate.index = b.first_reference + r;
-    add_lanes(lists[warp], p.k, candidate);
+    if (!kBytes || pass != 1) break;
+    // The k-th nearest is not farther than the farthest of these.
+    if (lane == 0) sums[warp] = farthest;
+    __syncthreads();
+    farthest = sums[0];
+    for (int w = 1; w < warps; ++w) farthest = fmax(farthest, sums[w]);
+    above = kth;
+    most = fminf(limits[0], rounded_up(most_within(farthest, on_grid, b.grid)));
   }
-  __syncthreads();
 
-  if (thread != 0) return;
-  for (int w = 1; w < kWarps; ++w)
-    for (int c = 0; c < p.k; ++c) add_neighbor(lists[0], p.k, lists[w][c]);
-  if (!b.first)
-    for (int c = 0; c < p.k; ++c) add_neighbor(lists[0], p.k, kept[c]);
-  for (int c = 0; c < p.k; ++c) kept[c] = lists[0][c];
-  if (b.last) store_neighbors<X>(p, query, lists[0]);
+  // Each neighbour finds its own place; there is none at places that nobody finds.
+  const auto store = [&](int c, Neighbor neighbor) {
+    kept[c] = neighbor;
+    if (b.last) store_neighbor<X>(p, query, c, neighbor);
+  };
+  if (p.k > 1 && thread < p.k) store(thread, no_neighbor());
+  __syncthreads();
+  if (p.k == 1) {
+    if (warp > 0) return;
+    const Neighbor nearest = warp_nearest(lane < warps ? lists[lane] : no_neighbor());
+    if (lane == 0) store(0, nearest);
+  } else if (thread < warps * p.k && lists[thread].index != INT64_MAX) {
+    const int rank = rank_in_lists(lists, warps, p.k, thread);
+    if (rank < p.k) store(rank, lists[thread]);
+  }
 }
 
-// Chunks are few and cheap to look at, so that a query gets two warps.
 template <class X, class Y, bool kBytes>
 int launch_select(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   const dim3 grid(static_cast<unsigned>(b.queries));
-  const size_t bytes = b.pitch * (sizeof(float) + sizeof(uint16_t));
+  const SelectPlan plan = plan_select(p, b, sizeof(X), sizeof(Y));
   if constexpr (!kBytes)
     if (p.dim <= kDirectDim)
-      return launch(select_kernel<X, Y, 64, true, false>, grid, dim3(64), bytes, stream, p, b);
-  return launch(select_kernel<X, Y, 256, false, kBytes>, grid, dim3(256), bytes, stream, p, b);
+      return launch(select_kernel<X, Y, true, false>, grid, dim3(plan.threads), plan.bytes, stream,
+                    p, b, plan);
+  return launch(select_kernel<X, Y, false, kBytes>, grid, dim3(plan.threads), plan.bytes, stream, p,
+                b, plan);
 }
 
 }  // namespace

@@ -68,6 +68,13 @@ def test_slices(device, d):
     check_same(device, x, y, 2)
 
 
+@pytest.mark.parametrize("d, dtype", [(15_004, torch.float32), (7_204, torch.float64)], ids=str)
+def test_samples_larger_than_shared_memory(device, d, dtype):
+    """Exact squares go on from one part of a sample to the next."""
+    x, y = torch.rand(3, d, dtype=dtype), torch.rand(20, d, dtype=dtype)
+    check_same(device, x, y, 3)
+
+
 def test_unaligned_rows(device):
     """Rows that could be copied by their length, but not by where they begin."""
     values = torch.randn(1 + 7 * 40 + 90 * 40, device="cpu")
@@ -196,6 +203,21 @@ def test_the_nearest_is_at_the_bound(device, near, step):
     y[20, 5] = 90
     assert (check_same(device, x, y, 1, None, (step, 0.0)) == near).all()
     assert (x[0] - step * y[20]).norm() / (x[0] - step * y[near]).norm() < 1.002
+
+
+@pytest.mark.parametrize("k, m", [(1, 3000), (3, 3000), (2, 16384 + 500)])
+def test_more_candidates_than_fit_at_once(device, k, m):
+    """The nearest on the grid come first, and are not always the nearest."""
+    generator = torch.Generator(device="cpu").manual_seed(1)
+    y = torch.randint(0, 12, (m, 32), dtype=torch.uint8, generator=generator, device="cpu")
+    x = 11 * torch.rand(12, 32, generator=generator, device="cpu")
+    skip = torch.cdist(x, y.float()).argmin(1)
+    index = check_same(device, x, y, k, skip, (1.0, 0.0)).view(12, k)
+    rounded = (x + 0.5).floor()
+    on_grid = torch.cdist(rounded, y.float()).scatter(1, skip[:, None], torch.inf)
+    bound = on_grid.min(1).values + 2 * (x - rounded).norm(dim=1)
+    assert ((on_grid <= bound[:, None]).sum(1) > 32).sum() >= 6
+    assert (on_grid.argmin(1) != index[:, 0]).sum() >= 2
 
 
 @pytest.mark.parametrize("d, dtype", [(64, torch.float32), (171, torch.float64)], ids=str)
