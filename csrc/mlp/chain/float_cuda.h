@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
 #pragma unroll
         for (int s = 0; s < kSamples; ++s) sum[i][s] = b;
       }
-      multiply<false>(weights, plan.columns[l], begin, plan.rows[l], in, sum);
+      multiply<false>(weights, l, plan.columns[l], begin, plan.rows[l], in, sum);
       if (draws && noisy && l + 1 == plan.layers)  // while the others multiply
         draw_noise(share, k, lane / kSamples, 32 / kSamples, tile.noise + lane % kSamples);
 #pragma unroll
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     for (int l = plan.layers - 1; l > 0; --l) {
       float* slopes = tile.slope(plan, l - 1);
       float sum[kGroups][kSamples] = {};
-      multiply<true>(weights, plan.rows[l], begin, plan.columns[l], tile.slope(plan, l), sum);
+      multiply<true>(weights, l, plan.rows[l], begin, plan.columns[l], tile.slope(plan, l), sum);
 #pragma unroll
       for (int i = 0; i < kGroups; ++i)
         if (const int f = feature<true, kGroups>(begin, i); f < plan.columns[l]) {

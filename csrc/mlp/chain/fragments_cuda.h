@@ -61,16 +61,17 @@ struct WarpFragments {
   uint32_t in[kTiles][4], w[4];
 };
 
-// sum += in W^T, or kTransposed in W, for all samples and the 16 features from n on; the inner
-// dimension is that of `in`. Fragments are loaded one step before they are multiplied.
+// sum += in W^T, or kTransposed in W, with W of layer l, for all samples and the 16 features from n
+// on; the inner dimension is that of `in`. Fragments are loaded one step before they are
+// multiplied.
 template <bool kTransposed, int kTiles>
-__device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int inner, int features,
-                                         int n, const Bfloat16* in, int pitch,
+__device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int l, int inner,
+                                         int features, int n, const Bfloat16* in, int pitch,
                                          WarpSums<kTiles>& sum) {
   const int lane = threadIdx.x % 32;
   in += lane % 16 * pitch + lane / 16 * 8;
   for (int from = 0; from < inner;) {
-    const Slab<Bfloat16> slab = weights.next();
+    const Slab<Bfloat16> slab = weights.next<!kTransposed>(l);
     const int along = kTransposed ? slab.pitch : 1;
     const Bfloat16* w =
         slab.at + (kTransposed ? lane % 16 * slab.pitch + n + lane / 16 * 8

@@ -93,13 +93,13 @@ struct Factors {
 // i) below `limit` and all of the inner dimension. A weight is read once for kSamples products, a
 // value once for kGroups, and both a step before they are multiplied.
 template <bool kTransposed, int kGroups, int kSamples>
-__device__ __forceinline__ void multiply(WeightStream<float>& weights, int inner, int first,
+__device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, int inner, int first,
                                          int limit, const float* in,
                                          float (&sum)[kGroups][kSamples]) {
   constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
   [[maybe_unused]] constexpr int kUnroll = kGroups * kSamples < 16 ? 4 : 2;
   for (int from = 0; from < inner;) {
-    const Slab<float> slab = weights.next();
+    const Slab<float> slab = weights.next<!kTransposed>(l);
     const float* w[kGroups / kAtOnce];
 #pragma unroll
     for (int i = 0; i < kGroups / kAtOnce; ++i) {
@@ -184,7 +184,7 @@ __device__ __forceinline__ void input_gradient(WeightStream<float>& weights, con
   const int first = kShared && !apart ? threadIdx.x : threadIdx.x % 32;
   const int every = kShared && !apart ? blockDim.x : 32;
   for (int from = 0; from < plan.rows[0];) {
-    const Slab<float> slab = weights.next();
+    const Slab<float> slab = weights.next<false>(0);
     const int count = apart && !kShared ? slab.count : kChunk;  // at a time
     for (int begin = 0; begin < slab.count; begin += count) {
       if (kShared && apart && (from + begin) / kChunk != warp) continue;

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kMostTensorThreads)
     for (int l = 0; l < plan.layers; ++l) {
       const float* bias = reinterpret_cast<const float*>(shared + plan.bias[l]);
       WarpSums<kTiles> sum = {};
-      multiply<false>(weights, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
+      multiply<false>(weights, l, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
                       l == 0 ? tile.rounded_pitch : tile.pitch, sum);
       if (l + 1 == plan.layers)
         activate_last<kActivation>(
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kMostTensorThreads)
 #pragma unroll 1
     for (int l = plan.layers - 1; l > 0; --l) {
       WarpSums<kTiles> sum = {};
-      multiply<true>(weights, plan.rows[l], plan.columns[l], n, from, tile.pitch, sum);
+      multiply<true>(weights, l, plan.rows[l], plan.columns[l], n, from, tile.pitch, sum);
       const WarpSlopes<kTiles> slopes = *slopes_of(l - 1);
       for_each_pair<kTiles>(n, plan.columns[l], [&](int row, int f, int m, int h, int r) {
         const uint32_t slope = slopes.v[m][h][r];
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kMostTensorThreads)
     const Normals4 noise = noisy ? first_noise(share, k) : Normals4{};
     {
       WarpSums<kTiles> sum = {};
-      multiply<true>(weights, plan.rows[0], plan.columns[0], n, from, tile.pitch, sum);
+      multiply<true>(weights, 0, plan.rows[0], plan.columns[0], n, from, tile.pitch, sum);
       for_each_pair<kTiles>(n, plan.columns[0], [&](int row, int f, int m, int h, int r) {
         const float* v = &sum.v[m][h][2 * r];
         *reinterpret_cast<float2*>(tile.grad + row * tile.x_pitch + f) = make_float2(v[0], v[1]);
