@@ -73,46 +73,51 @@ struct FloatTile {
   __device__ static int floats(int rows) { return rows / 4 * four_rows(kSamples); }
 };
 
-// The features from `first` on whose sums a lane has in a product: of forward ones every 32nd, of
-// kTransposed ones as many as it reads at once.
-constexpr int read_at_once(int groups) { return groups < 4 ? groups : 4; }
-template <bool kTransposed, int kGroups>
+// Lanes that share a feature. In a shared tile of eight samples two have four of them each, and
+// both have two features: six reads for 32 products instead of nine.
+constexpr int lanes_of_feature(int groups, int samples) {
+  return groups == 1 && samples == 8 ? 2 : 1;
+}
+
+// The features from `first` on whose sums a lane has in a product, kParts lanes each: of forward
+// ones every 32nd or 16th, of kTransposed ones as many as it reads at once.
+constexpr int read_at_once(int features) { return features < 4 ? features : 4; }
+template <bool kTransposed, int kFeatures, int kParts>
 __device__ __forceinline__ int feature(int first, int i) {
-  constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  return first + i / kAtOnce * 32 * kAtOnce + threadIdx.x % 32 * kAtOnce + i % kAtOnce;
+  constexpr int kAtOnce = kTransposed ? read_at_once(kFeatures) : 1, kLanes = 32 / kParts;
+  return first + i / kAtOnce * kLanes * kAtOnce + threadIdx.x % kLanes * kAtOnce + i % kAtOnce;
 }
 
 // What a step of four of the inner dimension multiplies.
-template <int kGroups, int kSamples>
+template <int kFeatures, int kOwn>
 struct Factors {
-  float w[kGroups][4];
-  float in[4 * kSamples];
+  float w[kFeatures][4];
+  float in[4 * kOwn];
 };
 
 // sum[i][s] += sum_j W[f][j] in[j][s], or kTransposed W[j][f], for the features f = feature(first,
-// i) below `limit` and all of the inner dimension, with W of layer l. A weight is read once for
-// kSamples products, a value once for kGroups, and both kAhead steps before they are multiplied: a
-// step of few products takes less time than a read.
-template <bool kTransposed, int kGroups, int kSamples>
+// i) below `limit`, the lane's own samples from `in` on and all of the inner dimension, with W of
+// layer l. A weight is read once for kOwn products, a value once for kFeatures, and both kAhead
+// steps before they are multiplied: a step of few products takes less time than a read.
+template <bool kTransposed, int kSamples, int kFeatures, int kOwn>
 __device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, int inner, int first,
                                          int limit, const float* in,
-                                         float (&sum)[kGroups][kSamples]) {
-  constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  constexpr int kAhead = kGroups * kSamples < 8 ? 3 : 1;
-  [[maybe_unused]] constexpr int kUnroll = kGroups * kSamples < 16 ? 4 : 2;
+                                         float (&sum)[kFeatures][kOwn]) {
+  constexpr int kAtOnce = kTransposed ? read_at_once(kFeatures) : 1;
+  constexpr int kAhead = kFeatures * kOwn < 8 ? 3 : kFeatures * kOwn < 16 ? 2 : 1;
   for (int from = 0; from < inner;) {
     const Slab<float> slab = weights.next<!kTransposed>(l);
-    const float* w[kGroups / kAtOnce];
+    const float* w[kFeatures / kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kGroups / kAtOnce; ++i) {
-      const int f = feature<kTransposed, kGroups>(first, i * kAtOnce);
+    for (int i = 0; i < kFeatures / kAtOnce; ++i) {
+      const int f = feature<kTransposed, kFeatures, kSamples / kOwn>(first, i * kAtOnce);
       const int inside = f < limit ? f : limit - kAtOnce;
       w[i] = slab.at + (kTransposed ? inside : inside * slab.pitch);
     }
     const float* rows = in + row_at<kSamples>(from);
-    const auto load_next = [&](Factors<kGroups, kSamples>& v) {
+    const auto load_next = [&](Factors<kFeatures, kOwn>& v) {
 #pragma unroll
-      for (int i = 0; i < kGroups / kAtOnce; ++i) {
+      for (int i = 0; i < kFeatures / kAtOnce; ++i) {
 #pragma unroll
         for (int j = 0; j < (kTransposed ? 4 : 1); ++j) {
           const auto four = load_floats<kTransposed ? kAtOnce : 4>(w[i] + j * slab.pitch);
@@ -123,28 +128,28 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, in
         w[i] += kTransposed ? 4 * slab.pitch : 4;
       }
 #pragma unroll
-      for (int q = 0; q < kSamples; ++q) {
-        const auto four = load_floats<4>(rows + 4 * q);
+      for (int q = 0; q < kOwn; ++q) {
+        const auto four = load_floats<4>(rows + (kOwn < kSamples ? kSamples : 4) * q);
 #pragma unroll
         for (int e = 0; e < 4; ++e) v.in[4 * q + e] = four.v[e];
       }
       rows += four_rows(kSamples);
     };
-    const auto use = [&](const Factors<kGroups, kSamples>& v) {
+    const auto use = [&](const Factors<kFeatures, kOwn>& v) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int i = 0; i < kGroups; ++i)
+        for (int i = 0; i < kFeatures; ++i)
 #pragma unroll
-          for (int s = 0; s < kSamples; ++s)
-            sum[i][s] = fma_rn(v.w[i][j], v.in[j * kSamples + s], sum[i][s]);
+          for (int s = 0; s < kOwn; ++s)
+            sum[i][s] = fma_rn(v.w[i][j], v.in[j * kOwn + s], sum[i][s]);
     };
     if (first < limit) {
-      Factors<kGroups, kSamples> steps[kAhead + 1];
+      Factors<kFeatures, kOwn> steps[kAhead + 1];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a)
         if (4 * a < slab.count) load_next(steps[a]);
-#pragma unroll kUnroll
+#pragma unroll kAhead + 1
       for (int k = 4 * kAhead; k < slab.count; k += 4) {
         load_next(steps[kAhead]);
         use(steps[0]);
