@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   unsigned char* shared = dynamic_shared<unsigned char>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int member = kShared ? threadIdx.x : lane, members = kShared ? blockDim.x : 32;
-  const int begin = kShared ? 32 * warp : 0, own = lane / (32 / kParts) * kOwn;
+  const int begin = kShared ? 32 * warp : 0, own = lane % kParts * kOwn;
   const Tile tile(plan, shared + plan.weight_bytes() + (kShared ? 0 : warp * plan.tile_bytes));
   const int64_t first_row =
       (kShared ? int64_t{blockIdx.x} : int64_t{blockIdx.x} * plan.tiles + warp) * kSamples;

@@ -73,10 +73,10 @@ struct FloatTile {
   __device__ static int floats(int rows) { return rows / 4 * four_rows(kSamples); }
 };
 
-// Lanes that share a feature. In a shared tile of eight samples two have four of them each, and
-// both have two features: six reads for 32 products instead of nine.
+// Neighbouring lanes that share features. Of eight samples two have four each, and of twice the
+// features: that reads less than all samples of half of them.
 constexpr int lanes_of_feature(int groups, int samples) {
-  return groups == 1 && samples == 8 ? 2 : 1;
+  return groups <= 4 && samples == 8 ? 2 : 1;
 }
 
 // The features from `first` on whose sums a lane has in a product, kParts lanes each: of forward
@@ -85,7 +85,7 @@ constexpr int read_at_once(int features) { return features < 4 ? features : 4; }
 template <bool kTransposed, int kFeatures, int kParts>
 __device__ __forceinline__ int feature(int first, int i) {
   constexpr int kAtOnce = kTransposed ? read_at_once(kFeatures) : 1, kLanes = 32 / kParts;
-  return first + i / kAtOnce * kLanes * kAtOnce + threadIdx.x % kLanes * kAtOnce + i % kAtOnce;
+  return first + (i / kAtOnce * kLanes + threadIdx.x % 32 / kParts) * kAtOnce + i % kAtOnce;
 }
 
 // What a step of four of the inner dimension multiplies.
