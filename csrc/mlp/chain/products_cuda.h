@@ -104,7 +104,8 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, in
                                          int limit, const float* in,
                                          float (&sum)[kFeatures][kOwn]) {
   constexpr int kAtOnce = kTransposed ? read_at_once(kFeatures) : 1;
-  constexpr int kAhead = kFeatures * kOwn < 8 ? 3 : kFeatures * kOwn < 16 ? 2 : 1;
+  constexpr int kProducts = kFeatures * kOwn;  // at eight, two steps fit into registers once
+  constexpr int kAhead = kProducts < 4 ? 3 : kProducts < (kTransposed ? 8 : 16) ? 2 : 1;
   for (int from = 0; from < inner;) {
     const Slab<float> slab = weights.next<!kTransposed>(l);
     const float* w[kFeatures / kAtOnce];
