@@ -85,13 +85,14 @@ __device__ __forceinline__ float clip_scale(const SampleShare& s, double bound, 
 }
 
 // All steps of x <- clamp(x - step * clip(grad E(x)) + sigma n), see mlp/chain/chain.h. A tile
-// has kSamples samples. kGroups = 1: a CUDA block has one tile, warp w the features from 32 w on, a
-// lane one of each layer, and the last warp draws noise; a barrier ends each layer. Else
-// a warp has a tile, and a lane up to kGroups features of each layer. Step (and noise, in a tile of
-// a warp) go by blocks of four elements of one sample, a thread always to the same sample. Memory
-// moves 8 B an element of x for the whole chain, and the weights once a CUDA block; a step reads
-// each weight twice a tile out of shared memory and does two multiplications a weight and sample.
-// x, and at the last step the gradient, are written by the threads that step them.
+// has kSamples samples. kGroups = 1: a CUDA block has one tile, warp w the features from 32 w on,
+// and the last warp draws noise; a barrier ends each layer. Else a warp has a tile. A lane has
+// kGroups features of each layer, or twice as many of half the tile, see lanes_of_feature(). Step
+// (and noise, in a tile of a warp) go by blocks of four elements of one sample, a thread always to
+// the same sample. Memory moves 8 B an element of x for the whole chain, and the weights once a
+// CUDA block; a step reads each weight twice a tile out of shared memory and does two
+// multiplications a weight and sample. x, and at the last step the gradient, are written by the
+// threads that step them.
 template <int kGroups, int kSamples>
 __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThreads, 1)
     float_chain_kernel(const __grid_constant__ MlpChainParams p,
