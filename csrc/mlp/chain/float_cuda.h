@@ -85,23 +85,26 @@ __device__ __forceinline__ float clip_scale(const SampleShare& s, double bound, 
 }
 
 // All steps of x <- clamp(x - step * clip(grad E(x)) + sigma n), see mlp/chain/chain.h. A tile
-// has kSamples samples. kGroups = 1: a CUDA block has one tile, warp w the features from 32 w on, a
-// lane one of each layer, and the last warp draws noise; a barrier ends each layer. Else
-// a warp has a tile, and a lane up to kGroups features of each layer. Step (and noise, in a tile of
-// a warp) go by blocks of four elements of one sample, a thread always to the same sample. Memory
-// moves 8 B an element of x for the whole chain, and the weights once a CUDA block; a step reads
-// each weight twice a tile out of shared memory and does two multiplications a weight and sample.
-// x, and at the last step the gradient, are written by the threads that step them.
+// has kSamples samples. kGroups = 1: a CUDA block has one tile, warp w the features from 32 w on,
+// and the last warp draws noise; a barrier ends each layer. Else a warp has a tile. A lane has
+// kGroups features of each layer, or twice as many of half the tile, see lanes_of_feature(). Step
+// (and noise, in a tile of a warp) go by blocks of four elements of one sample, a thread always to
+// the same sample. Memory moves 8 B an element of x for the whole chain, and the weights once a
+// CUDA block; a step reads each weight twice a tile out of shared memory and does two
+// multiplications a weight and sample. x, and at the last step the gradient, are written by the
+// threads that step them.
 template <int kGroups, int kSamples>
 __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThreads, 1)
     float_chain_kernel(const __grid_constant__ MlpChainParams p,
                        const __grid_constant__ ChainPlan plan) {
   constexpr bool kShared = kGroups == 1;
+  constexpr int kParts = lanes_of_feature(kGroups, kSamples);
+  constexpr int kFeatures = kGroups * kParts, kOwn = kSamples / kParts;
   using Tile = FloatTile<kSamples, kShared>;
   unsigned char* shared = dynamic_shared<unsigned char>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int member = kShared ? threadIdx.x : lane, members = kShared ? blockDim.x : 32;
-  const int begin = kShared ? 32 * warp : 0;
+  const int begin = kShared ? 32 * warp : 0, own = lane % kParts * kOwn;
   const Tile tile(plan, shared + plan.weight_bytes() + (kShared ? 0 : warp * plan.tile_bytes));
   const int64_t first_row =
       (kShared ? int64_t{blockIdx.x} : int64_t{blockIdx.x} * plan.tiles + warp) * kSamples;
@@ -113,8 +116,10 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   read_share(share, p.step.x, plan.columns[0]);
   WeightStream<float> weights(p.mlp, plan, p.scratch, shared);
 
+  const bool same = !p.step.step_sizes && !p.step.noise_stds;  // in all steps
+  const RowCoefficients<float> of_all = chain_coefficients(p, 0, share.row, 1.0f);
   for (int64_t k = 0; k < p.n_steps; ++k) {
-    RowCoefficients<float> c = chain_coefficients(p, k, share.row, 1.0f);
+    RowCoefficients<float> c = same ? of_all : chain_coefficients(p, k, share.row, 1.0f);
     if (p.noise_first) {
       add_noise(share, k, c.sigma);
       c.sigma = 0;
@@ -125,26 +130,26 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     for (int l = 0; l < plan.layers; ++l) {
       const float* bias = reinterpret_cast<const float*>(shared + plan.bias[l]);
       float* slopes = tile.slope(plan, l);
-      float sum[kGroups][kSamples];
+      float sum[kFeatures][kOwn];
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i) {
-        const int f = feature<false, kGroups>(begin, i);
+      for (int i = 0; i < kFeatures; ++i) {
+        const int f = feature<false, kFeatures, kParts>(begin, i);
         const float b = f < plan.rows[l] ? bias[f] : 0.0f;
 #pragma unroll
-        for (int s = 0; s < kSamples; ++s) sum[i][s] = b;
+        for (int s = 0; s < kOwn; ++s) sum[i][s] = b;
       }
-      multiply<false>(weights, plan.columns[l], begin, plan.rows[l], in, sum);
+      multiply<false, kSamples>(weights, l, plan.columns[l], begin, plan.rows[l], in + own, sum);
       if (draws && noisy && l + 1 == plan.layers)  // while the others multiply
         draw_noise(share, k, lane / kSamples, 32 / kSamples, tile.noise + lane % kSamples);
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        if (const int f = feature<false, kGroups>(begin, i); f < plan.rows[l]) {
-          Floats<kSamples> z;
+      for (int i = 0; i < kFeatures; ++i)
+        if (const int f = feature<false, kFeatures, kParts>(begin, i); f < plan.rows[l]) {
+          Floats<kOwn> z;
 #pragma unroll
-          for (int s = 0; s < kSamples; ++s) z.v[s] = sum[i][s];
-          store_floats(slopes + row_at<kSamples>(f), z);
+          for (int s = 0; s < kOwn; ++s) z.v[s] = sum[i][s];
+          store_floats(slopes + row_at<kSamples>(f) + own, z);
         }
-      if constexpr (!kShared) __syncwarp();  // all have read `in`, which is `to`
+      if constexpr (!kShared || kParts > 1) __syncwarp();  // all have read `in`, which may be `to`
       activate_layer<kSamples>(
           p.mlp, begin, plan.rows[l] < begin + 32 * kGroups ? plan.rows[l] : begin + 32 * kGroups,
           l + 1 < plan.layers ? nullptr : last, slopes, to);
@@ -159,15 +164,17 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     }
     for (int l = plan.layers - 1; l > 0; --l) {
       float* slopes = tile.slope(plan, l - 1);
-      float sum[kGroups][kSamples] = {};
-      multiply<true>(weights, plan.rows[l], begin, plan.columns[l], tile.slope(plan, l), sum);
+      float sum[kFeatures][kOwn] = {};
+      multiply<true, kSamples>(weights, l, plan.rows[l], begin, plan.columns[l],
+                               tile.slope(plan, l) + own, sum);
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        if (const int f = feature<true, kGroups>(begin, i); f < plan.columns[l]) {
-          auto v = load_floats<kSamples>(slopes + row_at<kSamples>(f));
+      for (int i = 0; i < kFeatures; ++i)
+        if (const int f = feature<true, kFeatures, kParts>(begin, i); f < plan.columns[l]) {
+          float* at = slopes + row_at<kSamples>(f) + own;
+          auto v = load_floats<kOwn>(at);
 #pragma unroll
-          for (int s = 0; s < kSamples; ++s) v.v[s] *= sum[i][s];
-          store_floats(slopes + row_at<kSamples>(f), v);
+          for (int s = 0; s < kOwn; ++s) v.v[s] *= sum[i][s];
+          store_floats(at, v);
         }
       if (l > 1 || plan.columns[0] > narrow(kShared))
         tile_barrier<kShared>();

@@ -7,11 +7,17 @@
 namespace fastebm {
 namespace {
 
-// What a CUDA block holds in shared memory, a row for each sample: x and the gradient in float32,
-// x rounded, and twice the values, or gradients, of a layer. Rows are odd numbers of quads.
+constexpr int kWarpFeatures = 16;  // of a layer, that a warp has
+constexpr int kMostTensorThreads = kMaxWidth / kWarpFeatures * 32;
+
+// What a CUDA block holds in shared memory. A row for each sample: x and the gradient in float32,
+// x rounded, and twice the values, or gradients, of a layer. Rows are odd numbers of quads. For
+// each thread: a quad of slopes of each 16 samples and hidden layer but the last, in the gradient's
+// place, which is written when the last of them has been read.
 struct TensorTile {
   int threads, x_pitch, rounded_pitch, pitch;  // pitches in elements
   float *x, *grad;
+  uint4* slopes;
   double* squares;  // of each thread
   float* energy;    // of each warp and sample
   Bfloat16 *rounded, *first, *second;
@@ -23,42 +29,50 @@ struct TensorTile {
         pitch((plan.widest / 8 | 1) * 8) {
     x = reinterpret_cast<float*>(at);
     grad = x + samples * x_pitch;
-    squares = reinterpret_cast<double*>(grad + samples * x_pitch);
+    slopes = reinterpret_cast<uint4*>(grad);
+    squares = reinterpret_cast<double*>(slopes + shared_quads(plan, samples));
     energy = reinterpret_cast<float*>(squares + threads);
     rounded = reinterpret_cast<Bfloat16*>(energy + plan.warps * samples);
     first = rounded + samples * rounded_pitch;
     second = first + samples * pitch;
   }
+  // Of slopes, or of the gradient.
+  FASTEBM_HD static int shared_quads(const ChainPlan& plan, int samples) {
+    const int slopes = (plan.layers - 1) * samples / 16 * 32 * plan.warps;
+    const int grad = samples * (plan.columns[0] / 4 | 1);
+    return slopes < grad ? grad : slopes;
+  }
   static int bytes(const ChainPlan& plan, int samples) {
-    return samples * (2 * 16 * (plan.columns[0] / 4 | 1) + 16 * (plan.columns[0] / 8 | 1) +
+    return samples * (16 * (plan.columns[0] / 4 | 1) + 16 * (plan.columns[0] / 8 | 1) +
                       2 * 16 * (plan.widest / 8 | 1) + 4 * plan.warps) +
-           32 * plan.warps * 8;
+           16 * shared_quads(plan, samples) + 32 * plan.warps * 8;
   }
 };
 
-// Sums of a warp: of 16-row tile m, 16-column pair c and 8-column half h, as mma_bfloat16 has them.
+// Sums of a warp: of 16-row tile m and 8-column half h, as mma_bfloat16 has them.
 template <int kTiles>
 struct WarpSums {
-  float v[kTiles][2][2][4];
+  float v[kTiles][2][4];
 };
 
 // Fragments of a step of 16 of the inner dimension.
 template <int kTiles>
 struct WarpFragments {
-  uint32_t in[kTiles][4], w[2][4];
+  uint32_t in[kTiles][4], w[4];
 };
 
-// sum += in W^T, or kTransposed in W, for all samples and the 32 features from n on; the inner
-// dimension is that of `in`. Fragments are loaded one step before they are multiplied.
+// sum += in W^T, or kTransposed in W, with W of layer l, for all samples and the 16 features from n
+// on; the inner dimension is that of `in`. Fragments are loaded one step before they are
+// multiplied.
 template <bool kTransposed, int kTiles>
-__device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int inner, int features,
-                                         int n, const Bfloat16* in, int pitch,
+__device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int l, int inner,
+                                         int features, int n, const Bfloat16* in, int pitch,
                                          WarpSums<kTiles>& sum) {
   const int lane = threadIdx.x % 32;
   in += lane % 16 * pitch + lane / 16 * 8;
   for (int from = 0; from < inner;) {
-    const Slab<Bfloat16> slab = weights.next();
-    const int along = kTransposed ? slab.pitch : 1, across = kTransposed ? 1 : slab.pitch;
+    const Slab<Bfloat16> slab = weights.next<!kTransposed>(l);
+    const int along = kTransposed ? slab.pitch : 1;
     const Bfloat16* w =
         slab.at + (kTransposed ? lane % 16 * slab.pitch + n + lane / 16 * 8
                                : (n + lane % 8 + lane / 16 * 8) * slab.pitch + lane / 8 % 2 * 8);
@@ -66,26 +80,21 @@ __device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int in
 #pragma unroll
       for (int m = 0; m < kTiles; ++m)
         load_matrices<false>(f.in[m], in + 16 * m * pitch + from + k);
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-        load_matrices<kTransposed>(f.w[c], w + k * along + 16 * c * across);
+      load_matrices<kTransposed>(f.w, w + k * along);
     };
     const auto use = [&](const WarpFragments<kTiles>& f) {
+      const uint32_t b[2][2] = {{f.w[0], f.w[1]}, {f.w[2], f.w[3]}};
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const uint32_t b[2][2] = {{f.w[c][0], f.w[c][1]}, {f.w[c][2], f.w[c][3]}};
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m) mma_bfloat16(sum.v[m][c], f.in[m], b);
-      }
+      for (int m = 0; m < kTiles; ++m) mma_bfloat16(sum.v[m], f.in[m], b);
     };
     if (n < features) {
       WarpFragments<kTiles> even, odd;
       load(0, even);
-#pragma unroll 2
+#pragma unroll 1
       for (int k = 0; k < slab.count; k += 32) {
         load(k + 16, odd);
         use(even);
-        if (k + 32 < slab.count) load(k + 32, even);
+        load(k + 32 < slab.count ? k + 32 : k, even);  // no branch: the last is not used
         use(odd);
       }
     }
@@ -93,20 +102,18 @@ __device__ __forceinline__ void multiply(WeightStream<Bfloat16>& weights, int in
   }
 }
 
-// Calls f(row, feature, m, c, h, r) for each pair of features that a lane has sums of, in
-// v[m][c][h] elements 2 r and 2 r + 1: those of sample `row`, in a warp whose features start at n.
+// Calls f(row, feature, m, h, r) for each pair of features that a lane has sums of, in v[m][h]
+// elements 2 r and 2 r + 1: those of sample `row`, in a warp whose features start at n.
 template <int kTiles, class F>
 __device__ __forceinline__ void for_each_pair(int n, int features, F&& f) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;  // see mma_bfloat16()
   if (n < features)
 #pragma unroll
-    for (int c = 0; c < 2; ++c)
+    for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-          for (int r = 0; r < 2; ++r) f(16 * m + 8 * r + g, n + 16 * c + 8 * h + 2 * t, m, c, h, r);
+        for (int r = 0; r < 2; ++r) f(16 * m + 8 * r + g, n + 8 * h + 2 * t, m, h, r);
 }
 
 __device__ __forceinline__ void store_pair(Bfloat16* to, uint32_t pair) {

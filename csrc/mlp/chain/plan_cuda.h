@@ -100,11 +100,16 @@ __device__ void pack_matrix(const Mlp& mlp, const ChainPlan& plan, int l, unsign
   const int rows = mlp.width[l], columns = static_cast<int>(mlp.inputs(l));
   const int across = plan.pitch[l] / 16, quads = plan.rows[l] * across;
   uint4* to = reinterpret_cast<uint4*>(packed + plan.matrix[l]);
+  const int rows_on = every / across, quads_on = every % across;  // to the thread's next quad
+  int next_row = first / across, next_quad = first % across;
   for (int i = first; i < quads; i += kAtOnce * every) {
     float v[kAtOnce][kElements];
 #pragma unroll
     for (int a = 0; a < kAtOnce; ++a) {
-      const int r = (i + a * every) / across, c = (i + a * every) % across * kElements;
+      const int r = next_row, c = next_quad * kElements;
+      const bool wraps = next_quad + quads_on >= across;
+      next_row += wraps ? rows_on + 1 : rows_on;
+      next_quad += wraps ? quads_on - across : quads_on;
       const float* from = mlp.weight[l] + r * columns + c;
 #pragma unroll
       for (int e = 0; e < kElements; e += kWhole ? 4 : 1) {
@@ -197,45 +202,36 @@ class WeightStream {
     __syncthreads();
   }
 
-  // The next slab. Where the matrices are not resident this is a barrier, and ends the use of the
-  // slab before.
-  __device__ Slab<E> next() {
+  // The next slab, of matrix l, which the caller knows sooner than it could be found here. Where
+  // the matrices are not resident this is a barrier, and ends the use of the slab before.
+  template <bool kForward>
+  __device__ Slab<E> next(int l) {
     constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(E));
-    const bool forward = product_ < plan_.layers;
-    const int l = forward ? product_ : 2 * plan_.layers - 1 - product_;
-    const int inner = forward ? plan_.columns[l] : plan_.rows[l];
-    Slab<E> slab;
-    if (plan_.resident) {
-      slab.at = reinterpret_cast<const E*>(shared_ + plan_.matrix[l]);
-      slab.pitch = plan_.pitch[l] / static_cast<int>(sizeof(E));
-      slab.count = inner;
-    } else {
+    const int inner = kForward ? plan_.columns[l] : plan_.rows[l];
+    int at = plan_.matrix[l], pitch = plan_.pitch[l], count = inner;
+    if (!plan_.resident) {
       wait_copies<0>();
       __syncthreads();
-      slab.at = reinterpret_cast<const E*>(stage());
-      slab.pitch = (forward ? kSlabBytes + 16 : plan_.pitch[l]) / static_cast<int>(sizeof(E));
-      slab.count = inner - from_ < kSlab ? inner - from_ : kSlab;
-    }
-    from_ += slab.count;
-    if (from_ == inner) {
-      from_ = 0;
-      product_ = product_ + 1 == 2 * plan_.layers ? 0 : product_ + 1;
-    }
-    if (!plan_.resident) {
+      at = stage();
+      pitch = kForward ? kSlabBytes + 16 : pitch;
+      count = inner - from_ < kSlab ? inner - from_ : kSlab;
+      from_ += count;
+      if (from_ == inner) {
+        from_ = 0;
+        product_ = product_ + 1 == 2 * plan_.layers ? 0 : product_ + 1;
+      }
       second_ = !second_;
       prefetch();
       commit_copies();
     }
-    return slab;
+    return {reinterpret_cast<const E*>(shared_ + at), pitch / static_cast<int>(sizeof(E)), count};
   }
 
   // Waits for what has been asked for and will not be used.
   __device__ void finish() { wait_copies<0>(); }
 
  private:
-  __device__ unsigned char* stage() const {
-    return shared_ + plan_.vector_bytes + (second_ ? kStageBytes : 0);
-  }
+  __device__ int stage() const { return plan_.vector_bytes + (second_ ? kStageBytes : 0); }
 
   // Asks for the slab at (product_, from_).
   __device__ void prefetch() {
@@ -243,7 +239,7 @@ class WeightStream {
     const int l = forward ? product_ : 2 * plan_.layers - 1 - product_;
     constexpr int kSize = static_cast<int>(sizeof(E));
     const unsigned char* matrix = packed_ + plan_.matrix[l];
-    unsigned char* to = stage();
+    unsigned char* to = shared_ + stage();
     if (forward) {  // columns from_, ... of every row
       const int left = (plan_.columns[l] - from_) * kSize;
       const int quads = (left < kSlabBytes ? left : kSlabBytes) / 16;

@@ -73,44 +73,52 @@ struct FloatTile {
   __device__ static int floats(int rows) { return rows / 4 * four_rows(kSamples); }
 };
 
-// The features from `first` on whose sums a lane has in a product: of forward ones every 32nd, of
-// kTransposed ones as many as it reads at once.
-constexpr int read_at_once(int groups) { return groups < 4 ? groups : 4; }
-template <bool kTransposed, int kGroups>
+// Neighbouring lanes that share features. Of eight samples two have four each, and of twice the
+// features: that reads less than all samples of half of them.
+constexpr int lanes_of_feature(int groups, int samples) {
+  return groups <= 4 && samples == 8 ? 2 : 1;
+}
+
+// The features from `first` on whose sums a lane has in a product, kParts lanes each: of forward
+// ones every 32nd or 16th, of kTransposed ones as many as it reads at once.
+constexpr int read_at_once(int features) { return features < 4 ? features : 4; }
+template <bool kTransposed, int kFeatures, int kParts>
 __device__ __forceinline__ int feature(int first, int i) {
-  constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  return first + i / kAtOnce * 32 * kAtOnce + threadIdx.x % 32 * kAtOnce + i % kAtOnce;
+  constexpr int kAtOnce = kTransposed ? read_at_once(kFeatures) : 1, kLanes = 32 / kParts;
+  return first + (i / kAtOnce * kLanes + threadIdx.x % 32 / kParts) * kAtOnce + i % kAtOnce;
 }
 
 // What a step of four of the inner dimension multiplies.
-template <int kGroups, int kSamples>
+template <int kFeatures, int kOwn>
 struct Factors {
-  float w[kGroups][4];
-  float in[4 * kSamples];
+  float w[kFeatures][4];
+  float in[4 * kOwn];
 };
 
 // sum[i][s] += sum_j W[f][j] in[j][s], or kTransposed W[j][f], for the features f = feature(first,
-// i) below `limit` and all of the inner dimension. A weight is read once for kSamples products, a
-// value once for kGroups, and both a step before they are multiplied.
-template <bool kTransposed, int kGroups, int kSamples>
-__device__ __forceinline__ void multiply(WeightStream<float>& weights, int inner, int first,
+// i) below `limit`, the lane's own samples from `in` on and all of the inner dimension, with W of
+// layer l. A weight is read once for kOwn products, a value once for kFeatures, and both kAhead
+// steps before they are multiplied: a step of few products takes less time than a read.
+template <bool kTransposed, int kSamples, int kFeatures, int kOwn>
+__device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, int inner, int first,
                                          int limit, const float* in,
-                                         float (&sum)[kGroups][kSamples]) {
-  constexpr int kAtOnce = kTransposed ? read_at_once(kGroups) : 1;
-  [[maybe_unused]] constexpr int kUnroll = kGroups * kSamples < 16 ? 4 : 2;
+                                         float (&sum)[kFeatures][kOwn]) {
+  constexpr int kAtOnce = kTransposed ? read_at_once(kFeatures) : 1;
+  constexpr int kProducts = kFeatures * kOwn;  // at eight, two steps fit into registers once
+  constexpr int kAhead = kProducts < 4 ? 3 : kProducts < (kTransposed ? 8 : 16) ? 2 : 1;
   for (int from = 0; from < inner;) {
-    const Slab<float> slab = weights.next();
-    const float* w[kGroups / kAtOnce];
+    const Slab<float> slab = weights.next<!kTransposed>(l);
+    const float* w[kFeatures / kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kGroups / kAtOnce; ++i) {
-      const int f = feature<kTransposed, kGroups>(first, i * kAtOnce);
+    for (int i = 0; i < kFeatures / kAtOnce; ++i) {
+      const int f = feature<kTransposed, kFeatures, kSamples / kOwn>(first, i * kAtOnce);
       const int inside = f < limit ? f : limit - kAtOnce;
       w[i] = slab.at + (kTransposed ? inside : inside * slab.pitch);
     }
     const float* rows = in + row_at<kSamples>(from);
-    const auto load_next = [&](Factors<kGroups, kSamples>& v) {
+    const auto load_next = [&](Factors<kFeatures, kOwn>& v) {
 #pragma unroll
-      for (int i = 0; i < kGroups / kAtOnce; ++i) {
+      for (int i = 0; i < kFeatures / kAtOnce; ++i) {
 #pragma unroll
         for (int j = 0; j < (kTransposed ? 4 : 1); ++j) {
           const auto four = load_floats<kTransposed ? kAtOnce : 4>(w[i] + j * slab.pitch);
@@ -121,50 +129,58 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int inner
         w[i] += kTransposed ? 4 * slab.pitch : 4;
       }
 #pragma unroll
-      for (int q = 0; q < kSamples; ++q) {
-        const auto four = load_floats<4>(rows + 4 * q);
+      for (int q = 0; q < kOwn; ++q) {
+        const auto four = load_floats<4>(rows + (kOwn < kSamples ? kSamples : 4) * q);
 #pragma unroll
         for (int e = 0; e < 4; ++e) v.in[4 * q + e] = four.v[e];
       }
       rows += four_rows(kSamples);
     };
-    const auto use = [&](const Factors<kGroups, kSamples>& v) {
+    const auto use = [&](const Factors<kFeatures, kOwn>& v) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int i = 0; i < kGroups; ++i)
+        for (int i = 0; i < kFeatures; ++i)
 #pragma unroll
-          for (int s = 0; s < kSamples; ++s)
-            sum[i][s] = fma_rn(v.w[i][j], v.in[j * kSamples + s], sum[i][s]);
+          for (int s = 0; s < kOwn; ++s)
+            sum[i][s] = fma_rn(v.w[i][j], v.in[j * kOwn + s], sum[i][s]);
     };
     if (first < limit) {
-      Factors<kGroups, kSamples> now, next;
-      load_next(now);
-#pragma unroll kUnroll
-      for (int k = 4; k < slab.count; k += 4) {
-        load_next(next);
-        use(now);
-        now = next;
+      Factors<kFeatures, kOwn> steps[kAhead + 1];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        if (4 * a < slab.count) load_next(steps[a]);
+#pragma unroll kAhead + 1
+      for (int k = 4 * kAhead; k < slab.count; k += 4) {
+        load_next(steps[kAhead]);
+        use(steps[0]);
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a) steps[a] = steps[a + 1];
       }
-      use(now);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+        if (4 * a < slab.count) use(steps[a]);
     }
     from += slab.count;
   }
 }
 
-// sum_j W[j][c] g[j] over a chunk of `rows` features j, for four inputs c of one sample.
-template <int kSamples>
-__device__ __forceinline__ Floats<4> chunk_sum(const float* w, int pitch, int rows,
-                                               const float* g) {
-  Floats<4> sum = {};
-#pragma unroll 2
+// Inputs that a lane sums the gradient of at once: where samples are few, so are the lanes.
+constexpr int at_once(int samples) { return samples < 4 ? 1 : 4; }
+
+// sum_j W[j][c] g[j] over a chunk of `rows` features j, for kInputs inputs c of one sample.
+template <int kInputs, int kSamples>
+__device__ __forceinline__ Floats<kInputs> chunk_sum(const float* w, int pitch, int rows,
+                                                     const float* g) {
+  Floats<kInputs> sum = {};
+#pragma unroll kInputs == 1 ? 8 : 4
   for (int j = 0; j < rows; j += 4) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const auto four = load_floats<4>(w + e * pitch);
+      const auto read = load_floats<kInputs>(w + e * pitch);
       const float v = g[e * kSamples];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) sum.v[c] = fma_rn(four.v[c], v, sum.v[c]);
+      for (int c = 0; c < kInputs; ++c) sum.v[c] = fma_rn(read.v[c], v, sum.v[c]);
     }
     w += 4 * pitch;
     g += four_rows(kSamples);
@@ -172,33 +188,34 @@ __device__ __forceinline__ Floats<4> chunk_sum(const float* w, int pitch, int ro
   return sum;
 }
 
-// The gradient in x from that in z of layer 0, `g`, to `to`, four inputs of a sample at a time. Of
+// The gradient in x from that in z of layer 0, `g`, to `to`, some inputs of a sample at a time. Of
 // a narrow network its chunks, a tile of x apart, for add_chunks(): in a shared tile warp w has
 // chunk w, else a warp all at once. Of others the whole, chunk after chunk, by all threads of the
 // tile.
 template <int kSamples, bool kShared>
 __device__ __forceinline__ void input_gradient(WeightStream<float>& weights, const ChainPlan& plan,
                                                const float* g, float* to) {
-  const int warp = threadIdx.x / 32, fours = plan.columns[0] / 4 * kSamples;
+  constexpr int kInputs = at_once(kSamples);
+  const int warp = threadIdx.x / 32, parts = plan.columns[0] / kInputs * kSamples;
   const bool apart = plan.columns[0] <= narrow(kShared);
   const int first = kShared && !apart ? threadIdx.x : threadIdx.x % 32;
   const int every = kShared && !apart ? blockDim.x : 32;
   for (int from = 0; from < plan.rows[0];) {
-    const Slab<float> slab = weights.next();
+    const Slab<float> slab = weights.next<false>(0);
     const int count = apart && !kShared ? slab.count : kChunk;  // at a time
     for (int begin = 0; begin < slab.count; begin += count) {
       if (kShared && apart && (from + begin) / kChunk != warp) continue;
       const int chunks = (count + kChunk - 1) / kChunk;
-      for (int i = first; i < chunks * fours; i += every) {
-        const int four = i % fours, s = four % kSamples, input = four / kSamples;
-        const int j = begin + i / fours * kChunk, left = slab.count - j;
-        Floats<4> sum =
-            chunk_sum<kSamples>(slab.at + j * slab.pitch + 4 * input, slab.pitch,
-                                left < kChunk ? left : kChunk, g + row_at<kSamples>(from + j) + s);
-        float* out = to + input * four_rows(kSamples) + s;
+      for (int i = first; i < chunks * parts; i += every) {
+        const int part = i % parts, s = part % kSamples, input = part / kSamples * kInputs;
+        const int j = begin + i / parts * kChunk, left = slab.count - j;
+        const Floats<kInputs> sum = chunk_sum<kInputs, kSamples>(
+            slab.at + j * slab.pitch + input, slab.pitch, left < kChunk ? left : kChunk,
+            g + row_at<kSamples>(from + j) + s);
+        float* out = to + row_at<kSamples>(input) + s;
         if (apart) out += (from + j) / kChunk * (plan.columns[0] / 4) * four_rows(kSamples);
 #pragma unroll
-        for (int c = 0; c < 4; ++c)
+        for (int c = 0; c < kInputs; ++c)
           out[c * kSamples] = apart || from + j == 0 ? sum.v[c] : out[c * kSamples] + sum.v[c];
       }
     }

@@ -7,7 +7,7 @@ namespace {
 ChainPlan tensor_plan(const MlpChainParams& p) {
   ChainPlan plan = pack_plan(p.mlp, 2);
   const int shared = max_shared_bytes(), beside_slabs = shared - plan.weight_bytes();
-  plan.warps = pieces(std::max(plan.widest, plan.columns[0]), 32);
+  plan.warps = pieces(std::max(plan.widest, plan.columns[0]), kWarpFeatures);
   plan.tiles = 1;
   plan.samples = p.step.batch > 32 * kChainBlocks ? 32 : 16;
   plan.tile_bytes = TensorTile::bytes(plan, plan.samples);

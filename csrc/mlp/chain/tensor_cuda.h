@@ -1,5 +1,5 @@
 // The whole chain with products of bfloat16 on tensor cores. A CUDA block shares its samples: a
-// warp has 32 features of each layer, of all of them.
+// warp has 16 features of each layer, of all of them.
 #pragma once
 #include "mlp/activation_cuda.h"
 #include "mlp/chain/fragments_cuda.h"
@@ -8,10 +8,10 @@
 namespace fastebm {
 namespace {
 
-// A lane's slopes of all layers but the last: pairs, where the sums of WarpSums are.
+// A lane's slopes of a layer: pairs, where the sums of WarpSums are.
 template <int kTiles>
-struct WarpSlopes {
-  uint32_t v[kMaxHidden - 1][kTiles][2][2][2];
+struct alignas(16) WarpSlopes {
+  uint32_t v[kTiles][2][2];
 };
 
 // A share of x, rounded, into its sample's row.
@@ -24,39 +24,42 @@ __device__ __forceinline__ void round_share(const SampleShare& s, Bfloat16* row,
   }
 }
 
-// From sums z - bias of hidden layer l: its values to `to`, its slopes to `slopes`.
+// From sums z - bias of a hidden layer: its values to `to`, its slopes to `slopes`.
 template <Activation kActivation, int kTiles>
 __device__ __forceinline__ void activate_layer(const Mlp& mlp, int n, int features,
                                                const float* bias, const WarpSums<kTiles>& sum,
-                                               uint32_t (&slopes)[kTiles][2][2][2], Bfloat16* to,
+                                               WarpSlopes<kTiles>* slopes, Bfloat16* to,
                                                int pitch) {
-  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int c, int h, int r) {
+  WarpSlopes<kTiles> all = {};
+  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int h, int r) {
     const float2 b = *reinterpret_cast<const float2*>(bias + f);
-    const float* z = &sum.v[m][c][h][2 * r];
+    const float* z = &sum.v[m][h][2 * r];
     const auto first = lane::activate_roughly<kActivation>(z[0] + b.x, mlp.beta, mlp.threshold);
     const auto second = lane::activate_roughly<kActivation>(z[1] + b.y, mlp.beta, mlp.threshold);
-    slopes[m][c][h][r] = bfloat16_pair(first.slope, second.slope);
+    all.v[m][h][r] = bfloat16_pair(first.slope, second.slope);
     store_pair(to + row * pitch + f, bfloat16_pair(first.value, second.value));
   });
+  *slopes = all;
 }
 
 // The same of the last hidden layer: its slopes times the last weights to `to`, and for each sample
-// the sum of its values times them over the warp's features to `energy`.
+// the sum of its values times them over the warp's features to `energy`, if that is not null.
 template <Activation kActivation, int kTiles>
 __device__ __forceinline__ void activate_last(const Mlp& mlp, int n, int features,
                                               const float* bias, const float* last,
                                               const WarpSums<kTiles>& sum, Bfloat16* to, int pitch,
                                               float* energy) {
   float energies[kTiles][2] = {};
-  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int c, int h, int r) {
+  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int h, int r) {
     const float2 b = *reinterpret_cast<const float2*>(bias + f);
     const float2 w = *reinterpret_cast<const float2*>(last + f);
-    const float* z = &sum.v[m][c][h][2 * r];
+    const float* z = &sum.v[m][h][2 * r];
     const auto first = lane::activate_roughly<kActivation>(z[0] + b.x, mlp.beta, mlp.threshold);
     const auto second = lane::activate_roughly<kActivation>(z[1] + b.y, mlp.beta, mlp.threshold);
     store_pair(to + row * pitch + f, bfloat16_pair(w.x * first.slope, w.y * second.slope));
     energies[m][r] = fma_rn(w.y, second.value, fma_rn(w.x, first.value, energies[m][r]));
   });
+  if (!energy) return;
 #pragma unroll
   for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -71,20 +74,21 @@ __device__ __forceinline__ void activate_last(const Mlp& mlp, int n, int feature
 // All steps of x <- clamp(x - step * clip(grad E(x)) + sigma n), see mlp/chain/chain.h. x,
 // values, slopes and gradients of layers are rounded to bfloat16 where they meet the weights, and
 // the weights are; sums, biases, the last layer, and the x that is stepped are float32. A CUDA
-// block takes 16 kTiles samples, a warp 32 features of each layer, a lane those of its mma
-// fragments, whose slopes it keeps; a barrier ends each product. Noise and step go by blocks of
-// four elements of one sample, a thread always to the same sample, the last warps first: they are
-// idle while the first ones end the gradient. Memory moves 8 B an element of x for the whole chain;
-// a step reads each weight twice a CUDA block out of shared memory. x, and at the last step energy
-// and gradient, are written by the threads that step them.
+// block takes 16 kTiles samples, a warp 16 features of each layer, a lane those of its mma
+// fragments, whose slopes are kept for it; a barrier ends each product. All layers share the text
+// of their loops: a step that leaves the instruction cache is fetched anew by each. Noise and step
+// go by blocks of four elements of one sample, a thread always to the same sample, the last warps
+// first: they are idle while the first ones end the gradient. Memory moves 8 B an element of x for
+// the whole chain; a step reads each weight twice a CUDA block out of shared memory. x, and at the
+// last step energy and gradient, are written by the threads that step them.
 template <Activation kActivation, int kTiles>
-__global__ void __launch_bounds__(kChainThreads)
+__global__ void __launch_bounds__(kMostTensorThreads)
     tensor_chain_kernel(const __grid_constant__ MlpChainParams p,
                         const __grid_constant__ ChainPlan plan) {
   constexpr int kSamples = 16 * kTiles;
   unsigned char* shared = dynamic_shared<unsigned char>();
   const TensorTile tile(plan, kSamples, shared + plan.weight_bytes());
-  const int n = threadIdx.x / 32 * 32, s = threadIdx.x % kSamples;
+  const int n = threadIdx.x / 32 * kWarpFeatures, s = threadIdx.x % kSamples;
   const SampleShare share = sample_share(
       p, int64_t{blockIdx.x} * kSamples + s, tile.x + s * tile.x_pitch,
       tile.grad + s * tile.x_pitch, 4, 1,
@@ -96,57 +100,61 @@ __global__ void __launch_bounds__(kChainThreads)
   const float* last = reinterpret_cast<const float*>(shared + plan.last);
   const bool noisy = share.noisy && !p.noise_first;
 
+  const bool same = !p.step.step_sizes && !p.step.noise_stds;  // in all steps
+  const RowCoefficients<float> of_all = chain_coefficients(p, 0, share.row, 1.0f);
   for (int64_t k = 0; k < p.n_steps; ++k) {
-    RowCoefficients<float> c = chain_coefficients(p, k, share.row, 1.0f);
+    RowCoefficients<float> c = same ? of_all : chain_coefficients(p, k, share.row, 1.0f);
     if (p.noise_first) {
       add_noise(share, k, c.sigma);
       round_share(share, rounded, share.dim);
       c.sigma = 0;
     }
     __syncthreads();
-    WarpSlopes<kTiles> slopes;
     Bfloat16 *from = tile.second, *to = tile.first;
-#pragma unroll
-    for (int l = 0; l < kMaxHidden; ++l)
-      if (l < plan.layers) {
-        const float* bias = reinterpret_cast<const float*>(shared + plan.bias[l]);
-        WarpSums<kTiles> sum = {};
-        multiply<false>(weights, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
-                        l == 0 ? tile.rounded_pitch : tile.pitch, sum);
-        if (l + 1 == plan.layers)
-          activate_last<kActivation>(p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
-                                     tile.energy + n / 32 * kSamples);
-        else if (l + 1 < kMaxHidden)
-          activate_layer<kActivation>(p.mlp, n, plan.rows[l], bias, sum, slopes.v[l], to,
-                                      tile.pitch);
-        Bfloat16* done = to;
-        to = from;
-        from = done;
-        __syncthreads();
-      }
-#pragma unroll
-    for (int l = kMaxHidden - 1; l > 0; --l)
-      if (l < plan.layers) {
-        WarpSums<kTiles> sum = {};
-        multiply<true>(weights, plan.rows[l], plan.columns[l], n, from, tile.pitch, sum);
-        for_each_pair<kTiles>(n, plan.columns[l], [&](int row, int f, int m, int c, int h, int r) {
-          const uint32_t slope = slopes.v[l - 1][m][c][h][r];
-          const float* v = &sum.v[m][c][h][2 * r];
-          store_pair(to + row * tile.pitch + f,
-                     bfloat16_pair(v[0] * float_from_bits(slope << 16),
-                                   v[1] * float_from_bits(slope & 0xFFFF0000u)));
-        });
-        Bfloat16* done = to;
-        to = from;
-        from = done;
-        __syncthreads();
-      }
+    const auto end_product = [&] {
+      Bfloat16* done = to;
+      to = from;
+      from = done;
+      __syncthreads();
+    };
+    const auto slopes_of = [&](int l) {
+      return reinterpret_cast<WarpSlopes<kTiles>*>(tile.slopes) + l * tile.threads + threadIdx.x;
+    };
+#pragma unroll 1
+    for (int l = 0; l < plan.layers; ++l) {
+      const float* bias = reinterpret_cast<const float*>(shared + plan.bias[l]);
+      WarpSums<kTiles> sum = {};
+      multiply<false>(weights, l, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
+                      l == 0 ? tile.rounded_pitch : tile.pitch, sum);
+      if (l + 1 == plan.layers)
+        activate_last<kActivation>(
+            p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
+            k + 1 == p.n_steps ? tile.energy + n / kWarpFeatures * kSamples : nullptr);
+      else
+        activate_layer<kActivation>(p.mlp, n, plan.rows[l], bias, sum, slopes_of(l), to,
+                                    tile.pitch);
+      end_product();
+    }
+#pragma unroll 1
+    for (int l = plan.layers - 1; l > 0; --l) {
+      WarpSums<kTiles> sum = {};
+      multiply<true>(weights, l, plan.rows[l], plan.columns[l], n, from, tile.pitch, sum);
+      const WarpSlopes<kTiles> slopes = *slopes_of(l - 1);
+      for_each_pair<kTiles>(n, plan.columns[l], [&](int row, int f, int m, int h, int r) {
+        const uint32_t slope = slopes.v[m][h][r];
+        const float* v = &sum.v[m][h][2 * r];
+        store_pair(to + row * tile.pitch + f,
+                   bfloat16_pair(v[0] * float_from_bits(slope << 16),
+                                 v[1] * float_from_bits(slope & 0xFFFF0000u)));
+      });
+      end_product();
+    }
     const Normals4 noise = noisy ? first_noise(share, k) : Normals4{};
     {
       WarpSums<kTiles> sum = {};
-      multiply<true>(weights, plan.rows[0], plan.columns[0], n, from, tile.pitch, sum);
-      for_each_pair<kTiles>(n, plan.columns[0], [&](int row, int f, int m, int c, int h, int r) {
-        const float* v = &sum.v[m][c][h][2 * r];
+      multiply<true>(weights, 0, plan.rows[0], plan.columns[0], n, from, tile.pitch, sum);
+      for_each_pair<kTiles>(n, plan.columns[0], [&](int row, int f, int m, int h, int r) {
+        const float* v = &sum.v[m][h][2 * r];
         *reinterpret_cast<float2*>(tile.grad + row * tile.x_pitch + f) = make_float2(v[0], v[1]);
       });
     }
