@@ -9,6 +9,7 @@ namespace fastebm {
 namespace {
 
 constexpr int kTensorThreads = 128, kStages = 2;
+constexpr int kQuads = kTileColumns * kTileDepth / 4 / kTensorThreads;  // of a thread, a step
 
 // A step's kTileDepth elements of a sample, in a row of 128 bytes: eight chunks of eight bfloat16,
 // chunk 4 h + i the high (h = 0) or low parts (h = 1) of elements 8 i .. 8 i + 7. Chunk c of row r
@@ -20,17 +21,19 @@ constexpr int kTensorThreads = 128, kStages = 2;
 //    as the places of high parts in these rows differ by 4.
 using TileRow = uint32_t[kTileDepth];
 
-// What a CUDA block holds in shared memory: 64 KB, or 48, and its references' squares.
-template <int kRows>
-struct Tiles {
-  TileRow x[kStages][kRows], y[kStages][kTileColumns];
-  float y_squares[kTileColumns];
-};
-
 // Four elements of a reference, as they are.
 template <class Y>
 struct alignas(4 * sizeof(Y)) FourElements {
   Y v[4];
+};
+
+// What a CUDA block holds in shared memory: of float 81 KB, or 65.
+template <int kRows, class Y>
+struct Tiles {
+  TileRow x[kStages][kRows], y[kStages][kTileColumns];
+  FourElements<Y> raw[kQuads][kTensorThreads];  // a thread's own
+  float center[kStages][kTileDepth];
+  float y_squares[kTileColumns];
 };
 
 // Elements of a sample in this CUDA block's slice.
@@ -39,25 +42,41 @@ __device__ __forceinline__ int slice_length(const NeighborParams& p, const Score
   return static_cast<int>(left < b.slice ? left : b.slice);
 }
 
-// Of a thread: the four elements at one place in each step, of eight references kApart rows apart,
-// that it brings from memory into tiles. They wait in registers for a step, in which the tile
-// before is multiplied. load() and store() are called for all rows in turn, step after step.
+// Asks for a copy of a value, or of zeros; makes it at once where it is too small for copy_async().
+template <class T>
+__device__ __forceinline__ void copy_value(T* to, const T* from, bool valid) {
+  constexpr int kBytes = sizeof(T) < 16 ? sizeof(T) : 16;
+  if constexpr (kBytes < 4)
+    *to = valid ? *from : T{};
+  else
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(T)); i += kBytes)
+      copy_async<kBytes>(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(from) + i,
+                         valid);
+}
+
+// Of a thread: the four elements at one place in each step, of kQuads references kApart rows apart,
+// that it brings from memory into tiles. They are copied to a place of the thread's own, a group of
+// copies a row, and wait there for a step, in which the tile before is multiplied. store() and
+// load() are called for all rows in turn, step after step, load() a step ahead.
 template <class Y, bool kWhole>
 struct ReferenceQuads {
-  static constexpr int kQuads = kTileColumns * kTileDepth / 4 / kTensorThreads, kApart = 16;
-  const Y* from;        // what is loaded next
-  const float* center;  // of the next step
-  int64_t apart, back;  // from row to row, and from the last one to the first of the next step
-  int left, last;       // elements there are, from the next step's on; rows, from the first one on
-  int row, place;       // of the first row in a tile: its number, and the place of high parts
+  static constexpr int kApart = 16;
+  const Y* from;         // what is loaded next
+  const float* center;   // of these elements
+  int64_t apart, back;   // from row to row, and from the last one to the first of the next step
+  int left, last;        // elements there are, from `from` on; rows, from the first one on
+  int row, place;        // of the first row in a tile: its number, and the place of high parts
+  FourElements<Y>* own;  // of the first row
   float scale, offset;
-  FourElements<Y> raw[kQuads];
-  float4 middle;
+  float middle[4];  // taken off the elements that are stored next
   float squares[kQuads];
 
-  __device__ __forceinline__ ReferenceQuads(const NeighborParams& p, const ScoreBlock& b)
+  __device__ __forceinline__ ReferenceQuads(const NeighborParams& p, const ScoreBlock& b,
+                                            FourElements<Y>* raw)
       : apart(kApart * p.dim),
         back(kTileDepth - (kQuads - 1) * apart),
+        own(raw + threadIdx.x),
         scale(p.y_scale),
         offset(p.y_offset),
         squares{} {
@@ -65,52 +84,60 @@ struct ReferenceQuads {
     row = (group & 8) | (group & 1) << 2 | (group >> 1 & 3);  // lanes 8 to 15: 4 rows further
     place = row * kTileDepth + (quad / 2 ^ (row & 7)) * 4 + quad % 2 * 2;
     const int first = blockIdx.y * kTileColumns + row;
-    const int64_t element = blockIdx.z * b.slice + 4 * quad;
-    from = static_cast<const Y*>(p.y) + (b.first_reference + first) * p.dim + element;
-    center = b.center + element;
+    from = static_cast<const Y*>(p.y) + (b.first_reference + first) * p.dim + blockIdx.z * b.slice +
+           4 * quad;
+    center = b.center + blockIdx.z * b.slice + 4 * quad;
     left = slice_length(p, b) - 4 * quad;
     last = b.references - 1 - first;
   }
-  // Row i's elements of the next step; zeros after the slice and where there is no row.
+  // The centre of the step that is loaded next, by the first threads for all.
+  __device__ __forceinline__ void copy_center(float* to) {
+    if (threadIdx.x >= kTileDepth / 4) return;
+    copy_async(to + 4 * threadIdx.x, center, left > 0);
+    center += kTileDepth;
+  }
+  // Row i's elements; zeros after the slice and where there is no row.
   __device__ __forceinline__ void load(int i) {
-    raw[i] = FourElements<Y>{};
+    FourElements<Y>& to = own[i * kTensorThreads];
+    const bool there = i * kApart <= last;
     if constexpr (kWhole) {
-      if (left > 0 && i * kApart <= last) raw[i] = *reinterpret_cast<const FourElements<Y>*>(from);
+      copy_value(&to, reinterpret_cast<const FourElements<Y>*>(from), there && left > 0);
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e < left && i * kApart <= last) raw[i].v[e] = from[e];
+      for (int e = 0; e < 4; ++e) copy_value(&to.v[e], from + e, there && e < left);
     }
-    from += i + 1 < kQuads ? apart : back;
+    commit_copies();
+    if (i + 1 < kQuads) {
+      from += apart;
+    } else {
+      from += back;
+      left -= kTileDepth;
+    }
   }
-  // What is to be taken off the elements of the next step; off zeros after the slice, what these
+  // Before the first row is stored: that step's centre. Zeros after the slice are of what they
   // stand for.
-  __device__ __forceinline__ void load_center() {
-    middle = make_float4(0, 0, 0, 0);
-    if (left > 0) middle = *reinterpret_cast<const float4*>(center);
-    if constexpr (std::is_same_v<Y, uint8_t>) {
-      float* m = &middle.x;
+  __device__ __forceinline__ void take_center(const float* center) {
+    const int quad = threadIdx.x % 8;
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e >= left) m[e] = offset;
+    for (int e = 0; e < 4; ++e) {
+      middle[e] = center[4 * quad + e];
+      if constexpr (std::is_same_v<Y, uint8_t>)
+        if (e >= left + kTileDepth) middle[e] = offset;
     }
-    center += kTileDepth;
-    left -= kTileDepth;
-  }
-  __device__ __forceinline__ float centered(Y v, float m) const {
-    return static_cast<float>(reference_value(v, scale, offset) - m);
   }
   // Row i, split, into a tile.
   __device__ __forceinline__ void store(int i, TileRow* tile) {
-    const float4 v = make_float4(centered(raw[i].v[0], middle.x), centered(raw[i].v[1], middle.y),
-                                 centered(raw[i].v[2], middle.z), centered(raw[i].v[3], middle.w));
-    squares[i] = fma_rn(v.x, v.x, squares[i]);
-    squares[i] = fma_rn(v.y, v.y, squares[i]);
-    squares[i] = fma_rn(v.z, v.z, squares[i]);
-    squares[i] = fma_rn(v.w, v.w, squares[i]);
+    wait_copies<kQuads - 1>();
+    const FourElements<Y> raw = own[i * kTensorThreads];
+    float v[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      v[e] = static_cast<float>(reference_value(raw.v[e], scale, offset) - middle[e]);
+      squares[i] = fma_rn(v[e], v[e], squares[i]);
+    }
     uint2 high, low;
-    split(v.x, v.y, high.x, low.x);
-    split(v.z, v.w, high.y, low.y);
+    split(v[0], v[1], high.x, low.x);
+    split(v[2], v[3], high.y, low.y);
     uint32_t* to = tile[i * kApart];
     *reinterpret_cast<uint2*>(to + place) = high;
     *reinterpret_cast<uint2*>(to + (place ^ kTileDepth / 2)) = low;
@@ -166,8 +193,8 @@ template <int kRows, class Y, bool kWhole>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kTall = kRows / 2 / 16, kWide = kTileColumns / 2 / 8;  // matrices of a warp's sums
-  constexpr int kEach = ReferenceQuads<Y, kWhole>::kQuads / (2 * kTall);
-  auto& tiles = *dynamic_shared<Tiles<kRows>>();
+  constexpr int kEach = kQuads / (2 * kTall);
+  auto& tiles = *dynamic_shared<Tiles<kRows, Y>>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * (kRows / 2), warp_column = warp % 2 * (kTileColumns / 2);
   const int steps = (slice_length(p, b) + kTileDepth - 1) / kTileDepth;
@@ -183,24 +210,28 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   }
 
   float sums[kTall][kWide][4] = {};
-  ReferenceQuads<Y, kWhole> quads(p, b);
+  ReferenceQuads<Y, kWhole> quads(p, b, tiles.raw[0]);
   QueryChunks<kRows, Y> chunks(p, b);
   chunks.copy(tiles.x[0]);
+  quads.copy_center(tiles.center[0]);
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
-  quads.load_center();
+  for (int i = 0; i < kQuads; ++i) quads.load(i);
+  quads.copy_center(tiles.center[1]);
+  wait_copies<kQuads - 1>();
+  __syncthreads();
+  quads.take_center(tiles.center[0]);
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) quads.store(i, tiles.y[0]);
-#pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
-  quads.load_center();
-  commit_copies();
-  wait_copies<0>();
+  for (int i = 0; i < kQuads; ++i) {
+    quads.store(i, tiles.y[0]);
+    quads.load(i);
+  }
+  wait_copies<kQuads - 1>();
   __syncthreads();
   for (int step = 0; step < steps; ++step) {
     const int stage = step % kStages, next = kStages - 1 - stage;
     if (step + 1 < steps) chunks.copy(tiles.x[next]);
-    commit_copies();
+    quads.copy_center(tiles.center[stage]);
+    quads.take_center(tiles.center[next]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t y_high[kWide][2], y_low[kWide][2];
@@ -229,15 +260,14 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
         }
       }
     }
-    quads.load_center();
-    wait_copies<0>();
+    wait_copies<kQuads - 1>();  // the queries and the centre have come with the first row
     __syncthreads();
   }
 
   // The eight lanes of a row add their parts of |y'|^2; then each lane takes the two columns that
   // it has sums of.
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) {
+  for (int i = 0; i < kQuads; ++i) {
     float square = quads.squares[i];
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 1);
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 2);
@@ -272,7 +302,7 @@ int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stre
                   static_cast<unsigned>(ceil_div(b.references, kTileColumns)),
                   static_cast<unsigned>(b.slices));
   return launch(tensor_score_kernel<kRows, Y, kWhole>, grid, dim3(kTensorThreads),
-                sizeof(Tiles<kRows>), stream, p, b);
+                sizeof(Tiles<kRows, Y>), stream, p, b);
 }
 
 // Rows of four elements that may be read at once get the larger tile; of bytes few queries come
