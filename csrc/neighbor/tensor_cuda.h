@@ -152,6 +152,22 @@ __device__ __forceinline__ bool is_scored(const ScoreBlock& b, int i) {
   return i < b.queries;
 }
 
+// Of a thread: where it stores the scores of query i, from that column of its tile on.
+struct ScoreRow {
+  float* to;
+  int left;  // columns there are, of the pitch: after the last reference something is stored
+
+  __device__ __forceinline__ ScoreRow(const ScoreBlock& b, int i, int column) {
+    const int j = blockIdx.y * kTileColumns + column;
+    to = b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j;
+    left = static_cast<int>(b.pitch) - j;
+  }
+  // Two scores' bits.
+  __device__ __forceinline__ void store(int column, uint32_t score0, uint32_t score1) const {
+    if (column < left) *reinterpret_cast<uint2*>(to + column) = make_uint2(score0, score1);
+  }
+};
+
 // Of a thread: a chunk in each step of the queries' parts, of rows kApart apart, that it copies
 // into tiles; zeros for rows without a score.
 template <int kRows, class Y>
@@ -229,6 +245,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   __syncthreads();
   for (int step = 0; step < steps; ++step) {
     const int stage = step % kStages, next = kStages - 1 - stage;
+    const int x_at = x_place + stage * (kRows * kTileDepth);  // stages first: fewer registers
+    const int y_at = y_place + stage * (kTileColumns * kTileDepth);
     if (step + 1 < steps) chunks.copy(tiles.x[next]);
     quads.copy_center(tiles.center[stage]);
     quads.take_center(tiles.center[next]);
@@ -241,15 +259,15 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
         for (int part = 0; part < 2; ++part) {
           auto& of_part = part ? y_low : y_high;
           uint32_t pair[4];
-          load_matrices<false>(pair, tiles.y[stage][8 * c] + (y_place ^ (16 * part + 8 * half)));
+          load_matrices<false>(pair, tiles.y[0][8 * c] + (y_at ^ (16 * part + 8 * half)));
 #pragma unroll
           for (int i = 0; i < 4; ++i) of_part[c + i / 2][i % 2] = pair[i];
         }
 #pragma unroll
       for (int r = 0; r < kTall; ++r) {
         uint32_t x_high[4], x_low[4];
-        load_matrices<false>(x_high, tiles.x[stage][16 * r] + (x_place ^ 8 * half));
-        load_matrices<false>(x_low, tiles.x[stage][16 * r] + (x_place ^ (16 + 8 * half)));
+        load_matrices<false>(x_high, tiles.x[0][16 * r] + (x_at ^ 8 * half));
+        load_matrices<false>(x_low, tiles.x[0][16 * r] + (x_at ^ (16 + 8 * half)));
         mma_bfloat16(sums[r], x_high, y_low);
         mma_bfloat16(sums[r], x_low, y_high);
         mma_bfloat16(sums[r], x_high, y_high);
@@ -281,17 +299,20 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   }
   __syncthreads();
   const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
+  float2 squares[kWide];
 #pragma unroll
-  for (int c = 0; c < kWide; ++c) {
-    const int column = warp_column + 8 * c + 2 * t, j = blockIdx.y * kTileColumns + column;
-    const float square0 = tiles.y_squares[column], square1 = tiles.y_squares[column + 1];
+  for (int c = 0; c < kWide; ++c)
+    squares[c] = *reinterpret_cast<const float2*>(tiles.y_squares + warp_column + 8 * c + 2 * t);
 #pragma unroll
-    for (int r = 0; r < 2 * kTall; ++r) {
-      const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
+  for (int r = 0; r < 2 * kTall; ++r) {
+    const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
+    if (!is_scored<Y>(b, i)) continue;
+    const ScoreRow scores(b, i, warp_column + 2 * t);
+#pragma unroll
+    for (int c = 0; c < kWide; ++c) {
       const float* sum = &sums[r / 2][c][2 * (r % 2)];
-      if (is_scored<Y>(b, i) && j < b.pitch)  // after the last column: something
-        *reinterpret_cast<float2*>(b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j) =
-            make_float2(fma_rn(-2.0f, sum[0], square0), fma_rn(-2.0f, sum[1], square1));
+      scores.store(8 * c, float_bits(fma_rn(-2.0f, sum[0], squares[c].x)),
+                   float_bits(fma_rn(-2.0f, sum[1], squares[c].y)));
     }
   }
 }
