@@ -22,11 +22,12 @@ __device__ inline void copy_async(void* shared, const void* global, bool valid) 
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   const int bytes = valid ? kBytes : 0;
   if constexpr (kBytes == 16)  // not through L1
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
-                 "r"(bytes));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
-                 "n"(kBytes), "r"(bytes));
+                 "n"(kBytes), "r"(bytes)
+                 : "memory");
 #else
   simt::copy_async(shared, valid ? global : nullptr, kBytes);
 #endif

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kTensorThreads = 128, kStages = 2;
 constexpr int kQuads = kTileColumns * kTileDepth / 4 / kTensorThreads;  // of a thread, a step
+constexpr int kQuadGroups = 4;  // of copies, that these quads come in
 
 // A step's kTileDepth elements of a sample, in a row of 128 bytes: eight chunks of eight bfloat16,
 // chunk 4 h + i the high (h = 0) or low parts (h = 1) of elements 8 i .. 8 i + 7. Chunk c of row r
@@ -56,8 +57,8 @@ __device__ __forceinline__ void copy_value(T* to, const T* from, bool valid) {
 }
 
 // Of a thread: the four elements at one place in each step, of kQuads references kApart rows apart,
-// that it brings from memory into tiles. They are copied to a place of the thread's own, a group of
-// copies a row, and wait there for a step, in which the tile before is multiplied. store() and
+// that it brings from memory into tiles. They are copied to a place of the thread's own, which
+// takes no registers, and have a step to come, in which the tile before is multiplied. store() and
 // load() are called for all rows in turn, step after step, load() a step ahead.
 template <class Y, bool kWhole>
 struct ReferenceQuads {
@@ -106,7 +107,6 @@ struct ReferenceQuads {
 #pragma unroll
       for (int e = 0; e < 4; ++e) copy_value(&to.v[e], from + e, there && e < left);
     }
-    commit_copies();
     if (i + 1 < kQuads) {
       from += apart;
     } else {
@@ -127,7 +127,6 @@ struct ReferenceQuads {
   }
   // Row i, split, into a tile.
   __device__ __forceinline__ void store(int i, TileRow* tile) {
-    wait_copies<kQuads - 1>();
     const FourElements<Y> raw = own[i * kTensorThreads];
     float v[4];
 #pragma unroll
@@ -188,12 +187,13 @@ struct QueryChunks {
     for (int i = 0; i < kRows / kApart; ++i)
       scored |= static_cast<unsigned>(is_scored<Y>(b, first + i * kApart)) << i;
   }
-  // The next step's.
-  __device__ __forceinline__ void copy(TileRow* tile) {
+  // The next step's, if there is one.
+  __device__ __forceinline__ void copy(TileRow* tile, bool valid) {
     const uint32_t* at = from;
+    const unsigned rows = valid ? scored : 0;
 #pragma unroll
     for (int i = 0; i < kRows / kApart; ++i, at += apart)
-      copy_async(tile[i * kApart] + place, at, scored >> i & 1);
+      copy_async(tile[i * kApart] + place, at, rows >> i & 1);
     from += kTileDepth;
   }
 };
@@ -209,7 +209,7 @@ template <int kRows, class Y, bool kWhole>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kTall = kRows / 2 / 16, kWide = kTileColumns / 2 / 8;  // matrices of a warp's sums
-  constexpr int kEach = kQuads / (2 * kTall);
+  constexpr int kGroup = kQuads / kQuadGroups;
   auto& tiles = *dynamic_shared<Tiles<kRows, Y>>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * (kRows / 2), warp_column = warp % 2 * (kTileColumns / 2);
@@ -228,27 +228,34 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   float sums[kTall][kWide][4] = {};
   ReferenceQuads<Y, kWhole> quads(p, b, tiles.raw[0]);
   QueryChunks<kRows, Y> chunks(p, b);
-  chunks.copy(tiles.x[0]);
+  // A group of quads into the tile of a stage, and the next step's in their place.
+  const auto convert = [&](int group, int stage) {
+    wait_copies<kQuadGroups - 1>();
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) quads.store(group * kGroup + i, tiles.y[stage]);
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) quads.load(group * kGroup + i);
+    commit_copies();
+  };
+  chunks.copy(tiles.x[0], true);
   quads.copy_center(tiles.center[0]);
 #pragma unroll
-  for (int i = 0; i < kQuads; ++i) quads.load(i);
+  for (int i = 0; i < kQuads; ++i) {
+    quads.load(i);
+    if (i % kGroup == kGroup - 1) commit_copies();
+  }
   quads.copy_center(tiles.center[1]);
-  wait_copies<kQuads - 1>();
+  wait_copies<kQuadGroups - 1>();
   __syncthreads();
   quads.take_center(tiles.center[0]);
 #pragma unroll
-  for (int i = 0; i < kQuads; ++i) {
-    quads.store(i, tiles.y[0]);
-    quads.load(i);
-  }
-  wait_copies<kQuads - 1>();
+  for (int group = 0; group < kQuadGroups; ++group) convert(group, 0);
+  wait_copies<kQuadGroups - 1>();
   __syncthreads();
   for (int step = 0; step < steps; ++step) {
     const int stage = step % kStages, next = kStages - 1 - stage;
     const int x_at = x_place + stage * (kRows * kTileDepth);  // stages first: fewer registers
     const int y_at = y_place + stage * (kTileColumns * kTileDepth);
-    if (step + 1 < steps) chunks.copy(tiles.x[next]);
-    quads.copy_center(tiles.center[stage]);
     quads.take_center(tiles.center[next]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -271,16 +278,18 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
         mma_bfloat16(sums[r], x_high, y_low);
         mma_bfloat16(sums[r], x_low, y_high);
         mma_bfloat16(sums[r], x_high, y_high);
-#pragma unroll
-        for (int i = (half * kTall + r) * kEach; i < (half * kTall + r + 1) * kEach; ++i) {
-          quads.store(i, tiles.y[next]);
-          quads.load(i);
+        if (half == 0 && r == 0) {  // among products, in the first group
+          chunks.copy(tiles.x[next], step + 1 < steps);
+          quads.copy_center(tiles.center[stage]);
         }
+        constexpr int kTimes = kTall / (kQuadGroups / 2);  // rows of matrices to a group
+        if (r % kTimes == kTimes - 1) convert(half * (kQuadGroups / 2) + r / kTimes, next);
       }
     }
-    wait_copies<kQuads - 1>();  // the queries and the centre have come with the first row
+    wait_copies<kQuadGroups - 1>();  // for the first group
     __syncthreads();
   }
+  wait_copies<0>();
 
   // The eight lanes of a row add their parts of |y'|^2; then each lane takes the two columns that
   // it has sums of.
