@@ -13,15 +13,23 @@
 
 namespace fastebm {
 
-// Asks for a copy of 16 bytes from global into shared memory, both 16-byte aligned; of zeros where
-// !valid. It is there for this thread once wait_copies() has returned, for others after a barrier.
+// Asks for a copy of 16, 8 or 4 bytes from global into shared memory, both aligned to as much; of
+// zeros where !valid. It is there for this thread once wait_copies() has returned, for others after
+// a barrier.
+template <int kBytes = 16>
 __device__ inline void copy_async(void* shared, const void* global, bool valid) {
 #ifdef __CUDACC__
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global),
-               "r"(valid ? 16 : 0));
+  const int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16)  // not through L1
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global),
+                 "n"(kBytes), "r"(bytes)
+                 : "memory");
 #else
-  simt::copy_async(shared, valid ? global : nullptr);
+  simt::copy_async(shared, valid ? global : nullptr, kBytes);
 #endif
 }
 

@@ -152,22 +152,25 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
 
   // The four lanes of a column add its parts; then each takes the two columns that it has sums of.
   const int g = lane / 4, t = lane % 4;  // see mma_bytes()
+  uint32_t square0[kWide], square1[kWide];
 #pragma unroll
   for (int c = 0; c < kWide; ++c) {
     uint32_t square = squares[c];
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 1);
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 2);
-    const uint32_t square0 = __shfl_sync(0xFFFFFFFFu, square, 8 * t);
-    const uint32_t square1 = __shfl_sync(0xFFFFFFFFu, square, 8 * t + 4);
-    const int j = first_column + warp_column + 8 * c + 2 * t;
+    square0[c] = __shfl_sync(0xFFFFFFFFu, square, 8 * t);
+    square1[c] = __shfl_sync(0xFFFFFFFFu, square, 8 * t + 4);
+  }
 #pragma unroll
-    for (int r = 0; r < 2 * kTall; ++r) {
-      const int i = first_row + warp_row + 8 * r + g;
+  for (int r = 0; r < 2 * kTall; ++r) {
+    const int i = first_row + warp_row + 8 * r + g;
+    if (i >= b.queries) continue;
+    const ScoreRow scores(b, i, warp_column + 2 * t);
+#pragma unroll
+    for (int c = 0; c < kWide; ++c) {
       const int32_t* sum = &sums[r / 2][c][2 * (r % 2)];
-      if (i < b.queries && j < b.pitch)  // after the last column: something
-        *reinterpret_cast<uint2*>(b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j) =
-            make_uint2(square0 - 2 * static_cast<uint32_t>(sum[0]),
-                       square1 - 2 * static_cast<uint32_t>(sum[1]));
+      scores.store(8 * c, square0[c] - 2 * static_cast<uint32_t>(sum[0]),
+                   square1[c] - 2 * static_cast<uint32_t>(sum[1]));
     }
   }
 }

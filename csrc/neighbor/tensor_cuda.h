@@ -9,6 +9,8 @@ namespace fastebm {
 namespace {
 
 constexpr int kTensorThreads = 128, kStages = 2;
+constexpr int kQuads = kTileColumns * kTileDepth / 4 / kTensorThreads;  // of a thread, a step
+constexpr int kQuadGroups = 4;  // of copies, that these quads come in
 
 // A step's kTileDepth elements of a sample, in a row of 128 bytes: eight chunks of eight bfloat16,
 // chunk 4 h + i the high (h = 0) or low parts (h = 1) of elements 8 i .. 8 i + 7. Chunk c of row r
@@ -20,17 +22,19 @@ constexpr int kTensorThreads = 128, kStages = 2;
 //    as the places of high parts in these rows differ by 4.
 using TileRow = uint32_t[kTileDepth];
 
-// What a CUDA block holds in shared memory: 64 KB, or 48, and its references' squares.
-template <int kRows>
-struct Tiles {
-  TileRow x[kStages][kRows], y[kStages][kTileColumns];
-  float y_squares[kTileColumns];
-};
-
 // Four elements of a reference, as they are.
 template <class Y>
 struct alignas(4 * sizeof(Y)) FourElements {
   Y v[4];
+};
+
+// What a CUDA block holds in shared memory: of float 81 KB, or 65.
+template <int kRows, class Y>
+struct Tiles {
+  TileRow x[kStages][kRows], y[kStages][kTileColumns];
+  FourElements<Y> raw[kQuads][kTensorThreads];  // a thread's own
+  float center[kStages][kTileDepth];
+  float y_squares[kTileColumns];
 };
 
 // Elements of a sample in this CUDA block's slice.
@@ -39,25 +43,41 @@ __device__ __forceinline__ int slice_length(const NeighborParams& p, const Score
   return static_cast<int>(left < b.slice ? left : b.slice);
 }
 
-// Of a thread: the four elements at one place in each step, of eight references kApart rows apart,
-// that it brings from memory into tiles. They wait in registers for a step, in which the tile
-// before is multiplied. load() and store() are called for all rows in turn, step after step.
+// Asks for a copy of a value, or of zeros; makes it at once where it is too small for copy_async().
+template <class T>
+__device__ __forceinline__ void copy_value(T* to, const T* from, bool valid) {
+  constexpr int kBytes = sizeof(T) < 16 ? sizeof(T) : 16;
+  if constexpr (kBytes < 4)
+    *to = valid ? *from : T{};
+  else
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(T)); i += kBytes)
+      copy_async<kBytes>(reinterpret_cast<char*>(to) + i, reinterpret_cast<const char*>(from) + i,
+                         valid);
+}
+
+// Of a thread: the four elements at one place in each step, of kQuads references kApart rows apart,
+// that it brings from memory into tiles. They are copied to a place of the thread's own, which
+// takes no registers, and have a step to come, in which the tile before is multiplied. store() and
+// load() are called for all rows in turn, step after step, load() a step ahead.
 template <class Y, bool kWhole>
 struct ReferenceQuads {
-  static constexpr int kQuads = kTileColumns * kTileDepth / 4 / kTensorThreads, kApart = 16;
-  const Y* from;        // what is loaded next
-  const float* center;  // of the next step
-  int64_t apart, back;  // from row to row, and from the last one to the first of the next step
-  int left, last;       // elements there are, from the next step's on; rows, from the first one on
-  int row, place;       // of the first row in a tile: its number, and the place of high parts
+  static constexpr int kApart = 16;
+  const Y* from;         // what is loaded next
+  const float* center;   // of these elements
+  int64_t apart, back;   // from row to row, and from the last one to the first of the next step
+  int left, last;        // elements there are, from `from` on; rows, from the first one on
+  int row, place;        // of the first row in a tile: its number, and the place of high parts
+  FourElements<Y>* own;  // of the first row
   float scale, offset;
-  FourElements<Y> raw[kQuads];
-  float4 middle;
+  float middle[4];  // taken off the elements that are stored next
   float squares[kQuads];
 
-  __device__ __forceinline__ ReferenceQuads(const NeighborParams& p, const ScoreBlock& b)
+  __device__ __forceinline__ ReferenceQuads(const NeighborParams& p, const ScoreBlock& b,
+                                            FourElements<Y>* raw)
       : apart(kApart * p.dim),
         back(kTileDepth - (kQuads - 1) * apart),
+        own(raw + threadIdx.x),
         scale(p.y_scale),
         offset(p.y_offset),
         squares{} {
@@ -65,52 +85,58 @@ struct ReferenceQuads {
     row = (group & 8) | (group & 1) << 2 | (group >> 1 & 3);  // lanes 8 to 15: 4 rows further
     place = row * kTileDepth + (quad / 2 ^ (row & 7)) * 4 + quad % 2 * 2;
     const int first = blockIdx.y * kTileColumns + row;
-    const int64_t element = blockIdx.z * b.slice + 4 * quad;
-    from = static_cast<const Y*>(p.y) + (b.first_reference + first) * p.dim + element;
-    center = b.center + element;
+    from = static_cast<const Y*>(p.y) + (b.first_reference + first) * p.dim + blockIdx.z * b.slice +
+           4 * quad;
+    center = b.center + blockIdx.z * b.slice + 4 * quad;
     left = slice_length(p, b) - 4 * quad;
     last = b.references - 1 - first;
   }
-  // Row i's elements of the next step; zeros after the slice and where there is no row.
+  // The centre of the step that is loaded next, by the first threads for all.
+  __device__ __forceinline__ void copy_center(float* to) {
+    if (threadIdx.x >= kTileDepth / 4) return;
+    copy_async(to + 4 * threadIdx.x, center, left > 0);
+    center += kTileDepth;
+  }
+  // Row i's elements; zeros after the slice and where there is no row.
   __device__ __forceinline__ void load(int i) {
-    raw[i] = FourElements<Y>{};
+    FourElements<Y>& to = own[i * kTensorThreads];
+    const bool there = i * kApart <= last;
     if constexpr (kWhole) {
-      if (left > 0 && i * kApart <= last) raw[i] = *reinterpret_cast<const FourElements<Y>*>(from);
+      copy_value(&to, reinterpret_cast<const FourElements<Y>*>(from), there && left > 0);
     } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e < left && i * kApart <= last) raw[i].v[e] = from[e];
+      for (int e = 0; e < 4; ++e) copy_value(&to.v[e], from + e, there && e < left);
     }
-    from += i + 1 < kQuads ? apart : back;
+    if (i + 1 < kQuads) {
+      from += apart;
+    } else {
+      from += back;
+      left -= kTileDepth;
+    }
   }
-  // What is to be taken off the elements of the next step; off zeros after the slice, what these
+  // Before the first row is stored: that step's centre. Zeros after the slice are of what they
   // stand for.
-  __device__ __forceinline__ void load_center() {
-    middle = make_float4(0, 0, 0, 0);
-    if (left > 0) middle = *reinterpret_cast<const float4*>(center);
-    if constexpr (std::is_same_v<Y, uint8_t>) {
-      float* m = &middle.x;
+  __device__ __forceinline__ void take_center(const float* center) {
+    const int quad = threadIdx.x % 8;
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e >= left) m[e] = offset;
+    for (int e = 0; e < 4; ++e) {
+      middle[e] = center[4 * quad + e];
+      if constexpr (std::is_same_v<Y, uint8_t>)
+        if (e >= left + kTileDepth) middle[e] = offset;
     }
-    center += kTileDepth;
-    left -= kTileDepth;
-  }
-  __device__ __forceinline__ float centered(Y v, float m) const {
-    return static_cast<float>(reference_value(v, scale, offset) - m);
   }
   // Row i, split, into a tile.
   __device__ __forceinline__ void store(int i, TileRow* tile) {
-    const float4 v = make_float4(centered(raw[i].v[0], middle.x), centered(raw[i].v[1], middle.y),
-                                 centered(raw[i].v[2], middle.z), centered(raw[i].v[3], middle.w));
-    squares[i] = fma_rn(v.x, v.x, squares[i]);
-    squares[i] = fma_rn(v.y, v.y, squares[i]);
-    squares[i] = fma_rn(v.z, v.z, squares[i]);
-    squares[i] = fma_rn(v.w, v.w, squares[i]);
+    const FourElements<Y> raw = own[i * kTensorThreads];
+    float v[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      v[e] = static_cast<float>(reference_value(raw.v[e], scale, offset) - middle[e]);
+      squares[i] = fma_rn(v[e], v[e], squares[i]);
+    }
     uint2 high, low;
-    split(v.x, v.y, high.x, low.x);
-    split(v.z, v.w, high.y, low.y);
+    split(v[0], v[1], high.x, low.x);
+    split(v[2], v[3], high.y, low.y);
     uint32_t* to = tile[i * kApart];
     *reinterpret_cast<uint2*>(to + place) = high;
     *reinterpret_cast<uint2*>(to + (place ^ kTileDepth / 2)) = low;
@@ -124,6 +150,22 @@ __device__ __forceinline__ bool is_scored(const ScoreBlock& b, int i) {
     if (b.grid_queries) return i < b.queries && is_off_grid(b.grid_queries[i]);
   return i < b.queries;
 }
+
+// Of a thread: where it stores the scores of query i, from that column of its tile on.
+struct ScoreRow {
+  float* to;
+  int left;  // columns there are, of the pitch: after the last reference something is stored
+
+  __device__ __forceinline__ ScoreRow(const ScoreBlock& b, int i, int column) {
+    const int j = blockIdx.y * kTileColumns + column;
+    to = b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j;
+    left = static_cast<int>(b.pitch) - j;
+  }
+  // Two scores' bits.
+  __device__ __forceinline__ void store(int column, uint32_t score0, uint32_t score1) const {
+    if (column < left) *reinterpret_cast<uint2*>(to + column) = make_uint2(score0, score1);
+  }
+};
 
 // Of a thread: a chunk in each step of the queries' parts, of rows kApart apart, that it copies
 // into tiles; zeros for rows without a score.
@@ -145,12 +187,13 @@ struct QueryChunks {
     for (int i = 0; i < kRows / kApart; ++i)
       scored |= static_cast<unsigned>(is_scored<Y>(b, first + i * kApart)) << i;
   }
-  // The next step's.
-  __device__ __forceinline__ void copy(TileRow* tile) {
+  // The next step's, if there is one.
+  __device__ __forceinline__ void copy(TileRow* tile, bool valid) {
     const uint32_t* at = from;
+    const unsigned rows = valid ? scored : 0;
 #pragma unroll
     for (int i = 0; i < kRows / kApart; ++i, at += apart)
-      copy_async(tile[i * kApart] + place, at, scored >> i & 1);
+      copy_async(tile[i * kApart] + place, at, rows >> i & 1);
     from += kTileDepth;
   }
 };
@@ -166,8 +209,8 @@ template <int kRows, class Y, bool kWhole>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kTall = kRows / 2 / 16, kWide = kTileColumns / 2 / 8;  // matrices of a warp's sums
-  constexpr int kEach = ReferenceQuads<Y, kWhole>::kQuads / (2 * kTall);
-  auto& tiles = *dynamic_shared<Tiles<kRows>>();
+  constexpr int kGroup = kQuads / kQuadGroups;
+  auto& tiles = *dynamic_shared<Tiles<kRows, Y>>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * (kRows / 2), warp_column = warp % 2 * (kTileColumns / 2);
   const int steps = (slice_length(p, b) + kTileDepth - 1) / kTileDepth;
@@ -183,24 +226,37 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   }
 
   float sums[kTall][kWide][4] = {};
-  ReferenceQuads<Y, kWhole> quads(p, b);
+  ReferenceQuads<Y, kWhole> quads(p, b, tiles.raw[0]);
   QueryChunks<kRows, Y> chunks(p, b);
-  chunks.copy(tiles.x[0]);
+  // A group of quads into the tile of a stage, and the next step's in their place.
+  const auto convert = [&](int group, int stage) {
+    wait_copies<kQuadGroups - 1>();
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
-  quads.load_center();
+    for (int i = 0; i < kGroup; ++i) quads.store(group * kGroup + i, tiles.y[stage]);
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) quads.store(i, tiles.y[0]);
+    for (int i = 0; i < kGroup; ++i) quads.load(group * kGroup + i);
+    commit_copies();
+  };
+  chunks.copy(tiles.x[0], true);
+  quads.copy_center(tiles.center[0]);
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) quads.load(i);
-  quads.load_center();
-  commit_copies();
-  wait_copies<0>();
+  for (int i = 0; i < kQuads; ++i) {
+    quads.load(i);
+    if (i % kGroup == kGroup - 1) commit_copies();
+  }
+  quads.copy_center(tiles.center[1]);
+  wait_copies<kQuadGroups - 1>();
+  __syncthreads();
+  quads.take_center(tiles.center[0]);
+#pragma unroll
+  for (int group = 0; group < kQuadGroups; ++group) convert(group, 0);
+  wait_copies<kQuadGroups - 1>();
   __syncthreads();
   for (int step = 0; step < steps; ++step) {
     const int stage = step % kStages, next = kStages - 1 - stage;
-    if (step + 1 < steps) chunks.copy(tiles.x[next]);
-    commit_copies();
+    const int x_at = x_place + stage * (kRows * kTileDepth);  // stages first: fewer registers
+    const int y_at = y_place + stage * (kTileColumns * kTileDepth);
+    quads.take_center(tiles.center[next]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t y_high[kWide][2], y_low[kWide][2];
@@ -210,34 +266,35 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
         for (int part = 0; part < 2; ++part) {
           auto& of_part = part ? y_low : y_high;
           uint32_t pair[4];
-          load_matrices<false>(pair, tiles.y[stage][8 * c] + (y_place ^ (16 * part + 8 * half)));
+          load_matrices<false>(pair, tiles.y[0][8 * c] + (y_at ^ (16 * part + 8 * half)));
 #pragma unroll
           for (int i = 0; i < 4; ++i) of_part[c + i / 2][i % 2] = pair[i];
         }
 #pragma unroll
       for (int r = 0; r < kTall; ++r) {
         uint32_t x_high[4], x_low[4];
-        load_matrices<false>(x_high, tiles.x[stage][16 * r] + (x_place ^ 8 * half));
-        load_matrices<false>(x_low, tiles.x[stage][16 * r] + (x_place ^ (16 + 8 * half)));
+        load_matrices<false>(x_high, tiles.x[0][16 * r] + (x_at ^ 8 * half));
+        load_matrices<false>(x_low, tiles.x[0][16 * r] + (x_at ^ (16 + 8 * half)));
         mma_bfloat16(sums[r], x_high, y_low);
         mma_bfloat16(sums[r], x_low, y_high);
         mma_bfloat16(sums[r], x_high, y_high);
-#pragma unroll
-        for (int i = (half * kTall + r) * kEach; i < (half * kTall + r + 1) * kEach; ++i) {
-          quads.store(i, tiles.y[next]);
-          quads.load(i);
+        if (half == 0 && r == 0) {  // among products, in the first group
+          chunks.copy(tiles.x[next], step + 1 < steps);
+          quads.copy_center(tiles.center[stage]);
         }
+        constexpr int kTimes = kTall / (kQuadGroups / 2);  // rows of matrices to a group
+        if (r % kTimes == kTimes - 1) convert(half * (kQuadGroups / 2) + r / kTimes, next);
       }
     }
-    quads.load_center();
-    wait_copies<0>();
+    wait_copies<kQuadGroups - 1>();  // for the first group
     __syncthreads();
   }
+  wait_copies<0>();
 
   // The eight lanes of a row add their parts of |y'|^2; then each lane takes the two columns that
   // it has sums of.
 #pragma unroll
-  for (int i = 0; i < quads.kQuads; ++i) {
+  for (int i = 0; i < kQuads; ++i) {
     float square = quads.squares[i];
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 1);
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 2);
@@ -251,17 +308,20 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   }
   __syncthreads();
   const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
+  float2 squares[kWide];
 #pragma unroll
-  for (int c = 0; c < kWide; ++c) {
-    const int column = warp_column + 8 * c + 2 * t, j = blockIdx.y * kTileColumns + column;
-    const float square0 = tiles.y_squares[column], square1 = tiles.y_squares[column + 1];
+  for (int c = 0; c < kWide; ++c)
+    squares[c] = *reinterpret_cast<const float2*>(tiles.y_squares + warp_column + 8 * c + 2 * t);
 #pragma unroll
-    for (int r = 0; r < 2 * kTall; ++r) {
-      const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
+  for (int r = 0; r < 2 * kTall; ++r) {
+    const int i = blockIdx.x * kRows + warp_row + 8 * r + g;
+    if (!is_scored<Y>(b, i)) continue;
+    const ScoreRow scores(b, i, warp_column + 2 * t);
+#pragma unroll
+    for (int c = 0; c < kWide; ++c) {
       const float* sum = &sums[r / 2][c][2 * (r % 2)];
-      if (is_scored<Y>(b, i) && j < b.pitch)  // after the last column: something
-        *reinterpret_cast<float2*>(b.scores + (int64_t{blockIdx.z} * b.queries + i) * b.pitch + j) =
-            make_float2(fma_rn(-2.0f, sum[0], square0), fma_rn(-2.0f, sum[1], square1));
+      scores.store(8 * c, float_bits(fma_rn(-2.0f, sum[0], squares[c].x)),
+                   float_bits(fma_rn(-2.0f, sum[1], squares[c].y)));
     }
   }
 }
@@ -272,7 +332,7 @@ int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stre
                   static_cast<unsigned>(ceil_div(b.references, kTileColumns)),
                   static_cast<unsigned>(b.slices));
   return launch(tensor_score_kernel<kRows, Y, kWhole>, grid, dim3(kTensorThreads),
-                sizeof(Tiles<kRows>), stream, p, b);
+                sizeof(Tiles<kRows, Y>), stream, p, b);
 }
 
 // Rows of four elements that may be read at once get the larger tile; of bytes few queries come

@@ -23,9 +23,10 @@ inline constexpr size_t kStackBytes = 128 * 1024;
 
 enum class State { ready, at_block_barrier, at_warp_collective, returned };
 
-struct Copy {  // an asynchronous one of 16 bytes, not yet made
+struct Copy {  // an asynchronous one, not yet made
   void* to;
   const void* from;  // null: zeros
+  unsigned bytes;
   unsigned group;
 };
 

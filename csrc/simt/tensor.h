@@ -15,12 +15,12 @@
 
 namespace simt {
 
-inline void copy_async(void* to, const void* from) {
+inline void copy_async(void* to, const void* from, unsigned bytes) {
   Fiber& self = machine->fibers[machine->running];
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16)
-    fail("an asynchronous copy of addresses that are not multiples of 16");
-  std::memset(to, 0xFF, 16);
-  self.copies.push_back({to, from, self.group});
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes)
+    fail("an asynchronous copy of addresses that are not multiples of its size");
+  std::memset(to, 0xFF, bytes);
+  self.copies.push_back({to, from, bytes, self.group});
 }
 
 inline void commit_copies() { ++machine->fibers[machine->running].group; }
@@ -31,9 +31,9 @@ inline void wait_copies(unsigned left) {
   for (; done < self.copies.size() && self.copies[done].group + left < self.group; ++done) {
     const Copy& copy = self.copies[done];
     if (copy.from)
-      std::memcpy(copy.to, copy.from, 16);
+      std::memcpy(copy.to, copy.from, copy.bytes);
     else
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.bytes);
   }
   self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
 }

@@ -114,7 +114,8 @@ void test_copies() {
   check(right, "asynchronous copies");
   check(unwaited, "a copy that is not waited for is NaN");
   check(unsynchronised > 0, "copies without a barrier");
-  check(reports("multiples of 16", misaligned_copy_kernel, 1, 1, 64, in), "a misaligned copy");
+  check(reports("multiples of its size", misaligned_copy_kernel, 1, 1, 64, in),
+        "a misaligned copy");
 }
 
 void test_mma() {
