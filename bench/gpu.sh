@@ -42,6 +42,8 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 benches=(langevin chain neighbor icd_step gibbs replay) # the first ones matter most
+declare -A most_of=( # seconds
+  [langevin]=50 [chain]=85 [neighbor]=55 [icd_step]=60 [gibbs]=20 [replay]=30)
 failed=0
 deadline=60 # of $SECONDS, for what runs now
 log=$out/cuda.log
@@ -221,7 +223,7 @@ run_benches() {
   deadline=$((SECONDS + ${BENCH_SECONDS:-290}))
   local name
   for name in "${benches[@]}"; do
-    bench "$name" 90 || grep -q "^ \"$name\":" "$out/cuda.json" ||
+    bench "$name" "${most_of[$name]}" || grep -q "^ \"$name\":" "$out/cuda.json" ||
       [[ $((deadline - SECONDS)) -lt 30 ]] || bench "$name" 60 --quick
   done
 }

@@ -217,17 +217,21 @@ def rivals(a: Augmentation, shape, device: torch.device, quick: bool) -> dict[st
     return calls
 
 
+def law(batch: Tensor) -> Tensor:
+    """Mean, deviation of a pixel, in an image and over channels."""
+    return torch.stack([
+        batch.mean(), batch.std(), batch.std((2, 3)).mean(), batch.std(1).mean()
+    ])  # fmt: skip
+
+
 def check(calls: dict[str, Callable]) -> None:
-    """Rivals must make images of the same law: means and deviations over five batches."""
-    ours, theirs = (torch.cat([calls[name]() for _ in range(5)]) for name in (FUSED, BATCHED))
-    for name, got, want in (
-        ("mean", ours.mean(), theirs.mean()),
-        ("deviation of a pixel", ours.std(), theirs.std()),
-        ("deviation in an image", ours.std((2, 3)).mean(), theirs.std((2, 3)).mean()),
-        ("deviation over channels", ours.std(1).mean(), theirs.std(1).mean()),
-    ):
-        if abs(got - want) > 0.05 * want:
-            raise RuntimeError(f"the rivals differ in law: {name} {got:.4f}, {want:.4f}")
+    """Rivals must make images of the same law, over 40 batches: one order of colours for a whole
+    batch makes batches of theirs differ by several percent."""
+    ours, theirs = (
+        torch.stack([law(calls[name]()) for _ in range(40)]).mean(0) for name in (FUSED, BATCHED)
+    )
+    if ((ours - theirs).abs() > 0.05 * theirs).any():
+        raise RuntimeError(f"the rivals differ in law: {ours.tolist()}, {theirs.tolist()}")
 
 
 def measure(
