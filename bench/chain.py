@@ -263,7 +263,7 @@ def measure(
     check(calls)
     timings = timing.compare(calls, device, seconds=seconds)
     elements = math.prod(case.shape)
-    # On a GPU of a large tensor: a copy of a small one is a launch, and a chain can be a single one.
+    # On a GPU of a large tensor: a copy of a small one is a launch, and so can a chain be.
     moved = 4 * elements if device.type == "cpu" else max(4 * elements, 1 << 28)
     copy = timing.copy_bandwidth(moved, device, seconds / 10)
     best = min((way for way in case.ways if way in timings), key=lambda way: timings[way].median)
