@@ -27,9 +27,9 @@
 # benches; 290) are taken from the environment.
 #
 # Seconds on an H200 with 16 cores: tools 7, wheel 6; at once memcheck 15, initcheck 15, racecheck
-# 26, scores 27 and, on 4 workers of pytest, tests 112. Not measured yet: build 75; alone, as they
-# are timed, the benches: langevin 45, chain 90 (40 go by until its first compiled case is
-# measured), neighbor 50, icd_step 50, gibbs 15, replay 20; and profile 60.
+# 26, scores 27 and, on 4 workers of pytest, tests 112; profile 45; alone, as they are timed, the
+# benches: langevin 34, chain 20 until its first compiled case and 35 for each of those, neighbor 40
+# for its compiled ones, icd_step 15 a case, gibbs and replay more than 20 (not seen to their end).
 set -uo pipefail
 
 phases=${2:-both}
@@ -43,7 +43,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 benches=(langevin chain neighbor icd_step gibbs replay) # the first ones matter most
 declare -A most_of=( # seconds
-  [langevin]=50 [chain]=85 [neighbor]=55 [icd_step]=60 [gibbs]=20 [replay]=30)
+  [langevin]=40 [chain]=70 [neighbor]=70 [icd_step]=70 [gibbs]=30 [replay]=40)
 failed=0
 deadline=60 # of $SECONDS, for what runs now
 log=$out/cuda.log

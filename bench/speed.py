@@ -60,7 +60,13 @@ def text(
         )
     blocks.append("## On a GPU")
     if cuda:
-        blocks.append("Measured by `bench/gpu.sh`, beside what was predicted:")
+        blocks += [
+            "Measured by `bench/gpu.sh`, beside what was predicted. An eager loop takes its host's"
+            " time, here that of a virtual machine that needs about 25 us for an operator with its"
+            " gradient: ratios to eager loops say as much about it as about the code, those to"
+            " CUDA graphs do not. Tests and sanitisers: `bench/results/cuda_tests.log`; each kernel"
+            " under Nsight Compute, with cold caches: `bench/results/cuda_ncu.txt`.",
+        ]
     else:
         blocks.append(
             "**Nothing is measured yet**: the tests have run on a GPU, the benches have not. These"
@@ -117,7 +123,7 @@ def langevin(rows: suite.Rows, where: str) -> list[str]:
         compiled = of_case.get("torch.compile", {})
         table.append([
             " x ".join(map(str, row["shape"])),
-            str(row["threads"]),
+            "-" if row["case"].endswith("CUDA") else str(row["threads"]),
             *(number(r.get("seconds"), 1e9 / n) for r in (row, eager, compiled)),
             times_as_fast(eager),
             f"{row['limit_seconds'] / row['seconds']:.0%}",

@@ -51,7 +51,7 @@ def ordered(device: torch.device) -> Iterator[None]:
 
 def warm_up(body: Body, device: torch.device, may_wait: bool = False) -> None:
     """Run ``body`` on the stream that graphs of ``device`` are captured on: there libraries choose
-    their algorithms and take their workspaces.
+    their algorithms.
 
     Args:
         may_wait: False: a wait for the device is an error, as no graph can hold one. What this
@@ -83,7 +83,7 @@ def capture(body: Body, device: torch.device, share_memory: bool = True) -> Body
     gc.collect()
     torch.cuda.synchronize(device)
     try:
-        with _side_stream(device), _settings():
+        with _side_stream(device), _settings(), _own_workspaces():
             pool = _shared_pool(device) if share_memory else torch.cuda.graph_pool_handle()
             return _record(body, device, pool).replay
     except BaseException:
@@ -151,6 +151,18 @@ def _side_stream(device: torch.device) -> Iterator[None]:
             _here.depth -= 1
             with suppress(RuntimeError):
                 current.wait_stream(stream)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """cuBLAS takes its workspaces anew, in a capture from the graph's pool, as torch.compile's
+    graphs have it: those of before would be freed under the graph by whoever clears them, as
+    torch.compile does (an illegal access on an H200, 2026-11-27)."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager

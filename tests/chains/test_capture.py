@@ -259,6 +259,19 @@ def test_convolutions_with_benchmark(monkeypatch):
         torch.testing.assert_close(sampler.sample(x, 20, seed=seed), plain.sample(x, 20, seed=seed))
 
 
+def test_workspaces_that_others_clear():
+    """As torch.compile's graphs do, whose captures also give unused memory back."""
+    sampler = LangevinDynamics(mlp(), 0.05, clamp=(-4, 4))
+    x = start(4096)
+    expected = [sampler.sample(x, 5, seed=0).clone() for _ in range(3)][0]
+    assert len(graph.GRAPHS.graphs) == 1
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    others = [torch.full((1 << n,), torch.nan, device="cuda") for n in (20, 22, 24)]
+    assert torch.equal(sampler.sample(x, 5, seed=0), expected)
+    assert all(other.isnan().all() for other in others)
+
+
 def test_memory_is_shared_and_given_back():
     x = torch.rand(64, 3, 32, 32, device="cuda")
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.SiLU(), nn.Flatten(), nn.LazyLinear(1)).cuda()

@@ -107,6 +107,8 @@ def cuda(monkeypatch):
             raise RuntimeError("not recording")
         state.recording.discard(pool)
 
+    clear = "_cuda_clearCublasWorkspaces"  # not in a torch without CUDA
+    monkeypatch.setattr(torch._C, clear, lambda: note("clear"), raising=False)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocate)
     override = "set_override_stale_capture_stream"  # torch >= 2.13
     if hasattr(torch.autograd.graph, override):
@@ -119,7 +121,7 @@ def cuda(monkeypatch):
 
 def calls(cuda):
     """Without entering and leaving."""
-    return [c for c in cuda.log if c not in ("device", "wait", "side")]
+    return [c for c in cuda.log if c not in ("device", "wait", "side", "clear")]
 
 
 def test_a_capture(cuda):
@@ -132,6 +134,21 @@ def test_a_capture(cuda):
     assert cuda.log[-1] == "replay"
     capture(lambda: None, DEVICE, share_memory=False)
     assert calls(cuda)[-2:] == ["begin pool 2", "end"]  # by itself
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_workspaces_of_a_capture_are_its_own(cuda, fails):
+    """Those of before may be freed under a graph by others, those of inside lie in its pool."""
+    capture(lambda: None, DEVICE)
+    del cuda.log[:]
+    if fails:
+        cuda.fails.add("end")
+        with pytest.raises(RuntimeError, match="end failed"):
+            capture(lambda: None, DEVICE)
+    else:
+        capture(lambda: None, DEVICE)
+    order = [c for c in cuda.log if c in ("begin pool 1", "end", "clear")]
+    assert order[:4] == ["clear", "begin pool 1", "end", "clear"]
 
 
 def test_settings_of_a_capture_end_with_it(cuda):
