@@ -286,11 +286,14 @@ def icd_step(rows: suite.Rows, where: str) -> list[str]:
     blocks = [
         f"{where}; the limit is its products at the rate of a large one:",
         table_of(header, table),
-        "With fastebm on perceptrons the chart's forward is all from the chain to the gradient in"
-        " the parameters: one operator.",
+        "With fastebm on perceptrons the chart's forward is all from the chain to the loss, on a"
+        " CPU with the gradient in the parameters too: one operator.",
     ]
     if graphs:
-        blocks.append("As a graph: by `GraphedTrainStep`. The other columns are of eager steps.")
+        blocks.append(
+            "As a graph: by `GraphedTrainStep`. The other columns are of eager steps. No rival is"
+            " made a graph."
+        )
     return blocks
 
 

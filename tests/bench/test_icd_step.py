@@ -111,7 +111,7 @@ def test_the_limit_is_of_the_products_that_layers_make(monkeypatch):
     assert list(icd_step.run(suite.Options(torch.device("cuda"), threads=threads))) == [[]] * 5
     perceptrons, images, bfloat16 = (torch.float32, False), (torch.float32, True), torch.bfloat16
     assert rates == [perceptrons, images, (bfloat16, True)]
-    assert [(case.dtype, rates[rate - 1]) for case, rate in cases[2:]] == [
+    assert [(case.dtype, rates[rate - 1]) for case, rate in cases[1:4]] == [
         *((torch.float32, images), (bfloat16, (bfloat16, True)), (torch.float32, images))
     ]
 
