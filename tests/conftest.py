@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,13 @@ def pytest_report_teststatus(report):
     """Tests without the GPU that they need: one number at the end, not a line for each."""
     if report.skipped and "no CUDA device" in str(report.longrepr):
         return "not run, need a GPU", "", "NO GPU"
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No other threads of Python, such as those that torch.compile leaves: chains freeze
+    parameters."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
 
 
 @pytest.fixture

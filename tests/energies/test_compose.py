@@ -230,7 +230,7 @@ def test_energy_of_log_densities():
     torch.testing.assert_close(EnergyFromLogProb(network)(x), -network(x))
 
 
-def test_parameters_are_shared_and_frozen_in_chains():
+def test_parameters_are_shared_and_frozen_in_chains(alone):
     net = MLPEnergy(2, (8,)).double()
     model = net + 0.5 * (net | A)
     assert {id(p) for p in model.parameters()} == {id(p) for p in net.parameters()}

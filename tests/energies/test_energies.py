@@ -203,7 +203,7 @@ def dispatches_per_step(net, x):
     return (counts[1] - counts[0]) / 4
 
 
-def test_standardisation_costs_a_step_nothing(monkeypatch):
+def test_standardisation_costs_a_step_nothing(alone, monkeypatch):
     net, x = ResNetEnergy((3, 16, 16), width=4), torch.rand(2, 3, 16, 16)
     hoisted = dispatches_per_step(net, x)
     monkeypatch.setattr(CONSTANT, parametrize.ParametrizationList.forward)

@@ -1,7 +1,6 @@
 """The state of a model while chains run, and that it comes back as it was."""
 
 import copy
-import threading
 import warnings
 from functools import partial
 
@@ -13,11 +12,7 @@ from fastebm import ContrastiveDivergence, LangevinDynamics, ais
 from fastebm.energies import EnergyFromLogProb, GivenEnergy, SumEnergy, TemperedEnergy
 from fastebm.energies.sampling_mode import module_of, sampling_mode
 
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """No other threads, such as those that torch.compile leaves: parameters are frozen."""
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 class Classifier(nn.Module):

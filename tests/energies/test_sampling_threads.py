@@ -126,7 +126,7 @@ def test_chains_are_the_same_beside_another_thread(other):
     assert torch.equal(sampler.sample(x, 3, seed=1), alone) and not alone.requires_grad
 
 
-def test_parametrised_weights_of_other_threads_follow_their_parameters(other):
+def test_parametrised_weights_of_other_threads_follow_their_parameters(alone, other):
     # Each is constant in the chains of its own model, in the thread that runs them.
     sampled, trained = spectral_norm(nn.Linear(2, 1)), spectral_norm(nn.Linear(2, 1)).eval()
 
