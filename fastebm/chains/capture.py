@@ -157,7 +157,7 @@ def _side_stream(device: torch.device) -> Iterator[None]:
 def _own_workspaces() -> Iterator[None]:
     """cuBLAS takes its workspaces anew, in a capture from the graph's pool, as torch.compile's
     graphs have it: those of before would be freed under the graph by whoever clears them, as
-    torch.compile does (an illegal access on an H200, 2026-11-27)."""
+    torch.compile does."""
     torch._C._cuda_clearCublasWorkspaces()
     try:
         yield
