@@ -71,6 +71,7 @@ struct ScoreBlock {
   ReferenceGrid grid;
   float* center;            // (dim,), and zeros to the next multiple of kTileDepth
   uint32_t* x_parts;        // (queries, steps, 2, kTileDepth / 2): see split_kernel
+  float* y_squares;         // (slices, pitch): parts of |y'|^2
   float* scores;            // (slices, queries, pitch); int32 of queries on the grid
   Neighbor* lists;          // (queries, k), sorted
   uint8_t* x_bytes;         // (queries, byte_steps, kByteStepDepth): qh, and zeros
@@ -138,6 +139,7 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
   b.center = reinterpret_cast<float*>(take(b.chunk == 1 ? width : 0, sizeof(float)));
   b.x_parts =
       reinterpret_cast<uint32_t*>(take(b.chunk == 1 ? queries * width : 0, sizeof(uint32_t)));
+  b.y_squares = reinterpret_cast<float*>(take(b.chunk == 1 ? slices * b.pitch : 0, sizeof(float)));
   b.scores = reinterpret_cast<float*>(take(slices * queries * b.pitch, sizeof(float)));
   if (b.grid.inverse != 0) {
     b.grid_queries = reinterpret_cast<GridQuery*>(take(queries, sizeof(GridQuery)));

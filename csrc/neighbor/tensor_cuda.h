@@ -198,8 +198,8 @@ struct QueryChunks {
   }
 };
 
-// scores[z][i][j] = |y'_j|^2 - 2 x'_i.y'_j over slice z of the elements. A CUDA block takes kRows
-// queries and kTileColumns references, a warp half of each.
+// scores[z][i][j] = |y'_j|^2 - 2 x'_i.y'_j over slice z of the elements, y_squares[z][j] = |y'_j|^2
+// over it. A CUDA block takes kRows queries and kTileColumns references, a warp half of each.
 // x' is split into bfloat16 h + l, and y' too: x'.y' ~ h.h + h.l + l.h, 6 operations of the tensor
 // cores an element of a pair. Memory moves 4 B an element of a reference for each kRows queries;
 // these come split (split_kernel), references are split here, once, between the products of the
@@ -299,7 +299,12 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 1);
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 2);
     square += __shfl_xor_sync(0xFFFFFFFFu, square, 4);
-    if (threadIdx.x % 8 == 0) tiles.y_squares[quads.row + i * quads.kApart] = square;
+    const int column = quads.row + i * quads.kApart, j = blockIdx.y * kTileColumns + column;
+    if (threadIdx.x % 8 > 0) continue;
+    tiles.y_squares[column] = square;
+    // Of bytes the first CUDA blocks may have nothing to do: each one writes the same.
+    if ((blockIdx.x == 0 || std::is_same_v<Y, uint8_t>) && j < b.pitch)
+      b.y_squares[blockIdx.z * b.pitch + j] = square;
   }
   __syncthreads();
   const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
