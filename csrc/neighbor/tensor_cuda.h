@@ -302,6 +302,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
     const int column = quads.row + i * quads.kApart, j = blockIdx.y * kTileColumns + column;
     if (threadIdx.x % 8 > 0) continue;
     tiles.y_squares[column] = square;
+    // For tests alone: without this store nvcc 13.0 spills in the loop above (bench/sass.py).
     // Of bytes the first CUDA blocks may have nothing to do: each one writes the same.
     if ((blockIdx.x == 0 || std::is_same_v<Y, uint8_t>) && j < b.pitch)
       b.y_squares[blockIdx.z * b.pitch + j] = square;
