@@ -42,7 +42,7 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 benches=(langevin chain neighbor icd_step gibbs replay) # the first ones matter most
-declare -A most_of=( # seconds
+declare -A most_of=( # of 290 seconds
   [langevin]=40 [chain]=70 [neighbor]=70 [icd_step]=70 [gibbs]=30 [replay]=40)
 failed=0
 deadline=60 # of $SECONDS, for what runs now
@@ -220,10 +220,10 @@ bench() {
 }
 
 run_benches() {
-  deadline=$((SECONDS + ${BENCH_SECONDS:-290}))
-  local name
+  local name all=${BENCH_SECONDS:-290}
+  deadline=$((SECONDS + all))
   for name in "${benches[@]}"; do
-    bench "$name" "${most_of[$name]}" || grep -q "^ \"$name\":" "$out/cuda.json" ||
+    bench "$name" $((most_of[$name] * all / 290)) || grep -q "^ \"$name\":" "$out/cuda.json" ||
       [[ $((deadline - SECONDS)) -lt 30 ]] || bench "$name" 60 --quick
   done
 }

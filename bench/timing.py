@@ -67,15 +67,15 @@ class Timing:
 
 
 def warm_up(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Calls until `seconds` have passed, at least twice; returns seconds a call (the host's)."""
+    """Calls until `seconds` have passed, at least twice; returns seconds a call. Each is waited
+    for: a thousand long ones, queued meanwhile, would take a device long after that."""
     calls, start = 0, time.perf_counter()
     while calls < 2 or time.perf_counter() - start < seconds:
         call()
+        synchronize(device)
         calls += 1
         if calls == 1:  # the first call may compile
-            synchronize(device)
             start = time.perf_counter()
-    synchronize(device)
     return (time.perf_counter() - start) / (calls - 1)
 
 
