@@ -4,11 +4,12 @@ memory, and so bakes in every number; a replay runs no Python of the model."""
 from contextlib import nullcontext
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastebm.chains.waits import Reads
 
-class _Recorder(TorchDispatchMode):
+
+class _Recorder(Reads):  # a mode that only watches, so that chains are those outside
     """Notes the calls, and what memory from before held."""
 
     def __init__(self):
@@ -18,10 +19,6 @@ class _Recorder(TorchDispatchMode):
     def undo(self):
         for storage, held in self._before.values():
             storage.copy_(held)
-
-    @classmethod
-    def is_infra_mode(cls):  # torch.compile works as it does outside
-        return True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in filter(torch.is_tensor, tree_leaves((args, kwargs))):

@@ -9,6 +9,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from fastebm.chains.waits import NoWaits, Reads
+
 
 def settings_key(device: torch.device) -> Hashable:
     """The settings of torch that choose kernels."""
@@ -38,9 +40,9 @@ def settings_key(device: torch.device) -> Hashable:
 
 
 def has_modes() -> bool:
-    """Whether calls of torch go through modes other than that of a default device."""
+    """Whether calls of torch go through modes other than that of a default device and those that
+    only watch a warm-up or a capture, where a chain must be what it is outside."""
     if not torch._C._len_torch_function_stack() and not torch._C._len_torch_dispatch_stack():
         return False
-    functions = _get_current_function_mode_stack()
-    others = [mode for mode in functions if not isinstance(mode, DeviceContext)]
-    return bool(others or _get_current_dispatch_mode_stack())
+    modes = _get_current_function_mode_stack() + _get_current_dispatch_mode_stack()
+    return not all(isinstance(mode, (DeviceContext, NoWaits, Reads)) for mode in modes)

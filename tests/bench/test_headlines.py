@@ -53,8 +53,9 @@ def test_a_gpu_has_no_threads_and_its_faster_ways(monkeypatch):
     monkeypatch.setattr(readme, "HEADLINES", (("icd_step", "a step", "a step"), ("gone", "a", "b")))
     steps = [
         row("a step, CUDA", "fastebm", 4, 1.0),
-        row("a step, CUDA", "fastebm, graph", 0.5, 0.125),
-        row("a step, CUDA", "torch", 6, 1.5),
+        row("a step, CUDA", "fastebm, graph", 0.5, 0.125, host_seconds=1e-4),
+        row("a step, CUDA", "torch, whose host is slow", 3, 0.75, host_seconds=9e-3),
+        row("a step, CUDA", "torch", 6, 1.4, host_seconds=5e-3),
         {"case": "a step, CUDA", "variant": "broken", "threads": 1, "unavailable": "why"},
     ]
     text = "\n".join(readme.gpu_text({"icd_step": {"environment": FACTS, "rows": steps}})) + "\n"

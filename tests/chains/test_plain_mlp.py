@@ -11,6 +11,7 @@ from fastebm import Augmentation, ChainRNG, LangevinDynamics
 from fastebm.chains import mlp_chain as chains
 from fastebm.chains.mlp_chain import MLPChain
 from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.chains.waits import NoWaits, Reads
 from fastebm.energies import ConvEnergy, MLPEnergy
 from fastebm.ops.mlp.network import Network
 
@@ -243,6 +244,10 @@ def test_modes_of_torch_are_followed(fused_calls):
         auto = LangevinDynamics(model, 0.1).sample(x, 3, seed=0)
     assert fused_calls == [3]
     assert not torch.allclose(auto, plain)
+    with NoWaits(x.device), Reads():  # these only watch what goes into a CUDA graph
+        watched = LangevinDynamics(model, 0.1).sample(x, 3, seed=0)
+    assert fused_calls == [3, 3]
+    assert torch.equal(watched, plain)
 
 
 @pytest.mark.parametrize("step_size", [0.1, lambda k: 0.1 / (k + 1), torch.full((5,), 0.1)])

@@ -4,6 +4,7 @@ import copy
 import functools
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from fastebm import (
     PersistentContrastiveDivergence,
     ReplayBuffer,
 )
+from fastebm.chains.mlp_chain import MLPChain
+from fastebm.chains.waits import NoWaits
 from fastebm.losses.train_step import train_step
 from fastebm.rng import ChainRNG, DeviceRNG
 
@@ -128,6 +131,11 @@ def captures(monkeypatch):
     return runtime
 
 
+def watched_warm_up(body, device, may_wait=False):
+    with nullcontext() if may_wait else NoWaits(device):
+        body()
+
+
 class Twins:
     """A graphed step, and the same steps taken eagerly."""
 
@@ -167,6 +175,17 @@ def test_replays_on_a_recording_are_eager_steps(captures, kind):
     assert (captures.captured, captures.replayed) == (1, 4)
     with pytest.raises(ValueError, match=r"float32 \(40, 2\) as at first, got torch.float32 \(39"):
         twins.step(torch.randn(39, 2))
+
+
+def test_the_chain_of_a_perceptron_is_one_operator_in_a_graph_too(captures, monkeypatch):
+    chains, run = [], MLPChain.run
+    monkeypatch.setattr(MLPChain, "run", lambda *a, **o: chains.append(1) or run(*a, **o))
+    monkeypatch.setattr(sys.modules["fastebm.losses.train_step"], "warm_up", watched_warm_up)
+    _, loss, optimizer = setup("icd")
+    step = GraphedTrainStep(loss, optimizer)
+    for _ in range(6):
+        step(torch.randn(40, 2))
+    assert (captures.captured, len(chains)) == (1, 4)  # three warm-ups and a capture
 
 
 def put(path, value):
