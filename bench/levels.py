@@ -41,10 +41,14 @@ def name() -> str:
     return _C.simd()
 
 
+def is_held() -> bool:
+    return MARK in os.environ
+
+
 def facts() -> dict[str, str]:
     """The level, and what else is held to it."""
     found = {"simd": name()}
-    if MARK in os.environ:
+    if is_held():
         held = ", ".join(f"{name}={os.environ[name]}" for name in READ_AT_START)
         found["held"] = f"{held}; not held: KeOps, which compiles for the CPU that it finds"
     return found

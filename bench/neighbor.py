@@ -17,7 +17,8 @@ filled index, before the clock starts. An index is wrong where its exact distanc
 float32, is above the smallest (so ties are not). Memory is what one call adds at its worst.
 Yardsticks are no rivals: the float32 matrix product alone, making the int8 copies that a rival has,
 and the gradient of n pairs that are known. With --quick nothing is compiled first. Last comes the
-share of the entropy term in a step of ICD training (bench/neighbor_icd.py).
+share of the entropy term in a step of ICD training (bench/neighbor_icd.py). With --simd there are
+only the cases that have a target of their own.
 """
 
 from __future__ import annotations
@@ -284,7 +285,8 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
     """Measures and prints every case."""
     device, quick = options.device, options.quick
     seconds = 1.5 if device.type == "cpu" and not quick else 0.5
-    cases = ((ON_CUDA, QUICK_ON_CUDA) if device.type == "cuda" else (CASES, QUICK))[quick]
+    on_cpu = [*WANTED] if levels.is_held() else CASES
+    cases = ((ON_CUDA, QUICK_ON_CUDA) if device.type == "cuda" else (on_cpu, QUICK))[quick]
     rows = []
     # With more threads, a rival whose threads spin slows down whoever comes next.
     for threads in options.each_thread_count(1):
@@ -295,7 +297,7 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
             print_case(of_case)
             rows += of_case
             yield of_case
-        for case in options.in_time([] if quick else neighbor_icd.CASES):
+        for case in options.in_time([] if quick or levels.is_held() else neighbor_icd.CASES):
             of_step = neighbor_icd.measure(case, device, threads, 2 * seconds)
             neighbor_icd.print_case(of_step)
             yield of_step

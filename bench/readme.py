@@ -70,12 +70,19 @@ def chart() -> list[str]:
 
 
 def origin(results: suite.Results) -> str:
-    """What measured them, and when."""
+    """What measured them, and when; by benches, where that was not all one machine."""
     benches = dict.fromkeys(name for name, *_ in HEADLINES if name in results)
-    facts = [results[bench]["environment"] for bench in benches]
-    days = sorted({fact["date"][:10] for fact in facts})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{facts[0]['device']}, torch {facts[0]['torch']}, {when}"
+    machines: dict[str, list[str]] = {}
+    for bench in benches:
+        fact = results[bench]["environment"]
+        machines.setdefault(f"{fact['device']}, torch {fact['torch']}", []).append(bench)
+    parts = []
+    for machine, names in machines.items():
+        days = sorted({results[name]["environment"]["date"][:10] for name in names})
+        when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        of = f"{' and '.join(speed.PARTS[name][0] for name in names)}: " * (len(machines) > 1)
+        parts.append(f"{of}{machine}, {when}")
+    return "; ".join(parts)
 
 
 def table(results: suite.Results) -> list[list[str]]:

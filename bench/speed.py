@@ -260,7 +260,7 @@ def at_levels(entries: Sequence[dict]) -> list[str]:
 def size_of(row: dict) -> str:
     """n, m, d of a search, and what the references are stored as."""
     size = ", ".join(str(row[k]) for k in ("n", "m", "d"))
-    return size + " uint8" * (row.get("dtype") == "uint8")
+    return size + " uint8" * (row["dtype"] == "uint8")
 
 
 def icd_step(rows: suite.Rows, where: str) -> list[str]:

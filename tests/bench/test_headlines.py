@@ -40,13 +40,17 @@ def test_chart_has_a_point_for_each_case_and_way():
 
 
 def test_table_has_the_slower_cases_too(monkeypatch):
+    monkeypatch.setitem(CPU["replay"], "environment", dict(CPU["replay"]["environment"]))
     chosen = (("chain", "Gaussian, 9 x 2", "a Gaussian"), ("replay", "images", "images"))
     monkeypatch.setattr(readme, "HEADLINES", chosen)
     text = "\n".join(readme.text(CPU)) + "\n"
     assert "| a Gaussian | 1 | 1 | 3, best | 3.0x |\n" in text
     assert "| the same, `compile=True` | 1 | 0.5 | 3, best | 6.0x |\n" in text
     assert "| images | 1 | 4 | 2, torch | 0.50x |\n" in text
-    assert "2026-11-24 to 2026-11-25" in " ".join(text.split())
+    assert "; a CPU, torch 2.13.0, 2026-11-24 to 2026-11-25. The rival" in " ".join(text.split())
+    CPU["replay"]["environment"]["device"] = "another"
+    first = "; Whole chains, gradient and all: a CPU, torch 2.13.0, 2026-11-24; Replay with"
+    assert first in " ".join(readme.text(CPU)[0].split())
 
 
 def test_a_gpu_has_no_threads_and_its_faster_ways(monkeypatch):
