@@ -19,6 +19,7 @@ PYBIND11_MODULE(_simt, m) {
 }
 
 #else
+#include "neighbor/bytes.h"
 #include "random/philox.h"
 #include "simd/simd.h"
 
@@ -42,6 +43,7 @@ PYBIND11_MODULE(_C, m) {
     if (!fastebm::set_cpu_level(name))
       throw py::value_error(std::string("this CPU does not offer ") + name);
   });
+  m.def("search_bytes_in_any_size", [](bool always) { fastebm::bytes_in_any_size() = always; });
   m.def("philox4x32",
         [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
           const fastebm::Words4 w = fastebm::philox4x32({{c0, c1, c2, c3}}, k0, k1);

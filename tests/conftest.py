@@ -108,6 +108,15 @@ def set_simd():
     _C.set_simd(_C.detected_simd())
 
 
+@pytest.fixture
+def bytes_in_any_size():
+    """Neighbours among as few and as small samples as tests have are found by products of bytes,
+    too, where a search that is to be fast would not."""
+    _C.search_bytes_in_any_size(True)
+    yield
+    _C.search_bytes_in_any_size(False)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from exhaustive_search import agree, check_levels, nearest, squares, values
 
 from fastebm.ops.neighbor import nearest_neighbor, nn_log_distance
 
+pytestmark = pytest.mark.usefixtures("bytes_in_any_size")
 GRIDS = [(1.0, 0.0), (2 / 255, -1.0), (1 / 256, 0.5 / 256), (-1 / 128, 1.0)]
 
 
@@ -41,8 +42,8 @@ def near(y, n, noise, scale, offset):
     return q * scale + offset, own
 
 
-# Bytes are for 48 elements and 4096 pairs or more. Ends of that, of panels of 32 queries and
-# blocks of 1024, of tiles of 96 references, of vectors of 4 to 64 elements, and of slabs of 2048.
+# Ends of panels of 32 queries and blocks of 1024, of tiles of 96 references, of vectors of 4 to 64
+# elements, and of slabs of 2048.
 EDGES = [
     (1, 1, 1),
     (5, 40, 0),
@@ -134,7 +135,7 @@ def test_half_way_between_grey_levels(d, set_simd):
         check_levels(set_simd, x, y[step:], (1, 2, 16))
 
 
-@pytest.mark.parametrize("d", [48, 100, 500, 4100])
+@pytest.mark.parametrize("d", [48, 100, 500, 4096, 4100])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_bounds_are_used_to_their_last_part(d, grid, set_simd):
     """Queries almost half a step off in all elements. References on one side seem nearer on the
@@ -144,6 +145,9 @@ def test_bounds_are_used_to_their_last_part(d, grid, set_simd):
     for off in (0.499, 0.45, 0.3):
         for part in (0.98, 0.9, 0.7, 0.4) if d < 1000 else (0.9,):
             base = torch.randint(90, 150, (d,)).float()
+            if d == 2 * 2048:
+                base[2048:] = base[:2048]
+                base[2048 : 2048 + 310] += 1  # of 36 d / 2 or so together
             m = 250 if d < 1000 else 120
             y = images(m, d).float()
             y[:2] = base + 6

@@ -9,6 +9,7 @@ from exhaustive_search import agree, check_levels, nearest, squares
 
 from fastebm.ops.neighbor import nearest_neighbor, nn_log_distance
 
+pytestmark = pytest.mark.usefixtures("bytes_in_any_size")
 DIMS = [12, 13, 16, 17, 24, 32, 48, 63, 64, 65, 100, 128, 784, 3072]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
