@@ -139,6 +139,5 @@ FASTEBM_TARGET bool bytes_pay(const NeighborParams& p, ByteScratch& scratch) {
   const int64_t pairs = int64_t{sample.queries} * sample.references;
   const int64_t beyond = candidates - sample.queries * k;
   return 16 * beyond <= pairs + 64 &&
-         bytes_may_pay(p, cpu_level().products,
-                       1 + 2 * static_cast<double>(beyond) / sample.queries);
+         bytes_may_pay(p, cpu_level(), 1 + 2 * static_cast<double>(beyond) / sample.queries);
 }

@@ -98,16 +98,19 @@ inline bool& bytes_in_any_size() {
 
 // Where bytes pay, by what was measured (Xeon with AMX, each level; normal samples and images).
 // References in uint8 of so many elements and in such numbers; others have to be put on the grid.
-inline bool bytes_may_pay(const NeighborParams& p, Products products, double candidates) {
-  const bool words = products == Products::kWords;
+inline bool bytes_may_pay(const NeighborParams& p, const CpuLevel& level, double candidates) {
+  const bool words = level.products == Products::kWords, vnni = level.products == Products::kVnni;
   if (bytes_in_any_size()) return p.n > 0 && p.m > 0 && p.dim > 0;
   if (p.dim < (words ? 96 : 64) || p.n * p.m < 4096) return false;
   if (p.y_dtype == Dtype::kUint8) return p.m >= (words ? 512 : 128);
+  // Floats' own products come close to those of words, and to VNNI's in the widest vectors.
+  if (p.dim < 128 && (words || (vnni && level.simd == Simd::kAvx512))) return false;
+  if (p.n < (words ? 128 : vnni ? 64 : 32)) return false;
   // Cycles of a candidate, and saved by a pair's element: a third of them at least, as a sample's
   // candidates are few of those that a search meets.
   const double dim = static_cast<double>(p.dim), pairs = static_cast<double>(p.m) * dim;
-  const double saved = words ? 0.01 : products == Products::kVnni ? 0.025 : 0.03;
-  return p.n >= 32 && candidates * (400 + 1.2 * dim) <= pairs * saved / 3;
+  const double saved = words ? 0.01 : vnni ? 0.025 : 0.03;
+  return candidates * (400 + 1.2 * dim) <= pairs * saved / 3;
 }
 
 // References, and rows of queries, all over them: pairs cost little beside the search's.
@@ -125,10 +128,16 @@ inline ByteSample byte_sample(const NeighborParams& p) {
   return sample;
 }
 
-// A query with more references rescored than this, of `seen`, is given up to another search, where
-// more than kFewQueries are: a rescored pair costs as much as some 10 scored as floats.
-inline int64_t most_rescored(const NeighborParams& p, int64_t seen) {
+// A query has many references rescored from here on, of `seen`: a rescored pair costs as much as
+// some 10 scored as floats.
+inline int64_t many_rescored(const NeighborParams& p, int64_t seen) {
   return 2 * (kCandidates + p.k) + seen / 16;
+}
+
+// From here on it is given up to another search: where there are `many` of them, as that costs as
+// much as some 32 queries even for one.
+inline int64_t most_rescored(const NeighborParams& p, int64_t seen, int many) {
+  return 2 * (kCandidates + p.k) + seen / 16 * (many + 32) / std::max(many, 1);
 }
 
 struct ByteScratch {

@@ -99,7 +99,7 @@ bool can_search_bytes(const NeighborParams& p) {
   const CpuLevel& level = cpu_level();
   if (level.simd == Simd::kAvx512 && level.products == Products::kWords) return false;
   const bool fits = byte_width(p.dim) * word_bytes() * kBytePanel <= kMostPacked;
-  return fits && p.y_dtype != Dtype::kFloat64 && bytes_may_pay(p, level.products, 1);
+  return fits && p.y_dtype != Dtype::kFloat64 && bytes_may_pay(p, level, 1);
 }
 #else
 bool can_search_bytes(const NeighborParams&) { return false; }  // not tried

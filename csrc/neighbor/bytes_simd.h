@@ -226,11 +226,11 @@ FASTEBM_TARGET void search_byte_slice(const NeighborParams& p, const ByteBlock& 
           const float own = block.residuals[q];
           const int rescored = slice.take(q, first + r, bounds.lower(square, own, residuals[r]),
                                           bounds.upper(square, own, residuals[r]), rescore);
-          const int64_t most = most_rescored(p, first - begin);
-          many += slice.rescored[q] <= most && slice.rescored[q] + rescored > most;
+          const int64_t are_many = many_rescored(p, first - begin);
+          many += slice.rescored[q] <= are_many && slice.rescored[q] + rescored > are_many;
           slice.rescored[q] += rescored;
           set_limit(q);
-          if (many > kFewQueries && slice.rescored[q] > most) {
+          if (slice.rescored[q] > most_rescored(p, first - begin, many)) {
             slice.rescored[q] = kGivenUp;
             slice.limits[q] = NAN;
           }
