@@ -19,9 +19,18 @@ HEADLINES = (
     ("icd_step", "ConvEnergy 28x28, B = 128, K = 20", "the same, ConvEnergy 28x28"),
     ("neighbor", "1024, 10000, 2, forward", "nearest of 10,000 in 2-D, for 1024"),
     ("neighbor", "1024, 10000, 784, forward", "nearest of 10,000 in 784-D, for 1024"),
+    ("neighbor", "128, 10000, 3072 uint8, forward", "nearest of 10,000 uint8 images, for 128"),
     ("gibbs", "step, 4096 x 784 x 500", "Gibbs step of an RBM, 4096 x 784 x 500"),
     ("replay", "cifar10, 228 x 3 x 32 x 32", "228 replayed CIFAR-10 images, augmented"),
 )
+OF = {  # bench -> what of it is in the table
+    "langevin": "the step",
+    "chain": "chains",
+    "icd_step": "training steps",
+    "neighbor": "nearest neighbours",
+    "gibbs": "Gibbs steps",
+    "replay": "replay",
+}
 # Ways that are no default, by their names in a bench.
 NAMES = {
     "fastebm, compile": "`compile=True`",
@@ -80,7 +89,7 @@ def origin(results: suite.Results) -> str:
     for machine, names in machines.items():
         days = sorted({results[name]["environment"]["date"][:10] for name in names})
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        of = f"{' and '.join(speed.PARTS[name][0] for name in names)}: " * (len(machines) > 1)
+        of = f"{', '.join(OF[name] for name in names)}: " * (len(machines) > 1)
         parts.append(f"{of}{machine}, {when}")
     return "; ".join(parts)
 
