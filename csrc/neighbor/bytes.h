@@ -105,7 +105,7 @@ inline bool bytes_may_pay(const NeighborParams& p, const CpuLevel& level, double
   if (p.y_dtype == Dtype::kUint8) return p.m >= (words ? 512 : 128);
   // Floats' own products come close to those of words, and to VNNI's in the widest vectors.
   if (p.dim < 128 && (words || (vnni && level.simd == Simd::kAvx512))) return false;
-  if (p.n < (words ? 128 : vnni ? 64 : 32)) return false;
+  if (p.n < (words ? 128 : 64)) return false;
   // Cycles of a candidate, and saved by a pair's element: a third of them at least, as a sample's
   // candidates are few of those that a search meets.
   const double dim = static_cast<double>(p.dim), pairs = static_cast<double>(p.m) * dim;
