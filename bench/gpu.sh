@@ -28,8 +28,8 @@
 #
 # Seconds on an H200 with 16 cores: tools 7, wheel 6; at once memcheck 15, initcheck 15, racecheck
 # 26, scores 27 and, on 4 workers of pytest, tests 112; profile 45; alone, as they are timed, the
-# benches: langevin 34, chain 20 until its first compiled case and 35 for each of those, neighbor 40
-# for its compiled ones, icd_step 15 a case, gibbs and replay more than 20 (not seen to their end).
+# benches: langevin 29, chain 51, neighbor 100, icd_step 76, gibbs 27, replay 33, what they compile
+# taken from a cache of before; without one chain and neighbor 35 more for each compiled case.
 set -uo pipefail
 
 phases=${2:-both}

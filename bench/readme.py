@@ -124,8 +124,8 @@ def table(results: suite.Results) -> list[list[str]]:
 def of_way(rival: dict, way: dict) -> str:
     """How many times as fast as the rival a way is: in the same rounds, where a bench says so of
     all that a call takes."""
-    if "host_seconds" not in rival and way["variant"] == speed.OURS:
-        return speed.times_as_fast(rival)
-    if "host_seconds" not in rival and way["variant"] == rival.get("best_way"):
-        return speed.times_as_fast(rival, "best_way_faster")
+    if "host_seconds" not in rival:
+        keys = {rival.get("best_way"): "best_way_faster", speed.OURS: "fastebm_faster"}
+        if key := keys.get(way["variant"]):
+            return speed.times_as_fast(rival, key)
     return speed.times_as_fast({"faster": rival["seconds"] / way["seconds"]}, "faster")

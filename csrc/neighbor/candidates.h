@@ -8,8 +8,6 @@
 namespace fastebm {
 
 constexpr int kCandidates = 32;
-constexpr int kFewQueries =
-    3;  // up to so many it is faster to rescore all references than to score
 
 template <class X>
 float centred(X x, float center) {

@@ -10,6 +10,7 @@
 
 namespace fastebm {
 
+constexpr int kFewQueries = 3;  // up to so many it is faster to rescore all than to score
 // The pitch keeps the rows of a tile off one another's cache sets.
 constexpr int kTileRows = 96, kPanel = 32, kDepth = 128, kPitch = kDepth + 16;
 constexpr int kBlockQueries = 256;
