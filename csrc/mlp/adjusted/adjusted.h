@@ -1,0 +1,38 @@
+// Metropolis-adjusted Langevin chains, with jumps between samples of a population, on the energy of
+// a small perceptron, all steps in one call: what a caller fills in, and the launchers. No torch, no
+// Python. The rule is in metropolis/metropolis.h; samples never meet, as in mlp/chain.
+#pragma once
+#include "metropolis/metropolis.h"
+#include "mlp/chain/chain.h"
+
+namespace fastebm {
+
+// `chain` is as for mlp_chain_*(), but that
+//   step.lo, hi, grad_clip, grad_norm_clip, noise_first and bfloat16 are not looked at,
+//   energy (B,) and grad (B, D) are not null: E and its gradient at x, at the start where `known`
+//   says so, else computed first (one evaluation more), and in the end those of the last x.
+// Transition k of the call, k < n_steps, is a jump where every > 0 and (first + k + 1) % every == 0,
+// else a Langevin proposal; both take the coefficients of step k and the noise of step.t + k.
+struct MlpAdjustedParams {
+  MlpChainParams chain;
+  bool known;
+  const float *lo, *hi;     // null, or (D,): proposals outside are refused
+  const float* population;  // (size, D), or null: jumps are uniform points then
+  int64_t size, every, first;
+  uint32_t uniform_below;  // of JumpParams
+  float* acceptance;       // (2, B): min(1, r) of the Langevin proposals and the jumps that were
+                           // accepted are added
+};
+
+// As those of mlp/chain/chain.h.
+using MlpAdjustedLauncher = int(const MlpAdjustedParams& p, int64_t begin, int64_t end,
+                                void* stream);
+MlpAdjustedLauncher mlp_adjusted_cpu, mlp_adjusted_cuda;
+int64_t mlp_adjusted_scratch_cpu(MlpAdjustedParams* p, int threads);
+int64_t mlp_adjusted_scratch_cuda(const MlpAdjustedParams& p);
+
+FASTEBM_HD bool is_jump(const MlpAdjustedParams& p, int64_t k) {
+  return p.every > 0 && (p.first + k + 1) % p.every == 0;
+}
+
+}  // namespace fastebm
