@@ -28,7 +28,9 @@ class Adaptation:
     def __init__(self, config: TrainConfig, optimizer: Optimizer, step_size: object) -> None:
         self._config, self._optimizer = config, optimizer
         self.step_size = step_size if isinstance(step_size, AdaptiveStep) else None
-        self.batch_rule = BatchRule() if config.auto_batch else None
+        self.batch_rule = None
+        if config.auto_batch:  # the loss looks at chains at so many of their steps
+            self.batch_rule = BatchRule(next(m for m in (8, 4, 2, 1) if m <= config.k_steps))
         self.trust_region = None
         if config.trust_region:
             self.trust_region = TrustRegion(optimizer, config.trust_region, config.max_lr)

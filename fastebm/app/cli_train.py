@@ -80,7 +80,10 @@ def train(
     adjusted: Annotated[
         bool, typer.Option(help="Accept or refuse steps by Metropolis' rule.")
     ] = DEFAULT.adjusted,
-    jumps: Annotated[int, typer.Option(help="Of the k-steps, jumps between modes.")] = 0,
+    jumps: Annotated[
+        int | None,
+        typer.Option(help="Of the k-steps, jumps between modes. [default: adjusted: a fifth]"),
+    ] = None,
     standardized: Annotated[
         bool, typer.Option(help="Steps in units of each coordinate's spread.")
     ] = DEFAULT.standardized,

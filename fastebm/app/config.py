@@ -31,7 +31,7 @@ _LOSSES_OF["helmholtz"] = ("wake-sleep",)
 # What only networks and their chains have, and what it is for a machine.
 _OF_NETWORKS = {"step_size": None, "noise_std": None, "noise_first": False, "augmentation": None}
 _OF_NETWORKS |= {"precision": "float32", "scales": 1, "adjusted": False, "adaptive": False}
-_OF_NETWORKS |= {"jumps": 0, "standardized": False, "trust_region": 0.0, "auto_batch": False}
+_OF_NETWORKS |= {"jumps": None, "standardized": False, "trust_region": 0.0, "auto_batch": False}
 INITIAL_STEP, LARGEST_STEP = 0.1, 0.5  # of an adaptive step, in units of the data's variance
 PRECISIONS = ("float32", "bfloat16")
 ON_DIVERGENCE = ("stop", "step", "lr")
@@ -62,7 +62,8 @@ class TrainConfig:
         noise_first: noise, then the gradient there, as the authors of ICD do.
         adjusted: chains accepted or refused by Metropolis' rule; the temperature is 1.
         adaptive: the step size finds itself, from `step_size` on (None: 0.1).
-        jumps: of the `k_steps`, jumps between modes; of adjusted chains from the buffer.
+        jumps: of the `k_steps`, jumps between modes; of adjusted chains from the buffer. None: a
+            fifth of them where those are, else none.
         standardized: chains, steps and network in units of each coordinate's standard deviation;
             vectors only.
         trust_region: bound on the change of the model in a step, in nats; 0: none. It decides about
@@ -106,7 +107,7 @@ class TrainConfig:
     noise_first: bool = False
     adjusted: bool = False
     adaptive: bool = False
-    jumps: int = 0
+    jumps: int | None = None
     standardized: bool = False
     trust_region: float = 0.0
     max_lr: float | None = None
@@ -166,7 +167,7 @@ class TrainConfig:
         expect(self.max_rollbacks >= 0, "max_rollbacks", "at least 0")
         expect(0 <= self.reinit_prob <= 1, "reinit_prob", "between 0 and 1")
         expect(self.n_entropy_refs is None or self.n_entropy_refs >= 2, "n_entropy_refs", ">= 2")
-        for name in ("energy_reg_weight", "max_grad_norm", "buffer_size", "jumps", "trust_region"):
+        for name in ("energy_reg_weight", "max_grad_norm", "buffer_size", "trust_region"):
             expect(getattr(self, name) >= 0, name, "at least 0")
         noise, step = self.noise_std, self.step_size
         expect(noise is None or 0 <= noise <= LARGEST, "noise_std", f"between 0 and {LARGEST:g}")
@@ -180,7 +181,7 @@ class TrainConfig:
     def _check_adaptation(self, expect: Callable[[bool, str, str], None]) -> None:
         """What adjusted chains, jumps and the rest need of each other."""
         most = self.k_steps if self.loss != "icd" else self.k_steps - 1
-        expect(self.jumps <= most, "jumps", f"at most {most}, of the k_steps")
+        expect(0 <= (self.jumps or 0) <= most, "jumps", f"in 0..{most}, of the k_steps")
         expect(self.adjusted or not self.jumps, "jumps", "0 without adjusted")
         expect(self.uses_buffer or not self.jumps, "jumps", "0 without a buffer")
         expect(self.max_lr is None or self.max_lr > 0, "max_lr", "a positive number")
@@ -204,6 +205,9 @@ class TrainConfig:
         """
         if self.auto_batch:  # then it is the number of chains, for which data need not suffice
             self = replace(self, batch_size=min(self.batch_size, len(dataset.train)))
+        if self.jumps is None and self.energy in NETWORKS:
+            may_jump = self.adjusted and self.uses_buffer and not dataset.is_image
+            self = replace(self, jumps=self.k_steps // 5 if may_jump else 0)
         if dataset.is_image and (self.standardized or self.jumps):
             name = "standardized" if self.standardized else "jumps"
             raise ConfigError(f"{name} is for vectors, the samples are {dataset.event_shape}")

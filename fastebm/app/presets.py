@@ -33,7 +33,6 @@ _AUTO = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.99,
     "k_steps": 20,
-    "jumps": 4,
     "adjusted": True,
     "adaptive": True,
     "standardized": True,
