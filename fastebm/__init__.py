@@ -34,6 +34,7 @@ from fastebm.losses.maximum_likelihood import ExactMaximumLikelihood, MaximumLik
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
 from fastebm.losses.train_step import GraphedTrainStep
+from fastebm.losses.trust_region import TrustRegion, kl_step
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.ops.bernoulli import bernoulli_sigmoid
 from fastebm.replay.augmentation import Augmentation
@@ -69,12 +70,14 @@ __all__ = [
     "StepSizeWarning",
     "SumEnergy",
     "TemperedEnergy",
+    "TrustRegion",
     "WakeSleep",
     "ais",
     "bernoulli_sigmoid",
     "build_info",
     "clear_graphs",
     "energies",
+    "kl_step",
     "knn_cross_entropy",
     "knn_entropy",
     "log_partition",
