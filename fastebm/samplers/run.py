@@ -43,31 +43,31 @@ def run_chain(
     Returns:
         The last points in the user's units, without energies where the chains are not adjusted.
     """
-    units = units_of(sampler.model)
-    if units is None:
-        inner = x.clone(memory_format=torch.contiguous_format)
-    else:
-        inner = units.standardize(x)
-        on_step = on_step and _restoring(on_step, units)
-        before_step = before_step and _changing(before_step, units)
-        population = None if population is None else units.standardize(population)
-    callbacks = on_step, seen, before_step, changed
-    if sampler.adjusted:
-        points = _adjusted(
-            *(sampler, inner, total, rng, model_kwargs, sample_ids, n_jumps, population, callbacks)
-        )
-    else:
-        _unadjusted(sampler, inner, total, rng, model_kwargs, sample_ids, callbacks)
-        points = Points(inner, None, None, None)
-        if total:
-            observe(sampler, inner, total, rng, model_kwargs, sample_ids)
-    rng.advance(total)
-    if units is None:
-        return points
-    out = units.restore(inner)
-    if sampler.clamp is not None:  # the way back is rounded
-        out.clamp_(*sampler.clamp)
-    return points._replace(x=out)
+    with outside_inference():
+        units = units_of(sampler.model)
+        if units is None:
+            inner = x.clone(memory_format=torch.contiguous_format)
+        else:
+            inner = units.standardize(x)
+            on_step = on_step and _restoring(on_step, units)
+            before_step = before_step and _changing(before_step, units)
+            population = None if population is None else units.standardize(population)
+        callbacks = on_step, seen, before_step, changed
+        run = (sampler, inner, total, rng, model_kwargs, sample_ids)
+        if sampler.adjusted:
+            points = _adjusted(*run, n_jumps, population, callbacks)
+        else:
+            _unadjusted(*run, callbacks)
+            points = Points(inner, None, None, None)
+            if total:
+                observe(*run)
+        rng.advance(total)
+        if units is None:
+            return points
+        out = units.restore(inner)
+        if sampler.clamp is not None:  # the way back is rounded
+            out.clamp_(*sampler.clamp)
+        return points._replace(x=out)
 
 
 def checked_jumps(
@@ -159,14 +159,13 @@ def _run_adjusted(
     def coefficients(start: int, end: int) -> list:
         return sampler.plan(range(start, end), x.device) if adapts else plan[start:end]
 
-    with outside_inference():
-        if fused is not None:
-            run_adjusted(fused.move, points, total, coefficients, moves, **options)
-        else:
-            model = inner_model(sampler.model)
-            with sampling_mode(model):
-                move = move_any(model, model_kwargs)
-                run_adjusted(move, points, total, coefficients, moves, **options)
+    if fused is not None:
+        run_adjusted(fused.move, points, total, coefficients, moves, **options)
+        return points
+    model = inner_model(sampler.model)
+    with sampling_mode(model):
+        move = move_any(model, model_kwargs)
+        run_adjusted(move, points, total, coefficients, moves, **options)
     return points
 
 
@@ -182,18 +181,16 @@ def _unadjusted(
     on_step, seen, before_step, changed = callbacks
     plan, state = sampler.plan(range(total), x.device), rng.state(x.device)
     fused = sampler.fused_chain(x, model_kwargs)
-    with outside_inference():
-        if fused is not None:
-            fused.run(x, plan, state, sampler.options, sample_ids, *callbacks)
-            return
-        model = inner_model(sampler.model)
-        chain = Chain(x, plan, state, sampler.options, model_kwargs, sample_ids)
-        freeze = not sampler.compile  # whose code takes no gradients of autograd's
-        with torch.enable_grad(), sampling_mode(model, freeze):
-            sampler.runner.run(
-                *(model, chain, sampler.compile, sampler.graph),
-                *(_only(on_step, seen), _only(before_step, changed)),
-            )
+    if fused is not None:
+        return fused.run(x, plan, state, sampler.options, sample_ids, *callbacks)
+    model = inner_model(sampler.model)
+    chain = Chain(x, plan, state, sampler.options, model_kwargs, sample_ids)
+    freeze = not sampler.compile  # whose code takes no gradients of autograd's
+    with torch.enable_grad(), sampling_mode(model, freeze):
+        sampler.runner.run(
+            *(model, chain, sampler.compile, sampler.graph),
+            *(_only(on_step, seen), _only(before_step, changed)),
+        )
 
 
 def _only(call, steps: range):
