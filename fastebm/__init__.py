@@ -19,6 +19,7 @@ from fastebm.energies import (
     GaussianRBM,
     MixtureEnergy,
     MultiScaleEnergy,
+    Standardized,
     SumEnergy,
     TemperedEnergy,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "NonFiniteError",
     "PersistentContrastiveDivergence",
     "ReplayBuffer",
+    "Standardized",
     "StepSizeWarning",
     "SumEnergy",
     "TemperedEnergy",
