@@ -266,8 +266,10 @@ class Trainer:
         )
 
     def sample(self, n: int, n_steps: int, seed: int) -> Tensor:
-        """Chains of the training sampler from `noise`, (n, *event)."""
-        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed)
+        """Chains of the training sampler from `noise`, (n, *event), which jump as in training."""
+        jumps = n_steps * (self.config.jumps or 0) // self.config.k_steps
+        more = {"jumps": jumps, "population": self.buffer.all()} if jumps else {}
+        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed, **more)
 
     def state_dict(self) -> dict:
         """All that the next steps depend on."""
