@@ -247,7 +247,11 @@ class Trainer:
             "energy_abs": e.abs().mean().item(),
             "data_clamp_share": self._data_clamp_share,
             "effective_temperature": float(self.sampler.effective_temperature),
-            **({} if self.config.energy in MACHINES else {"step_size": float(self.sampler.step_size)}),
+            **(
+                {}
+                if self.config.energy in MACHINES
+                else {"step_size": float(self.sampler.step_size)}
+            ),
             "lr": self.lr,
             "n_rollbacks": self.n_rollbacks,
             **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),

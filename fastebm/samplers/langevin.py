@@ -166,9 +166,7 @@ class LangevinDynamics:
         settings = (self.step_size, self.noise_std, self.noise_scale, self.temperature)
         return any(callable(s) and not isinstance(s, AdaptiveStep) for s in settings)
 
-    def plan(
-        self, steps: range, device: torch.device | str | None = None
-    ) -> list[Coefficients]:
+    def plan(self, steps: range, device: torch.device | str | None = None) -> list[Coefficients]:
         """The coefficients of some steps, all checked."""
         if self.is_scheduled:
             plan = [self.coefficients(k, device) for k in steps]
