@@ -209,7 +209,7 @@ def test_known_or_not_and_sums_go_on(device):
     # what is said to be known is believed: far below, nothing is accepted
     low = start._replace(energy=torch.full((40,), -1e6, device=device))
     assert same(chain(net, x, 4, 0.1, 0.4, low, known=True), low)
-    empty = chain(net, x[:0], 4, 0.1, 0.4)
+    empty = chain(net, x[:0], 4, 0.1, 0.4, lo=-1.0)
     assert empty.x.shape == (0, 3)
 
 
