@@ -195,6 +195,7 @@ def test_the_command_line_says_it_in_a_line(good, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"c.pt"}
 
 
+@pytest.mark.parametrize("good", ["icd"], indirect=True)
 def test_the_first_checkpoints_still_load(good, tmp_path):
     """Their settings have none of `LATER`, they may tell no versions, and their buffer's extra state is
     these two entries."""
