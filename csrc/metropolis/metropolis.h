@@ -1,4 +1,4 @@
-// Metropolis' rule for Langevin proposals and for jumps between samples of a population: the
+// Metropolis' rule for Langevin proposals and for jumps between the modes of a population: the
 // arithmetic of one sample, what a caller of the jumps fills in, and their launchers. No torch, no
 // Python.
 //
@@ -6,9 +6,18 @@
 // is bounded: a(x) = min(step, sigma sqrt(D) / |g(x)|). It is accepted with probability min(1, r),
 //   log r = (E(x) - E(y)) / T - (|x - y + a(y) g(y)|^2 - |y - x + a(x) g(x)|^2) / (2 sigma^2),
 // T = sigma^2 / (2 step), and then leaves exp(-E / T) as it is (Roberts and Tweedie 1996: MALTA).
-// A jump is y = x + b_i - b_j with b_i and b_j two samples of a population, drawn uniformly, or
-// with some probability a uniform point of the box: both are as likely as their way back, and so
-// log r = (E(x) - E(y)) / T. What is outside of the box, or has no finite r, is refused.
+//
+// A jump is with some probability to a uniform point of the box, which is as likely as its way
+// back: log r = (E(x) - E(y)) / T. Else it is by centres c and scales s, which do not depend on x.
+// Of all M centres it looks at the m = min(16, M) in a row from a random one. From x, where c_j is
+// the nearest of these, it goes by one of the others, c_i:
+//   y = c_i + (s_i / s_j) (x - c_j),   log r = (E(x) - E(y)) / T + D log(s_i / s_j),
+// refused unless c_i is the nearest of them to y. For then the way back looks at the same centres
+// with the same probability, finds i, chooses j among its others as probably as i was chosen here,
+// and is the inverse map: the ratio of densities is the Jacobian (s_i / s_j)^D. (Related: smart
+// darting, Andricioaei, Straub and Voter 2001.)
+//
+// What is outside of the box, or has no finite r, is refused.
 #pragma once
 #include "random/philox.h"
 
@@ -35,8 +44,8 @@ FASTEBM_HD float log_ratio(float e_x, float e_y, float step, float sigma, float 
   return (2.0f * step * (e_x - e_y) + sum) / (sigma * sigma);
 }
 
-FASTEBM_HD float jump_log_ratio(float e_x, float e_y, float step, float sigma) {
-  return 2.0f * step * (e_x - e_y) / (sigma * sigma);
+FASTEBM_HD float jump_log_ratio(float e_x, float e_y, float step, float sigma, float log_factor) {
+  return 2.0f * step * (e_x - e_y) / (sigma * sigma) + log_factor;
 }
 
 // Whether log r > log u, u uniform: -log u is (n_0^2 + n_1^2) / 2 of the first two normals of the
@@ -50,37 +59,92 @@ FASTEBM_HD float acceptance(float log_r) {
   return log_r >= 0.0f ? 1.0f : log_r < 0.0f ? std::exp(log_r) : 0.0f;
 }
 
-// Jumps of a batch. x (B, D), population (P, D) and out (B, D) are dense float32.
+constexpr uint32_t kWindow = 16;  // most centres that a jump looks at
+
+// Where samples of dim elements jump to.
+struct JumpTargets {
+  int64_t dim;
+  const float* centres;  // (size, dim), or null: all jumps are to uniform points then
+  const float* scales;   // (size,), > 0
+  int64_t size;
+  const float *lo, *hi;    // null, or (dim,): the box
+  uint32_t uniform_below;  // to a uniform point where word 2 is below; 2^32 - 1 stands for always
+};
+
+// Jumps of a batch. x (B, D) and out (B, D) are dense float32.
 struct JumpParams {
-  int64_t batch, dim;
+  int64_t batch;
+  JumpTargets to;
   const float* x;
-  const float* population;  // null for none, then size is 0
-  int64_t size;             // P, 2 at least
   float* out;
+  float* log_factor;          // (B,): what is added to (E(x) - E(y)) / T
   const int64_t* rng;         // {key, step, first sample id, 0}, on the device of x
   uint32_t t;                 // added to the step in rng
   const int64_t* sample_ids;  // null: first sample id + row; or (B,)
-  const float *lo, *hi;       // null, or (D,): the box of uniform points
-  uint32_t uniform_below;  // a jump is one of these where word 2 is below; 2^32 - 1 stands for all
 };
 
-// Where a sample jumps to: the difference of two samples, or a uniform point.
+// Of the centres `first`, `first` + 1, ..., count of them, to the one of this place among those
+// that are not the nearest.
 struct Jump {
-  int64_t i, j;
+  uint32_t first, count, place;
   bool uniform;
 };
 
 // From block 0 under kJumpTag.
-FASTEBM_HD Jump jump_of(const Words4& w, int64_t size, uint32_t uniform_below) {
+FASTEBM_HD Jump jump_of(const Words4& w, const JumpTargets& to) {
+  const auto size = static_cast<uint32_t>(to.size);
   Jump jump;
-  jump.uniform = w.v[2] < uniform_below || size == 0;
-  jump.i = mul_high(w.v[0], static_cast<uint32_t>(size));
-  jump.j = mul_high(w.v[1], static_cast<uint32_t>(size - 1));
-  jump.j += jump.j >= jump.i;  // another one
+  jump.uniform = w.v[2] < to.uniform_below || size < 2;
+  jump.count = size < kWindow ? size : kWindow;
+  jump.first = mul_high(w.v[0], size);
+  jump.place = mul_high(w.v[1], jump.count - 1);
   return jump;
 }
 
-FASTEBM_HD float jump_element(float x, float b_i, float b_j) { return x + (b_i - b_j); }
+// The row of a centre, in a circle.
+FASTEBM_HD int64_t centre_row(const JumpTargets& to, const Jump& jump, uint32_t r) {
+  const int64_t row = int64_t{jump.first} + r;
+  return row < to.size ? row : row - to.size;
+}
+
+// Element d of a sample is x[d * stride].
+struct Strided {
+  int64_t stride;
+  FASTEBM_HD int64_t operator()(int64_t d) const { return d * stride; }
+};
+
+// The first of the nearest centres to x, whose element d is x[at(d)].
+template <class At>
+FASTEBM_HD uint32_t nearest_centre(const JumpTargets& to, const Jump& jump, const float* x, At at) {
+  uint32_t nearest = 0;
+  float least = INFINITY;
+  for (uint32_t r = 0; r < jump.count; ++r) {
+    const float* c = to.centres + centre_row(to, jump, r) * to.dim;
+    float square = 0.0f;
+    for (int64_t d = 0; d < to.dim; ++d) {
+      const float u = x[at(d)] - c[d];
+      square = fma_rn(u, u, square);
+    }
+    if (square < least) {
+      least = square;
+      nearest = r;
+    }
+  }
+  return nearest;
+}
+
+// y from x; returns the log of the factor, -infinity where there is no way back.
+template <class At>
+FASTEBM_HD float jump_between(const JumpTargets& to, const Jump& jump, const float* x, float* y,
+                              At at) {
+  const uint32_t near = nearest_centre(to, jump, x, at), far = jump.place + (jump.place >= near);
+  const int64_t i = centre_row(to, jump, far), j = centre_row(to, jump, near);
+  const float *c_i = to.centres + i * to.dim, *c_j = to.centres + j * to.dim;
+  const float scale = to.scales[i] / to.scales[j];
+  for (int64_t d = 0; d < to.dim; ++d) y[at(d)] = fma_rn(scale, x[at(d)] - c_j[d], c_i[d]);
+  if (nearest_centre(to, jump, y, at) != far) return -INFINITY;
+  return static_cast<float>(to.dim) * std::log(scale);
+}
 
 // An element of a uniform point, from word d % 4 of block 1 + d / 4.
 FASTEBM_HD float uniform_element(uint32_t word, float lo, float hi) {
@@ -88,18 +152,35 @@ FASTEBM_HD float uniform_element(uint32_t word, float lo, float hi) {
   return fma_rn(hi - lo, u, lo);
 }
 
-FASTEBM_HD NoiseKey noise_key(const JumpParams& p) {
-  return NoiseKey{static_cast<uint64_t>(p.rng[0]), static_cast<uint32_t>(p.rng[1]) + p.t, kJumpTag};
-}
-
-FASTEBM_HD uint64_t sample_id(const JumpParams& p, int64_t row) {
-  return static_cast<uint64_t>(p.sample_ids ? p.sample_ids[row] : p.rng[2] + row);
-}
-
 // Four random words of a sample.
 FASTEBM_HD Words4 jump_words(const NoiseKey& k, uint64_t sample_id, uint32_t block) {
   return philox4x32(noise_counter(k, sample_id, block), static_cast<uint32_t>(k.key),
                     static_cast<uint32_t>(k.key >> 32));
+}
+
+// y of a sample at x, elements at at(d) of both; returns the log of the factor. `key` has kJumpTag.
+template <class At>
+FASTEBM_HD float jump_sample(const JumpTargets& to, const NoiseKey& key, uint64_t sample_id,
+                             const float* x, float* y, At at) {
+  const Jump jump = jump_of(jump_words(key, sample_id, 0), to);
+  if (!jump.uniform) return jump_between(to, jump, x, y, at);
+  for (int64_t block = 0; 4 * block < to.dim; ++block) {
+    const Words4 w = jump_words(key, sample_id, static_cast<uint32_t>(1 + block));
+    for (int64_t d = 4 * block; d < 4 * block + 4 && d < to.dim; ++d)
+      y[at(d)] = uniform_element(w.v[d % 4], to.lo[d], to.hi[d]);
+  }
+  return 0.0f;
+}
+
+FASTEBM_HD NoiseKey noise_key(const JumpParams& p) {
+  return NoiseKey{static_cast<uint64_t>(p.rng[0]), static_cast<uint32_t>(p.rng[1]) + p.t, kJumpTag};
+}
+
+// Of one row of a batch.
+FASTEBM_HD void jump_row(const JumpParams& p, int64_t row) {
+  const auto id = static_cast<uint64_t>(p.sample_ids ? p.sample_ids[row] : p.rng[2] + row);
+  const int64_t at = row * p.to.dim;
+  p.log_factor[row] = jump_sample(p.to, noise_key(p), id, p.x + at, p.out + at, Strided{1});
 }
 
 // Both devices: returns 0 or a cudaError_t. The CPU launcher takes the samples [begin, end), the

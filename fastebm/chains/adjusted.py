@@ -1,4 +1,4 @@
-"""Metropolis-adjusted Langevin chains with jumps between samples of a population: their loop, and
+"""Metropolis-adjusted Langevin chains with jumps between the modes of a population: their loop, and
 one transition for any energy. Small perceptrons have a kernel: ``fastebm.chains.mlp_chain``."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.chain import BeforeStep, Coefficients, OnStep
+from fastebm.chains.local_means import Modes, local_means
 from fastebm.energies.protocol import input_gradient
 from fastebm.ops.langevin import langevin_step_
 from fastebm.ops.metropolis import population_jump
@@ -53,7 +54,7 @@ class Moves(NamedTuple):
         rng: the stream's state. sample_ids: (B,) or None.
         lo, hi: None, or of the event's shape: the box that no proposal may leave.
         n_jumps: of all transitions; every so-many-th is one, until there were as many.
-        population: (P, *event), or None: each half of the chains is that of the other.
+        modes: what jumps go by; None: those of the other half of the chains, for each half.
     """
 
     rng: Tensor
@@ -61,7 +62,7 @@ class Moves(NamedTuple):
     lo: Tensor | None = None
     hi: Tensor | None = None
     n_jumps: int = 0
-    population: Tensor | None = None
+    modes: Modes | None = None
 
     @property
     def uniform_share(self) -> float:
@@ -88,7 +89,7 @@ def run_adjusted(
 ) -> None:
     """``total`` transitions of ``points`` in place, by as few calls of ``move`` as possible.
 
-    Chains that are each other's population move one half after the other, each by where the other
+    Where no modes are given, one half of the chains moves after the other, each by where the other
     half is: so the law of all of them together stays as it is.
 
     Args:
@@ -129,13 +130,14 @@ def _advance(
     every: int,
     known: bool,
 ) -> None:
-    if not every or moves.population is not None:
+    if not every or moves.modes is not None:
         return move(points, first, coefficients, moves, every, known)
     half = len(points.x) // 2
     for mine, others in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         own = points.rows(mine)
         ids = moves.sample_ids[mine]
-        part = moves._replace(sample_ids=ids, population=points.x[others])
+        modes = local_means(points.x[others], moves.rng, first)
+        part = moves._replace(sample_ids=ids, modes=modes)
         pairs = [tuple(_of_rows(c, mine) for c in pair) for pair in coefficients]
         move(own, first, pairs, part, every, known)
         points.acceptance[:, mine] += own.acceptance
@@ -160,9 +162,12 @@ def move_any(model: Callable[..., Tensor], model_kwargs: dict) -> Mover:
             _set(points, *input_gradient(model, points.x, model_kwargs))
         for k, (step, sigma) in enumerate(coefficients, first):
             jumps = every > 0 and (k + 1) % every == 0
-            y = _jump(points, moves, k) if jumps else _propose(points, step, sigma, moves, k)
+            if jumps:
+                y, log_factor = _jump(points, moves, k)
+            else:
+                y, log_factor = _propose(points, step, sigma, moves, k), None
             grad, e = input_gradient(model, y, model_kwargs)
-            log_r = log_ratio(points, y, e, grad, step, sigma, jumps)
+            log_r = log_ratio(points, y, e, grad, step, sigma, log_factor)
             log_r = log_r.masked_fill(~is_inside(y, moves.lo, moves.hi), -torch.inf)
             accept = is_accepted(log_r, moves, k)
             sums = accept if jumps else log_r.nan_to_num(nan=-torch.inf).exp().clamp_(max=1)
@@ -194,16 +199,16 @@ def _propose(
     )
 
 
-def _jump(points: Points, moves: Moves, k: int) -> Tensor:
-    population = moves.population
-    return population_jump(
-        *(points.x.float(), None if population is None else population.float(), moves.rng),
+def _jump(points: Points, moves: Moves, k: int) -> tuple[Tensor, Tensor]:
+    y, log_factor = population_jump(
+        *(points.x.float(), *moves.modes, moves.rng),
         t=k,
         sample_ids=moves.sample_ids,
         lo=moves.lo,
         hi=moves.hi,
         uniform_share=moves.uniform_share,
-    ).to(points.x)
+    )
+    return y.to(points.x), log_factor
 
 
 def drift_step(grad: Tensor, step: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -221,12 +226,13 @@ def log_ratio(
     grad_y: Tensor,
     step: float | Tensor,
     sigma: float | Tensor,
-    is_jump: bool = False,
+    log_factor: Tensor | None = None,
 ) -> Tensor:
-    """log r of proposals y, (B,): see csrc/metropolis/metropolis.h."""
+    """log r of proposals y, (B,), of jumps where there is a ``log_factor``: see
+    csrc/metropolis/metropolis.h."""
     drop = 2 * step * (points.energy - e_y)
-    if is_jump:
-        return drop / (sigma * sigma)
+    if log_factor is not None:
+        return drop / (sigma * sigma) + log_factor
     u, g_x, g_y = _rows(y - points.x), _rows(points.grad), _rows(grad_y)
     a_x, a_y = (drift_step(g, step, sigma) for g in (g_x, g_y))
     drift = a_x * (u * g_x).sum(1) + a_y * (u * g_y).sum(1)

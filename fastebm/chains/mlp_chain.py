@@ -91,7 +91,7 @@ class MLPChain(NamedTuple):
         """Metropolis-adjusted transitions: a ``Mover`` of ``fastebm.chains.adjusted``."""
         rows, n = points.x.flatten(1), len(coefficients)
         step_sizes, noise_stds = tables(coefficients, points.x)
-        population = moves.population
+        centres, scales = moves.modes or (None, None)
         a_call = steps_of_a_call(self.network, points.x)
         for start in range(0, n, a_call):
             end = min(start + a_call, n)
@@ -104,7 +104,8 @@ class MLPChain(NamedTuple):
                 known=known or start > 0,
                 lo=None if moves.lo is None else moves.lo.flatten(),
                 hi=None if moves.hi is None else moves.hi.flatten(),
-                population=None if population is None else population.flatten(1),
+                centres=centres,
+                scales=scales,
                 every=every,
                 first=first + start,
                 uniform_share=moves.uniform_share,

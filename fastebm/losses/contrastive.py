@@ -307,7 +307,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
 
     Args:
         buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
-        jumps: of the ``k_steps``, jumps between modes by differences of samples of the buffer: see
+        jumps: of the ``k_steps``, jumps between the modes of the samples in the buffer: see
             ``LangevinDynamics.sample``. They need a sampler with ``adjusted=True``, and a float32
             buffer of mode ``"slot"``.
         n_chains: how many chains there are; a batch holds m times as many samples, and the loss
@@ -347,7 +347,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
 
 
 def check_jumps(sampler, buffer: ReplayBuffer | None, jumps: int) -> None:
-    """ValueError unless the chains can jump between samples of the buffer."""
+    """ValueError unless the chains can jump by samples of the buffer."""
     if not jumps:
         return
     if not getattr(sampler, "adjusted", False):

@@ -1,4 +1,4 @@
-"""Jumps between samples of a population: the operator's wrapper and fake."""
+"""Jumps between the modes of a population: the operator's wrapper and fake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fastebm.ops import library
 
 def population_jump(
     x: Tensor,
-    population: Tensor | None,
+    centres: Tensor | None,
+    scales: Tensor | None,
     rng: Tensor,
     *,
     t: int = 0,
@@ -20,44 +21,43 @@ def population_jump(
     lo: float | Tensor | None = None,
     hi: float | Tensor | None = None,
     uniform_share: float = 0.0,
-) -> Tensor:
-    """Where samples jump to: ``x + (b_i - b_j)``, b_i and b_j two samples of the population drawn
-    uniformly, or with probability ``uniform_share`` a uniform point of the box.
+) -> tuple[Tensor, Tensor]:
+    """Where samples jump to: ``c_i + (s_i / s_j) (x - c_j)``, c_j the nearest to x of 16 centres in
+    a row from a random one (of all, where there are fewer), c_i another one of them; or with
+    probability ``uniform_share`` a uniform point of the box.
 
-    Either is as likely as its way back, so that Metropolis' rule accepts it with probability
-    min(1, exp((E(x) - E(y)) / T)). The draws have tag ``JUMP``, are alike on every device, and a
+    Metropolis' rule accepts y with probability min(1, exp((E(x) - E(y)) / T + log_factor)), where
+    log_factor is D log(s_i / s_j), -inf where c_i is not the nearest to y, so that there is no way
+    back, and 0 for a uniform point. The draws have tag ``JUMP``, are alike on every device, and a
     sample's do not depend on those beside it.
 
     Args:
-        x: (B, *event) float32.
-        population: (P, *event) float32, P >= 2; None for none, which takes ``uniform_share`` 1.
+        x: (B, *event) float32, of D elements each.
+        centres: (M, D) float32, M >= 2; None for none, which takes ``uniform_share`` 1.
+        scales: (M,) float32, > 0, with ``centres``; on a device they are not looked at.
         rng, t, sample_ids: as in ``langevin_step_``.
         lo, hi: corners of the box, numbers or tensors of the event's shape; they are needed, and
             finite, for a ``uniform_share`` above 0. On a device tensors are not looked at.
         uniform_share: in [0, 1].
 
     Returns:
-        (B, *event) float32. No gradient is recorded.
+        y (B, *event) and log_factor (B,), float32. No gradient is recorded.
+
+    Source: the nearest of few centres, and back, is that of smart darting: Andricioaei, Straub and
+    Voter, Smart darting Monte Carlo, 2001.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
     if x.dim() < 1:
         raise RuntimeError("population_jump: x must be (B, *event), got a 0-d tensor")
-    if population is not None:
-        if population.shape[1:] != x.shape[1:] or population.dim() < 1:
-            raise RuntimeError(
-                f"population_jump: population must be (P, *event) with event {tuple(x.shape[1:])}"
-                f" as of x, got {tuple(population.shape)}"
-            )
-        population = population.flatten(1) if population.dim() > 1 else population[:, None]
     flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-    jumped = library.call(
+    y, log_factor = library.call(
         library.op.population_jump.default,
-        *(flat, population, rng, t, sample_ids, *box("population_jump", x, lo, hi)),
+        *(flat, centres, scales, rng, t, sample_ids, *box("population_jump", x, lo, hi)),
         uniform_share,
     )
-    return jumped.view(x.shape)
+    return y.view(x.shape), log_factor
 
 
 def box(
@@ -91,10 +91,10 @@ def register_operators(namespace: str) -> None:
     library.record_no_gradient(namespace, "population_jump")
 
     @torch.library.register_fake(f"{namespace}::population_jump")
-    def _(x, population, *rest):
+    def _(x, *rest):
         torch._check(x.dim() == 2, lambda: f"x must be (B, D), got {tuple(x.shape)}")
         torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(len(x))
 
 
 register_operators("fastebm")

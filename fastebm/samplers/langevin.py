@@ -243,8 +243,9 @@ class LangevinDynamics:
                 and without, and so are the steps that are kept.
             augment_every: steps of a round, >= 1.
             jumps: so many of the steps, evenly spread, are jumps between modes: to
-                ``x + b_i - b_j``, b two samples of the population, or in one of ten, where
-                ``clamp`` has two faces, to a uniform point of the box. They need ``adjusted``.
+                ``c_i + (s_i / s_j) (x - c_j)``, c means and s widths of neighbours in the
+                population, c_j the nearest of 16, or in one of ten, where ``clamp`` has two faces,
+                to a uniform point of the box. They need ``adjusted``.
             population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
                 one half jumping by where the other half is, so B >= 4.
 

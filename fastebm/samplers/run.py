@@ -8,6 +8,7 @@ from torch import Tensor
 from fastebm.arguments import integer
 from fastebm.chains.adjusted import ROUND, Moves, Points, move_any, run_adjusted
 from fastebm.chains.chain import BeforeStep, Chain, OnStep
+from fastebm.chains.local_means import local_means
 from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.energies.standardized import Standardized
 from fastebm.modes import outside_inference
@@ -38,7 +39,7 @@ def run_chain(
             units: gradient and energy at the point that the step left, of adjusted chains at the
             new one, in the chains' units.
         before_step, changed: ``before_step(k, x)`` changes x in place, before these.
-        n_jumps, population: see ``Moves``; of adjusted chains.
+        n_jumps, population: of adjusted chains, see ``LangevinDynamics.sample``.
 
     Returns:
         The last points in the user's units, without energies where the chains are not adjusted.
@@ -151,7 +152,9 @@ def _run_adjusted(
     if n_jumps and population is None and sample_ids is None:
         sample_ids = rng.sample_offset + torch.arange(len(x), device=x.device)
     lo, hi = box_in(sampler.model, sampler.clamp, x)
-    moves = Moves(rng.state(x.device), sample_ids, lo, hi, n_jumps, population)
+    state = rng.state(x.device)
+    modes = local_means(population, state) if n_jumps and population is not None else None
+    moves = Moves(state, sample_ids, lo, hi, n_jumps, modes)
     points, fused = Points.at(x), sampler.fused_chain(x, model_kwargs)
     adapts = isinstance(sampler.step_size, AdaptiveStep)
     plan = sampler.plan(range(1 if adapts else total), x.device)

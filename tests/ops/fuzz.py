@@ -183,13 +183,13 @@ def box(r, d):
 
 
 def source(r, d, corners):
-    """Whom samples jump between, and how often to a uniform point."""
+    """Which centres samples jump between, and how often to a uniform point."""
     share = "0.0" if corners["lo"] == "None" else r.choice(["0.0", "0.3", "1.0"])
-    population = floats(r, r.choice([2, 40]), d)
-    return {
-        "population": r.choice([population, "None"]) if share == "1.0" else population,
-        "uniform_share": share,
-    }
+    m = r.choice([2, 40])
+    modes = {"centres": floats(r, m, d), "scales": f"{floats(r, m)}.abs().add(0.1)"}
+    if share == "1.0" and r.random() < 0.5:
+        modes = {"centres": "None", "scales": "None"}
+    return {**modes, "uniform_share": share}
 
 
 def jump(r):

@@ -132,7 +132,7 @@ FUNCTIONS = {
     "replay_gather": lambda v: gather(v)[0],
     "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
     "mlp_adjusted_chain_": lambda v: adjusted(v.clone()),
-    "population_jump": lambda v: population_jump(v, X, RNG),
+    "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
     "mlp_gradient": lambda v: mlp_gradient(network(), v),
     "mlp_contrastive_divergence": lambda v: mlp_contrastive_divergence(
         X, X, network()._replace(weights=[v[:4], torch.ones(1, 4)]), 1, 0.1, 0.1, RNG
@@ -170,7 +170,7 @@ STREAMS = {
     "replay_gather": lambda x, rng, **o: gather(x[:1], rng=rng, **o),
     "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
     "mlp_adjusted_chain_": adjusted,
-    "population_jump": lambda x, rng, **o: population_jump(x, X, rng, **o),
+    "population_jump": lambda x, rng, **o: population_jump(x, X, torch.ones(len(X)), rng, **o),
 }
 
 

@@ -41,8 +41,9 @@ def same(a, b):
 def options_for(dim, device="cpu"):
     """Jumps and a box for samples of a normal law."""
     lo = torch.full((dim,), -2.5, device=device) - torch.rand(dim, device=device)
-    population = torch.randn(50, dim, device=device)
-    return {"lo": lo, "hi": -lo, "population": population, "every": 2, "uniform_share": 0.3}
+    centres = torch.randn(50, dim, device=device)
+    modes = {"centres": centres, "scales": 0.5 + torch.rand(50, device=device)}
+    return {"lo": lo, "hi": -lo, **modes, "every": 2, "uniform_share": 0.3}
 
 
 def normal_errors(n):
@@ -50,6 +51,13 @@ def normal_errors(n):
     square = (n[:, 0::2].square() + n[:, 1::2].square()).repeat_interleave(2, 1)
     of_square = 2.5e-7 + 2**-21 * square
     return of_square / torch.maximum(square, of_square).sqrt() + 5e-7 * square.sqrt()
+
+
+def rounding_of_distances(x, y, most):
+    """What two squared distances to centres whose elements are at most ``most`` may err by, of x or
+    of y, which errs by 4 roundings: D + 3 of the sum, 8 of y."""
+    wide = (torch.maximum(x.abs(), y.abs()) + most).square().sum(1)
+    return 2 * (x.shape[1] + 11) * UNIT * wide
 
 
 def drift_errors(grad, grad_error, step, sigma):
@@ -109,7 +117,7 @@ def test_each_transition_is_that_of_the_reference(device, number, set_simd):
     cpu = {k: v.double().cpu() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     host = net._replace(weights=[w.cpu() for w in net.weights])
     host = host._replace(biases=[b if b is None else b.cpu() for b in net.biases])
-    exact = {k: cpu[k] for k in ("lo", "hi", "population", "uniform_share")}
+    exact = {k: cpu[k] for k in ("lo", "hi", "centres", "scales", "uniform_share")}
     energy = lambda y: reference.mlp_gradient(double(host), y)[:2]  # noqa: E731
     s, d, who = step[0].cpu().double(), sigma[0].cpu().double(), ids.cpu()
     for level in levels(device):
@@ -127,15 +135,16 @@ def test_each_transition_is_that_of_the_reference(device, number, set_simd):
             after = chain(net, x, 1, step, sigma, at, **common, **options)
             was, now = (State(*(v.cpu().double() for v in state)) for state in (at, after))
             proposal, e, g = reference.propose(energy, was, s, d, SEED, t + k, who, jump, **exact)
-            y, log_r, log_u = proposal
+            y, log_r, log_u, margin = proposal
             corner = cpu["lo"].abs() + y.abs()
-            y_error = 4 * UNIT * (corner + was.x.abs() + cpu["population"].abs().amax(0))
+            y_error = 4 * UNIT * (corner + y.abs() + cpu["centres"].abs().amax(0))
             if not jump:
                 y_error = proposal_error(was, s, d, t + k, who)
             error, e_error, g_error = ratio_error(host, was, y, y_error, s, d, jump)
             near_wall = ((y - cpu["lo"]).abs() <= y_error) | ((y - cpu["hi"]).abs() <= y_error)
             near = (log_r - log_u).abs() <= error + 2e-7 + 2**-21 * log_u.abs()
-            sure = ~(near | near_wall.any(1))
+            in_doubt = margin <= rounding_of_distances(was.x, y, cpu["centres"].abs().max())
+            sure = ~(near | near_wall.any(1) | in_doubt)
             accepted = log_r > log_u
             wanted = State(
                 torch.where(accepted[:, None], y, was.x),
@@ -270,8 +279,8 @@ def test_chains_have_the_law_of_their_energy(device):
     to = lambda values: [v.to(device) for v in values]  # noqa: E731
     there = net._replace(weights=to(net.weights), biases=to(net.biases))
     start = grid[torch.multinomial(p, n, replacement=True)].float() + (torch.rand(n, 2) - 0.5) / 100
-    population = torch.randn(200, 2, device=device)
-    options = {"lo": -2.0, "hi": 2.0, "population": population, "uniform_share": 0.2}
+    centres, scales = torch.randn(200, 2, device=device), 0.5 + torch.rand(200, device=device)
+    options = {"lo": -2.0, "hi": 2.0, "centres": centres, "scales": scales, "uniform_share": 0.2}
     for every in (0, 3):
         state = chain(there, start.to(device), steps, 0.3, math.sqrt(0.6), every=every, **options)
         mean = state.acceptance.mean(1).cpu() / steps
@@ -293,18 +302,20 @@ def test_opcheck(device):
     args = (*state, torch.zeros(2, 6, device=device), net.weights, net.biases, 0, 1.0, 20.0, 2)
     args += (0.0, 0.1, step, None, rng(device), 0, None)
     op = library.op.mlp_adjusted_chain_.default
-    torch.library.opcheck(op, (*args, False, None, None, None, 0, 0, 0.0))
-    torch.library.opcheck(op, (*args, True, lo, -lo, torch.randn(9, 3, device=device), 2, 1, 0.5))
+    torch.library.opcheck(op, (*args, False, None, None, None, None, 0, 0, 0.0))
+    modes = torch.randn(9, 3, device=device), torch.ones(9, device=device)
+    torch.library.opcheck(op, (*args, True, lo, -lo, *modes, 2, 1, 0.5))
 
 
 def test_errors(device):
     net, x = network(3, (4,), device=device), torch.randn(5, 3, device=device)
-    population = torch.randn(9, 3, device=device)
+    modes = {"centres": torch.randn(9, 3, device=device), "scales": torch.ones(9, device=device)}
 
     def run(match, x=x, net=net, n_steps=2, step=0.1, sigma=0.1, start=None, **options):
         with pytest.raises(RuntimeError, match=match):
             chain(net, x, n_steps, step, sigma, start, **options)
 
+    x[0] = 1  # scales may be
     state = State(x, x[:, 0].clone(), x.clone(), torch.zeros(2, 5, device=device))
     run("x must be float32, got Double", x=x.double())
     run("x must be contiguous, of shape", start=state._replace(x=x[None]))
@@ -323,16 +334,20 @@ def test_errors(device):
     run(r"first must be in 0\.\.2\^62 - 1, got -1", first=-1)
     run("lo must be <= hi, got 1 and 0 for element 0", lo=1.0, hi=0.0)
     run(r"hi must be a number or of the event's shape \(3,\)", hi=torch.ones(2, device=device))
-    run("uniform_share must be 1 without a population, got 0", every=2)
+    run("uniform_share must be 1 without centres, got 0", every=2)
     run("uniform_share must be 0 without lo and hi, got 1", every=2, uniform_share=1.0)
     run("must be finite for uniform_share > 0", every=2, uniform_share=1.0, lo=0.0)
-    run(r"must be in \[0, 1\], got 2", every=2, uniform_share=2.0, population=population)
-    run("population must hold 2", every=2, population=population[:1])
-    run(r"population must have shape \(P, 3\)", every=2, population=population[:, :2])
+    run(r"must be in \[0, 1\], got 2", every=2, uniform_share=2.0, **modes)
+    centres, scales = modes.values()
+    run(r"centres must be 2\.\.", every=2, centres=centres[:1], scales=scales[:1])
+    run(r"centres must have shape \(M, 3\)", every=2, centres=centres[:, :2], scales=scales)
+    run("centres and scales must be given together", every=2, centres=centres)
     run(r"weights\[0\] must have shape \(outputs, 3\)", net=network(2, (4,), device=device))
     step = torch.ones(1, 1, device=device)
-    with pytest.raises(RuntimeError, match="population and x must not share memory"):
-        mlp_adjusted_chain_(*state, net, 2, step, 0.1, rng(device), every=2, population=x[1:])
+    for shared, own in (("centres", (x[1:4], scales[:3])), ("scales", (centres[:3], x[0]))):
+        own = dict(zip(modes, own, strict=True))
+        with pytest.raises(RuntimeError, match=f"{shared} and x must not share memory"):
+            mlp_adjusted_chain_(*state, net, 2, step, 0.1, rng(device), every=2, **own)
     assert same(state, (x, x[:, 0], x, torch.zeros(2, 5, device=device)))
 
 

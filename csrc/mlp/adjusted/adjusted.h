@@ -1,6 +1,6 @@
-// Metropolis-adjusted Langevin chains, with jumps between samples of a population, on the energy of
-// a small perceptron, all steps in one call: what a caller fills in, and the launchers. No torch,
-// no Python. The rule is in metropolis/metropolis.h; samples never meet, as in mlp/chain.
+// Metropolis-adjusted Langevin chains, with jumps between the modes of a population, on the energy
+// of a small perceptron, all steps in one call: what a caller fills in, and the launchers. No
+// torch, no Python. The rule is in metropolis/metropolis.h; samples never meet, as in mlp/chain.
 #pragma once
 #include "metropolis/metropolis.h"
 #include "mlp/chain/chain.h"
@@ -16,12 +16,10 @@ namespace fastebm {
 struct MlpAdjustedParams {
   MlpChainParams chain;
   bool known;
-  const float *lo, *hi;     // null, or (D,): proposals outside are refused
-  const float* population;  // (size, D), or null: jumps are uniform points then
-  int64_t size, every, first;
-  uint32_t uniform_below;  // of JumpParams
-  float* acceptance;       // (2, B): min(1, r) of the Langevin proposals and the jumps that were
-                           // accepted are added
+  JumpTargets jumps;  // and the box that no proposal may leave
+  int64_t every, first;
+  float* acceptance;  // (2, B): min(1, r) of the Langevin proposals and the jumps that were
+                      // accepted are added
 };
 
 // As those of mlp/chain/chain.h.

@@ -24,6 +24,7 @@ struct AdjustedTile {
   Tile to;
   float *x, *grad, *energy;
   float *drift, *square;     // a(x) and |g(x)|^2
+  float* factor;             // its log, of a jump
   float *proposals, *jumps;  // sums of min(1, r), and how many were accepted
 };
 
@@ -36,31 +37,10 @@ int64_t lay_out(const Mlp& mlp, float* base, AdjustedTile* tile) {
   };
   tile->x = take(mlp.dim);
   tile->grad = take(mlp.dim);
-  for (float** lanes : {&tile->energy, &tile->drift, &tile->square, &tile->proposals, &tile->jumps})
+  for (float** lanes :
+       {&tile->energy, &tile->drift, &tile->square, &tile->factor, &tile->proposals, &tile->jumps})
     *lanes = take(1);
   return used;
-}
-
-// Where the sample of a lane jumps to in transition k.
-inline void jump_lane(const MlpAdjustedParams& p, const AdjustedTile& tile, int64_t k, int lane,
-                      int panel) {
-  const int64_t dim = p.chain.mlp.dim, row = tile.to.first + lane;
-  NoiseKey key = chain_noise_key(p.chain, k);
-  key.tag = kJumpTag;
-  const uint64_t id = sample_id(p.chain.step, row);
-  const Jump jump = jump_of(jump_words(key, id, 0), p.size, p.uniform_below);
-  const float* x = tile.x + lane;
-  float* y = tile.to.x + lane;
-  if (jump.uniform) {
-    Words4 w{};
-    for (int64_t d = 0; d < dim; ++d) {
-      if (d % 4 == 0) w = jump_words(key, id, static_cast<uint32_t>(1 + d / 4));
-      y[d * panel] = uniform_element(w.v[d % 4], p.lo[d], p.hi[d]);
-    }
-  } else {
-    const float *b_i = p.population + jump.i * dim, *b_j = p.population + jump.j * dim;
-    for (int64_t d = 0; d < dim; ++d) y[d * panel] = jump_element(x[d * panel], b_i[d], b_j[d]);
-  }
 }
 
 // clang-format off

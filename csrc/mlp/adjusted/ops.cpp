@@ -36,11 +36,10 @@ void run_cuda(MlpAdjustedParams p, const Tensor& x) {
 }
 
 // Chains would read of each other what they are changing.
-void check_apart(const Population& population, const Tensor& x) {
-  const float* a = population.data;
+void check_apart(const char* what, const float* a, int64_t count, const Tensor& x) {
   const auto* b = static_cast<const float*>(x.const_data_ptr());
-  FASTEBM_CHECK(a + population.size * x.size(1) <= b || b + x.numel() <= a, kOp,
-                ": population and x must not share memory, as x is written to; clone one of them");
+  FASTEBM_CHECK(a + count <= b || b + x.numel() <= a, kOp, ": ", what,
+                " and x must not share memory, as x is written to; clone one of them");
 }
 
 template <bool kCpu>
@@ -51,8 +50,8 @@ void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance
                          const OptionalTensor& step_sizes, const OptionalTensor& noise_stds,
                          const Tensor& rng, int64_t t, const OptionalTensor& sample_ids, bool known,
                          const OptionalTensor& lo, const OptionalTensor& hi,
-                         const OptionalTensor& population, int64_t every, int64_t first,
-                         double uniform_share) {
+                         const OptionalTensor& centres, const OptionalTensor& scales, int64_t every,
+                         int64_t first, double uniform_share) {
   check_float32(kOp, "x", x, x);
   FASTEBM_CHECK(x.dim() == 2 && x.size(1) > 0 && x.is_contiguous(), kOp,
                 ": x must be contiguous, of shape (B, D) with D >= 1");
@@ -77,17 +76,17 @@ void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance
   FASTEBM_CHECK(kCpu || chain.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ",
                 kMaxDimCuda, " elements on a device, got ", chain.mlp.dim);
   const Box box = sample_box(kOp, x, lo, hi, &kept);
-  p.lo = box.lo;
-  p.hi = box.hi;
+  p.jumps.lo = box.lo;
+  p.jumps.hi = box.hi;
   p.known = known;
   p.every = every;
   p.first = first;
   if (every > 0) {
-    const Population from = jump_population(kOp, x, population, box, uniform_share, &kept);
-    p.population = from.data;
-    p.size = from.size;
-    p.uniform_below = from.uniform_below;
-    if (from.data) check_apart(from, x);
+    p.jumps = jump_targets(kOp, x, centres, scales, box, uniform_share, &kept);
+    if (p.jumps.size > 0) {
+      check_apart("centres", p.jumps.centres, p.jumps.size * p.jumps.dim, x);
+      check_apart("scales", p.jumps.scales, p.jumps.size, x);
+    }
   }
   const int64_t batch = x.size(0);
   chain.energy = written_floats(kOp, "energy", energy, x, {batch}, "(B,)");
@@ -110,7 +109,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "Tensor(d!) acceptance, Tensor[] weights, Tensor?[] biases, int activation, float beta, "
       "float threshold, int n_steps, float step_size, float noise_std, Tensor? step_sizes, "
       "Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, bool known, Tensor? lo, "
-      "Tensor? hi, Tensor? population, int every, int first, float uniform_share) -> ()");
+      "Tensor? hi, Tensor? centres, Tensor? scales, int every, int first, float uniform_share) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

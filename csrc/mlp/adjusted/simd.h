@@ -48,6 +48,18 @@ FASTEBM_TARGET void propose(int64_t dim, const AdjustedTile& tile,
   }
 }
 
+// Each lane for itself: its centres are in no lane beside it.
+FASTEBM_TARGET inline void propose_jumps(const MlpAdjustedParams& p, const AdjustedTile& tile,
+                                         int64_t k, int64_t panel) {
+  NoiseKey key = chain_noise_key(p.chain, k);
+  key.tag = kJumpTag;
+  for (int lane = 0; lane < tile.to.count; ++lane) {
+    const uint64_t id = sample_id(p.chain.step, tile.to.first + lane);
+    tile.factor[lane] =
+        jump_sample(p.jumps, key, id, tile.x + lane, tile.to.x + lane, Strided{panel});
+  }
+}
+
 // Of the kLanes samples from `lane` on: log_ratio(), or jump_log_ratio().
 template <int kPanel, bool kJump>
 FASTEBM_TARGET inline Floats log_ratios(int64_t dim, const AdjustedTile& tile, int lane) {
@@ -69,7 +81,8 @@ FASTEBM_TARGET inline Floats log_ratios(int64_t dim, const AdjustedTile& tile, i
         sub(mul(mul(a_y, a_y), square_y), mul(mul(a_x, a_x), load(tile.square + lane)));
     sum = add(sum, sub(add(mul(a_x, along_x), mul(a_y, along_y)), mul(set(0.5f), squares)));
   }
-  return div(sum, mul(sigma, sigma));
+  const Floats ratio = div(sum, mul(sigma, sigma));
+  return kJump ? add(ratio, load(tile.factor + lane)) : ratio;
 }
 
 // NaN in the lanes whose proposal is outside of the box, else 0.
@@ -78,10 +91,11 @@ FASTEBM_TARGET inline Floats outside(const MlpAdjustedParams& p, const AdjustedT
                                      int lane) {
   const Floats nan = set(std::numeric_limits<float>::quiet_NaN());
   Floats mark = set(0.0f);
-  for (int64_t d = 0; p.lo && d < p.chain.mlp.dim; ++d) {
+  const JumpTargets& box = p.jumps;
+  for (int64_t d = 0; box.lo && d < p.chain.mlp.dim; ++d) {
     const Floats y = load(tile.to.x + d * kPanel + lane);
-    mark = pick_less(y, set(p.lo[d]), nan, mark);
-    mark = pick_less(set(p.hi[d]), y, nan, mark);
+    mark = pick_less(y, set(box.lo[d]), nan, mark);
+    mark = pick_less(set(box.hi[d]), y, nan, mark);
   }
   return mark;
 }
@@ -125,6 +139,7 @@ FASTEBM_TARGET void run_tile(const MlpAdjustedParams& p, const AdjustedTile& til
   float *proposals = p.acceptance + to.first, *jumps = proposals + batch;
   load_tile(x, dim, to.count, kPanel, tile.x);
   std::copy_n(tile.x, dim * kPanel, to.x);  // also of the lanes without a sample
+  std::fill_n(tile.factor, kPanel, 0.0f);
   if (p.known) {
     load_tile(chain.grad + at, dim, to.count, kPanel, tile.grad);
     load_tile(energy, 1, to.count, kPanel, tile.energy);
@@ -141,7 +156,7 @@ FASTEBM_TARGET void run_tile(const MlpAdjustedParams& p, const AdjustedTile& til
     NoiseKey key = chain_noise_key(chain, k);
     set_coefficients<kVectors>(p, to, k);
     if (jump) {
-      for (int lane = 0; lane < to.count; ++lane) jump_lane(p, tile, k, lane, kPanel);
+      propose_jumps(p, tile, k, kPanel);
     } else {
       noise.set_key(key);
       propose<kVectors>(dim, tile, noise);

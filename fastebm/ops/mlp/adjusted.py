@@ -28,7 +28,8 @@ def mlp_adjusted_chain_(
     known: bool = False,
     lo: float | Tensor | None = None,
     hi: float | Tensor | None = None,
-    population: Tensor | None = None,
+    centres: Tensor | None = None,
+    scales: Tensor | None = None,
     every: int = 0,
     first: int = 0,
     uniform_share: float = 0.0,
@@ -55,8 +56,8 @@ def mlp_adjusted_chain_(
         rng, t, sample_ids: as in ``langevin_step_``.
         known: ``energy`` and ``grad`` are those of x; else they are computed first.
         lo, hi: the box, numbers or tensors (D,); None for no bound.
-        population: (P, D) float32, P >= 2, which x may not be part of; None: jumps are uniform
-            points of the box, and ``uniform_share`` is 1.
+        centres, scales: as in ``population_jump``; x may not be part of them. None: jumps are to
+            uniform points of the box, and ``uniform_share`` is 1.
         every: transition k of the call is a jump where (first + k + 1) % every == 0; 0: no jumps,
             and what is said of them is not looked at.
         first: how many transitions were before; >= 0.
@@ -73,7 +74,7 @@ def mlp_adjusted_chain_(
         library.op.mlp_adjusted_chain_.default,
         *(x, energy, grad, acceptance, network.weights, network.biases, network.activation_index),
         *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
-        *(sample_ids, known, *box("mlp_adjusted_chain_", x, lo, hi), population, every, first),
+        *(sample_ids, known, *box("mlp_adjusted_chain_", x, lo, hi), centres, scales, every, first),
         uniform_share,
     )
 
