@@ -19,6 +19,7 @@ from fastebm.energies import (
     GaussianRBM,
     MixtureEnergy,
     MultiScaleEnergy,
+    Standardized,
     SumEnergy,
     TemperedEnergy,
 )
@@ -34,6 +35,7 @@ from fastebm.losses.maximum_likelihood import ExactMaximumLikelihood, MaximumLik
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
 from fastebm.losses.train_step import GraphedTrainStep
+from fastebm.losses.trust_region import TrustRegion, kl_step
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.ops.bernoulli import bernoulli_sigmoid
 from fastebm.replay.augmentation import Augmentation
@@ -66,15 +68,18 @@ __all__ = [
     "NonFiniteError",
     "PersistentContrastiveDivergence",
     "ReplayBuffer",
+    "Standardized",
     "StepSizeWarning",
     "SumEnergy",
     "TemperedEnergy",
+    "TrustRegion",
     "WakeSleep",
     "ais",
     "bernoulli_sigmoid",
     "build_info",
     "clear_graphs",
     "energies",
+    "kl_step",
     "knn_cross_entropy",
     "knn_entropy",
     "log_partition",

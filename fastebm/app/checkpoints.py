@@ -15,7 +15,9 @@ from fastebm.app.states import check_form, check_head
 from fastebm.app.stored import brief, first_line, load_tensors
 from fastebm.app.training import Trainer
 
-LATER = {"scales"}  # settings that the first checkpoints do not have
+# Settings that the first checkpoints do not have.
+LATER = {"scales", "adjusted", "adaptive", "jumps", "standardized", "trust_region", "max_lr"}
+LATER |= {"auto_batch", "adam_beta1"}
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -91,7 +93,7 @@ def _check_sizes(
             raise ConfigError(f"{name}={value!r} in the settings, this data makes it {expected!r}")
     if model is None:
         with torch.device("meta"):  # shapes alone
-            shapes = build_energy(config, dataset.event_shape, None).state_dict()
+            shapes = build_energy(config, dataset.train, None).state_dict()
         check_form(state["model"], shapes, "model")
     if config.uses_buffer:
         size = (config.buffer_size, *dataset.event_shape)

@@ -12,6 +12,7 @@ import typer
 
 from fastebm.app import checkpoints, fit, report
 from fastebm.app.config import MACHINES, ConfigError, TrainConfig
+from fastebm.app.data import Dataset, load
 from fastebm.app.presets import PRESETS
 from fastebm.app.terminal import console, errors, one_line_errors, usable_device
 from fastebm.app.training import Trainer
@@ -32,7 +33,10 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}; options override them."),
+        typer.Option(
+            help=f"Settings to start from: {', '.join(PRESETS)}; options override them. [default:"
+            " auto for vectors, where neither --loss nor --energy is given]"
+        ),
     ] = None,
     loss: Annotated[
         str, typer.Option(help="cd, pcd, icd or mle; wake-sleep for helmholtz.")
@@ -42,14 +46,19 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Instead of --steps.")] = None,
     samples: Annotated[int | None, typer.Option(help="Training samples [default: all].")] = None,
     dim: Annotated[int | None, typer.Option(help="Dimension of gaussian [default: 2].")] = None,
-    batch_size: int = DEFAULT.batch_size,
+    batch_size: Annotated[
+        str, typer.Option(help="A number; auto: by the noise of the gradient (128 chains).")
+    ] = str(DEFAULT.batch_size),
     lr: Annotated[float, typer.Option(help="Of Adam.")] = DEFAULT.lr,
     lr_schedule: Annotated[str, typer.Option(help="constant or cosine.")] = DEFAULT.lr_schedule,
     max_grad_norm: Annotated[float, typer.Option(help="0: no bound.")] = DEFAULT.max_grad_norm,
     k_steps: Annotated[
         int, typer.Option(help="Langevin or Gibbs steps of a chain.")
     ] = DEFAULT.k_steps,
-    step_size: Annotated[float | None, typer.Option(help="[default: from the data]")] = None,
+    step_size: Annotated[
+        str | None,
+        typer.Option(help="A number; auto: by what is accepted. [default: from the data]"),
+    ] = None,
     noise_std: Annotated[
         float | None, typer.Option(help="[default: sqrt(2 step); pictures: 0.005 of the box]")
     ] = None,
@@ -68,6 +77,20 @@ def train(
     noise_first: Annotated[
         bool, typer.Option(help="Noise, then the gradient.")
     ] = DEFAULT.noise_first,
+    adjusted: Annotated[
+        bool, typer.Option(help="Accept or refuse steps by Metropolis' rule.")
+    ] = DEFAULT.adjusted,
+    jumps: Annotated[
+        int | None,
+        typer.Option(help="Of the k-steps, jumps between modes. [default: adjusted: a fifth]"),
+    ] = None,
+    standardized: Annotated[
+        bool, typer.Option(help="Steps in units of each coordinate's spread.")
+    ] = DEFAULT.standardized,
+    trust_region: Annotated[
+        float, typer.Option(help="Bound on an update, in nats; it finds the rate. 0: none.")
+    ] = DEFAULT.trust_region,
+    max_lr: Annotated[float | None, typer.Option(help="Of the trust region.")] = DEFAULT.max_lr,
     energy: Annotated[
         str,
         typer.Option(
@@ -83,6 +106,7 @@ def train(
     augmentation: Annotated[
         str | None, typer.Option(help="Preset of fastebm.Augmentation for stored chains, or none.")
     ] = DEFAULT.augmentation,
+    adam_beta1: float = DEFAULT.adam_beta1,
     adam_beta2: float = DEFAULT.adam_beta2,
     ema: Annotated[float, typer.Option(help="Decay of averaged weights; 0: none.")] = DEFAULT.ema,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = DEFAULT.precision,
@@ -125,7 +149,8 @@ def train(
                     f"{resume} is at step {trainer.iteration}, the last one: give more --steps"
                 )
         else:
-            trainer, is_over = Trainer(_config(context), device=usable_device(device)), False
+            config, dataset = _config(context)
+            trainer, is_over = Trainer(config, dataset, device=usable_device(device)), False
             c = trainer.config
             out = out or _free(Path("runs") / f"{Path(c.data).stem}-{c.loss}-{c.seed}")
             until_the_end.enter_context(fit.hold(out))
@@ -168,8 +193,8 @@ def _fit(trainer: Trainer, out: Path, **options) -> str:
     return outcome.message
 
 
-def _config(context: typer.Context) -> TrainConfig:
-    """The settings: those of the preset, and over them what the command line says."""
+def _config(context: typer.Context) -> tuple[TrainConfig, Dataset]:
+    """The settings, those of the preset and over them what the command line says, and the data."""
     params = context.params
     data = params["data"] if params["data_option"] is None else params["data_option"]
     if data is None:
@@ -181,14 +206,29 @@ def _config(context: typer.Context) -> TrainConfig:
     preset = params["preset"]
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    settings = dict(PRESETS[preset]) if preset else {}
-    settings |= {
+    own = {
         f.name: params[f.name] for f in fields(TrainConfig) if _on_command_line(context, f.name)
     }
-    settings["data"] = data
-    if settings.get("augmentation") == "none":
-        settings["augmentation"] = None
-    return TrainConfig(**settings)
+    for name, kind, switch in (("batch_size", int, "auto_batch"), ("step_size", float, "adaptive")):
+        if name in own:
+            own |= _number_or_auto(name, own.pop(name), kind, switch)
+    if own.get("augmentation") == "none":
+        own["augmentation"] = None
+    dataset = load(data, params["samples"], params["dim"], params["seed"])
+    if preset is None and not dataset.is_image and not own.keys() & {"loss", "energy"}:
+        preset = "auto"
+    return TrainConfig(**(PRESETS[preset] if preset else {}) | own | {"data": data}), dataset
+
+
+def _number_or_auto(name: str, text: str, kind: type, switch: str) -> dict:
+    """The settings that an option of a number or "auto" stands for."""
+    if text == "auto":
+        return {switch: True}
+    try:
+        return {name: kind(text), switch: False}
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{name} must be {wanted} or auto, got {text!r}") from None
 
 
 def _on_command_line(context: typer.Context, name: str) -> bool:
@@ -232,7 +272,13 @@ def _headline(trainer: Trainer) -> str:
         text += f", k = {c.k_steps}"
     if c.energy in MACHINES:
         return text
+    if c.jumps:
+        text += f" of them {c.jumps} jumps"
+    if c.adaptive:
+        return f"{text}, step size and learning rate find themselves" if c.trust_region else (
+            f"{text}, step size finds itself"
+        )
     return (
-        f"{text}, step size {c.step_size:g}, noise {c.noise_std:.3g},"
+        f"{text}, step size {c.step_size:g}, noise {trainer.sampler.coefficients(0)[1]:.3g},"
         f" effective temperature {trainer.sampler.effective_temperature:.3g}"
     )

@@ -155,7 +155,7 @@ def fit(
         with suppress(ValueError):  # points that coincide have no scale to compare with
             trainer.sampler.check_step_size(trainer.x)
     settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
-    settings["effective_temperature"] = trainer.sampler.effective_temperature
+    settings["effective_temperature"] = float(trainer.sampler.effective_temperature)
     settings["versions"] = trainer.state_dict()["versions"]
     files.write_json(out / "config.json", settings)
     log = MetricsLog(out, trainer.iteration, tensorboard)

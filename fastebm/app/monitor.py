@@ -78,7 +78,7 @@ class Monitor:
             return (
                 "the chains fall behind the energy; more k_steps, a lower lr or an energy penalty"
             )
-        step, noise = trainer.sampler.coefficients(0)
+        step, noise = map(float, trainer.sampler.coefficients(0))
         remedies = ["lower the step"]
         if trainer.config.loss != "icd" or trainer.config.kl_weight == 0:
             remedies.append("train with the KL term (loss icd)")
@@ -137,6 +137,12 @@ def line(step: int, values: dict[str, float], rate: float, share: float | None) 
     parts.append(f"|dE/dθ| {number('param_grad_norm')}{slope}")
     if "clamp_share" in values:
         parts.append(f"clamp {values['clamp_share']:.0%} T {number('effective_temperature')}")
+    if "acceptance" in values:
+        parts.append(f"step {number('step_size')} accepted {values['acceptance']:.0%}")
+    if "jump_acceptance" in values:
+        parts.append(f"jumps {values['jump_acceptance']:.0%}")
+    if "kl_step" in values:
+        parts.append(f"update {number('kl_step')} nats")
     if "buffer_age" in values:
         parts.append(f"age {values['buffer_age']:g}")
     parts.append(f"{rate:.3g} it/s")

@@ -18,6 +18,7 @@ from fastebm.energies import (
     ResNetEnergy,
 )
 from fastebm.energies.helmholtz import HelmholtzMachine
+from fastebm.energies.standardized import Standardized
 
 
 def build_model(
@@ -40,16 +41,18 @@ def build_model(
 
 
 def build_energy(
-    config: TrainConfig, event_shape: tuple[int, ...], box: tuple[float, float] | None
+    config: TrainConfig, data: Tensor, box: tuple[float, float] | None
 ) -> nn.Module:
     """The energy named by `config.energy`, its start decided by `config.seed`.
 
     Args:
-        event_shape: of one sample; "conv" and "resnet" take (C, H, W).
+        data: of the run, (N, *event); "conv" and "resnet" take (C, H, W).
         box: see `build_model`.
     """
+    event_shape = tuple(data.shape[1:])
     if config.energy == "mlp":
-        return build_model(event_shape, config.hidden, config.seed, box)
+        model = build_model(event_shape, config.hidden, config.seed, box)
+        return Standardized(model, data) if config.standardized else model
     if config.energy in MACHINES:
         return build_machine(config, math.prod(event_shape))
     if len(event_shape) != 3:

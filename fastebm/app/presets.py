@@ -22,6 +22,27 @@ _VECTORS = {
     "hidden": 64,
 }
 
+# Vectors of any scale, with nothing to tune [measured: python -m bench --only auto].
+_AUTO = {
+    "loss": "pcd",
+    "batch_size": 128,
+    "auto_batch": True,
+    "lr": 0.01,
+    "trust_region": 0.2,
+    "max_lr": 0.03,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.99,
+    "k_steps": 20,
+    "adjusted": True,
+    "adaptive": True,
+    "standardized": True,
+    "energy_reg_weight": 0.001,
+    "buffer_size": 2000,
+    "reinit_prob": 0.01,
+    "hidden": 64,
+    "ema": 0.99,
+}
+
 # The digits of `make demo` [measured].
 _DIGITS = _VECTORS | {
     "lr": 1e-3,
@@ -108,6 +129,7 @@ _HELMHOLTZ = {
 }
 
 PRESETS: dict[str, dict] = {
+    "auto": _AUTO,
     "2d": _VECTORS,
     "digits": _DIGITS,
     "mnist": _MNIST,

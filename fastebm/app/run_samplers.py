@@ -6,10 +6,11 @@ import time
 
 from torch import Tensor, nn
 
-from fastebm.app.config import MACHINES, TrainConfig
+from fastebm.app.config import LARGEST_STEP, MACHINES, TrainConfig
 from fastebm.app.networks import AutocastEnergy
 from fastebm.energies.helmholtz import HelmholtzMachine
 from fastebm.rng import ChainRNG
+from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 
@@ -58,10 +59,15 @@ def build_sampler(
         return Dreams(model)
     if config.energy in MACHINES:
         return TimedGibbs(model)
+    step_size: AdaptiveStep | float = config.step_size
+    if config.adaptive:
+        largest = LARGEST_STEP if config.standardized else None
+        step_size = AdaptiveStep(config.step_size, largest=largest)
     return TimedLangevin(
         AutocastEnergy(model) if config.precision == "bfloat16" else model,
-        config.step_size,
+        step_size,
         noise_std=config.noise_std,
         clamp=box,
         noise_first=config.noise_first,
+        adjusted=config.adjusted,
     )

@@ -16,6 +16,8 @@ ENTRIES = {
     "ema": (dict, type(None)), "optimizer": dict, "buffer": (dict, type(None)),
     "generator": Tensor, "torch_rng": Tensor, "cuda_rng": list,
 }  # fmt: skip
+# What the first checkpoints do not have.
+LATER = {"adaptation": (dict, type(None)), "batches": int}
 # Of Adam's groups, what changes its steps besides lr; the rest is how it computes.
 DECIDING = ("params", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 
@@ -25,7 +27,7 @@ def check_head(state: object) -> None:
     their ranges."""
     if not isinstance(state, dict):
         raise ConfigError(f"not a fastebm checkpoint but {brief(state)}")
-    missing, unknown = ENTRIES.keys() - state, state.keys() - ENTRIES.keys() - {"versions"}
+    missing, unknown = ENTRIES.keys() - state, state.keys() - {*ENTRIES, *LATER, "versions"}
     if missing:
         raise ConfigError(f"not a fastebm checkpoint, {', '.join(sorted(missing))} missing")
     if unknown:
@@ -33,6 +35,9 @@ def check_head(state: object) -> None:
         raise ConfigError(f"not a checkpoint of this version: what is {names}?")
     for name, kinds in ENTRIES.items():
         _expect(isinstance(state[name], kinds), name, brief(state[name]))
+    for name, kinds in LATER.items():
+        _expect(name not in state or isinstance(state[name], kinds), name, brief(state.get(name)))
+    _expect(_is_count(state.get("batches", 0)), "batches", brief(state.get("batches")))
     _expect(_is_count(state["iteration"]), "iteration", brief(state["iteration"]))
     guard = state["guard"]
     _expect(len(guard) == 3, "guard", f"of {len(guard)} entries")
@@ -60,6 +65,7 @@ def check_state(state: dict, own: dict, parameters: list[Tensor]) -> None:
     if own["ema"] is not None:
         n = int(state["ema"]["n_averaged"])
         _expect(n == state["iteration"], "ema.n_averaged", f"{n} at step {state['iteration']}")
+    check_numbers(state.get("adaptation"), own["adaptation"], "adaptation")
     _check_buffer(state["buffer"], own["buffer"])
     _check_optimizer(state["optimizer"], own["optimizer"], parameters, state["iteration"])
 
@@ -81,6 +87,21 @@ def check_form(found: object, wanted: Tensor | Mapping | None, name: str) -> Non
             check_form(found[key], wanted[key], f"{name}.{key}")
     else:
         _expect(found is wanted, name, brief(found))
+
+
+def check_numbers(found: object, wanted: Mapping | float | None, name: str) -> None:
+    """ConfigError unless `found` is a number, a whole one where `wanted` is, or a dictionary of such
+    under its keys."""
+    if isinstance(wanted, Mapping):
+        _expect(isinstance(found, dict), name, brief(found))
+        _check_keys(found.keys(), wanted.keys(), name)
+        for key in wanted:
+            check_numbers(found[key], wanted[key], f"{name}.{key}")
+    elif wanted is None:
+        _expect(found is None, name, brief(found))
+    else:
+        ok = type(found) is type(wanted) and math.isfinite(found)
+        _expect(ok, name, brief(found))
 
 
 def _check_keys(found: set, wanted: set, name: str) -> None:

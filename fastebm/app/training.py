@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.app import files
+from fastebm.app.adaptation import Adaptation
 from fastebm.app.config import MACHINES, ConfigError, TrainConfig, versions
 from fastebm.app.data import Dataset, load
 from fastebm.app.evaluation import total_energy
@@ -46,25 +47,29 @@ class Trainer:
         self.dataset = dataset or load(config.data, config.samples, config.dim, config.seed)
         self.config = config = config.resolve(self.dataset)
         self.device = torch.device(device)
+        self._range: tuple[Tensor, Tensor] | None = None
         self.x = self.dataset.train.to(self.device)
         self.takes_bits = config.energy in ("rbm", "helmholtz")
         start = self.as_seen(self.x, config.seed)
         if model is None:
             box = self.dataset.clamp if self.dataset.is_image else None
-            model = build_energy(config, self.dataset.event_shape, box)
+            model = build_energy(config, self.dataset.train, box)
             if config.energy in MACHINES:
                 model.fit_visible(start.cpu())
         self.model = model.to(self.device)
         self.ema = weight_average(self.model, config.ema) if config.ema else None
         self.sampler = build_sampler(config, self.model, self.dataset.clamp)
         self.eval_sampler = build_sampler(config, self.eval_model, self.dataset.clamp)
+        if config.adaptive:
+            self.eval_sampler.step_size = self.sampler.step_size.follower()
+        self.generator = torch.Generator().manual_seed(config.seed)
         self.buffer = None
         if config.uses_buffer:
             self.buffer = ReplayBuffer(
                 config.buffer_size,
                 self.dataset.event_shape,
                 reinit_prob=config.reinit_prob,
-                init="uniform",
+                init=self._near_data if config.standardized else "uniform",
                 value_range=self.box,
                 dtype=torch.uint8 if self._as_bytes else torch.float32,
                 device=self.device,
@@ -72,12 +77,14 @@ class Trainer:
                 augmentation=self.augmentation(config.augmentation),
             )
         self.loss = self._loss(on_nonfinite)
-        betas, fused = (0.0, config.adam_beta2), self.device.type in ("cpu", "cuda")
+        betas = config.adam_beta1, config.adam_beta2
+        fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, betas=betas, fused=fused
         )
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.iteration = 0
+        step_size = getattr(self.sampler, "step_size", None)
+        self.adaptation = Adaptation(config, self.optimizer, step_size)
+        self.iteration = self.batches = 0  # a step takes one batch, or several
         self.step_factor = self.lr_factor = 1.0  # lowered by the divergence guard
         self.n_rollbacks = 0
         self.metrics: dict[str, Tensor | float] = {}
@@ -118,12 +125,16 @@ class Trainer:
     def set_factors(self, step: float, lr: float) -> None:
         """Multiply the configured step size, at the same effective temperature, and learning
         rate."""
+        if self.adaptation.trust_region is not None:  # which owns the rate
+            for group in self.optimizer.param_groups:
+                group["lr"] *= lr / self.lr_factor
         self.step_factor, self.lr_factor = step, lr
-        if self.config.energy in MACHINES:
+        if self.config.energy in MACHINES or self.config.adaptive:
             return
         for sampler in (self.sampler, self.eval_sampler):
             sampler.step_size = self.config.step_size * step
-            sampler.noise_std = self.config.noise_std * math.sqrt(step)
+            if self.config.noise_std is not None:
+                sampler.noise_std = self.config.noise_std * math.sqrt(step)
 
     def _loss(self, on_nonfinite: str) -> nn.Module:
         c, model = self.config, self.sampler.model
@@ -137,6 +148,8 @@ class Trainer:
         if c.loss == "cd":
             return ContrastiveDivergence(model, self.sampler, **common)
         if c.loss == "pcd":
+            n_chains = c.batch_size if c.auto_batch else None
+            common |= {"jumps": c.jumps, "n_chains": n_chains}
             return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
         if c.loss == "mle":
             return MaximumLikelihood(model, self.sampler, value_range=self.box, **common)
@@ -147,6 +160,7 @@ class Trainer:
             kl_weight=c.kl_weight,
             entropy_weight=c.entropy_weight,
             n_entropy_refs=c.n_entropy_refs,
+            jumps=c.jumps,
             **common,
         )
 
@@ -155,13 +169,11 @@ class Trainer:
         return len(self.x) // self.config.batch_size
 
     def _batch(self) -> Tensor:
-        """The batch of this iteration; a function of (seed, iteration), so nothing to restore."""
-        epoch, index = divmod(self.iteration, self.batches_per_epoch)
-        if self._order[0] != epoch:
-            g = torch.Generator().manual_seed(self.config.seed + 0x9E3779B9 * (epoch + 1))
-            self._order = (epoch, torch.randperm(len(self.x), generator=g).to(self.device))
-        size = self.config.batch_size
-        x = self.x[self._order[1][index * size : (index + 1) * size]]
+        """The data of this iteration; a function of the seed and the batches taken."""
+        rule = self.adaptation.batch_rule
+        parts = [self._rows(self.batches + i) for i in range(rule.multiple if rule else 1)]
+        self.batches += len(parts)
+        x = self.x[parts[0] if len(parts) == 1 else torch.cat(parts)]
         if self.takes_bits:
             return self.dataset.bits(x, self._batch_seed)
         if self.dataset.bin_width:  # uniform within its bin, off its ends, anew at each visit
@@ -170,32 +182,59 @@ class Trainer:
             x = x + 0.998 * self.dataset.bin_width * noise
         return x
 
+    def _rows(self, batch: int) -> Tensor:
+        """The rows of the n-th batch of the run."""
+        epoch, index = divmod(batch, self.batches_per_epoch)
+        if self._order[0] != epoch:
+            g = torch.Generator().manual_seed(self.config.seed + 0x9E3779B9 * (epoch + 1))
+            self._order = (epoch, torch.randperm(len(self.x), generator=g).to(self.device))
+        size = self.config.batch_size
+        return self._order[1][index * size : (index + 1) * size]
+
+    def _near_data(self, n: int) -> Tensor:
+        """Points where chains start anew: uniform in 1.2 times the range of each coordinate of the
+        data, but in its box."""
+        if self._range is None:
+            low, high = self.dataset.train.amin(0), self.dataset.train.amax(0)
+            middle, half = (low + high) / 2, 0.6 * (high - low)
+            box = self.dataset.clamp
+            self._range = (middle - half).clamp(*box), (middle + half).clamp(*box)
+        u = torch.rand((n, *self.dataset.event_shape), generator=self.generator)
+        return torch.lerp(*self._range, u)
+
     @property
     def _batch_seed(self) -> int:
         return (self.config.seed * 0x9E3779B1 + self.iteration) % 2**63
 
     @property
     def lr(self) -> float:
-        c = self.config
-        peak = c.lr * self.lr_factor
-        if c.lr_schedule == "constant":
-            return peak
-        return peak * 0.5 * (1 + math.cos(math.pi * min(self.iteration / c.steps, 1.0)))
+        if self.adaptation.trust_region is not None:
+            return self.optimizer.param_groups[0]["lr"]
+        return self.config.lr * self.lr_factor * self._share
+
+    @property
+    def _share(self) -> float:
+        """What the schedule leaves of the learning rate."""
+        if self.config.lr_schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(self.iteration / self.config.steps, 1.0)))
 
     def step(self) -> dict[str, Tensor | float]:
         """One iteration; returns the terms of the loss, each by its own name."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        out = self.loss(self._batch(), generator=self.generator)
+        x = self._batch()
+        out = self.loss(x, generator=self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
         bound = self.config.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), bound)
-        self.optimizer.step()
+        adapted = self.adaptation.step(self.model, x, out, self.iteration, self._share)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.iteration += 1
-        self.metrics = {**out.metrics, "param_grad_norm": norm}
+        kept = {k: v for k, v in self.metrics.items() if k == "kl_step"}  # till the next look
+        self.metrics = {**kept, **out.metrics, "param_grad_norm": norm, **adapted}
         return self.metrics
 
     def probe(self) -> dict[str, float]:
@@ -208,7 +247,7 @@ class Trainer:
             "energy_abs": e.abs().mean().item(),
             "data_clamp_share": self._data_clamp_share,
             "effective_temperature": float(self.sampler.effective_temperature),
-            **({} if self.config.energy in MACHINES else {"step_size": self.sampler.step_size}),
+            **({} if self.config.energy in MACHINES else {"step_size": float(self.sampler.step_size)}),
             "lr": self.lr,
             "n_rollbacks": self.n_rollbacks,
             **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
@@ -242,6 +281,8 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
+            "adaptation": self.adaptation.state_dict(),
+            "batches": self.batches,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),  # for layers that draw, such as dropout
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -271,13 +312,15 @@ class Trainer:
         group["lr"] = state["optimizer"]["param_groups"][0]["lr"]
         moments = state["optimizer"]["state"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": [group]})
+        self.adaptation.load_state_dict(state.get("adaptation"))
+        self.batches = state.get("batches", state["iteration"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda":  # of as many devices as both machines have
             torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])
         self.iteration = state["iteration"]
-        step, lr, self.n_rollbacks = state["guard"]
-        self.set_factors(step, lr)
+        self.step_factor, self.lr_factor, self.n_rollbacks = state["guard"]
+        self.set_factors(self.step_factor, self.lr_factor)
 
     def save(self, path: Path) -> None:
         """Write the state so that the file is either the old one or the whole new one."""

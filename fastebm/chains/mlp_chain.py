@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastebm.chains.adjusted import Moves, Points
 from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
 from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.network import Network
 
@@ -76,6 +78,37 @@ class MLPChain(NamedTuple):
                 start = end
             if end in changed:
                 before_step(end, x)
+
+    def move(
+        self,
+        points: Points,
+        first: int,
+        coefficients: Sequence[Coefficients],
+        moves: Moves,
+        every: int,
+        known: bool,
+    ) -> None:
+        """Metropolis-adjusted transitions: a ``Mover`` of ``fastebm.chains.adjusted``."""
+        rows, n = points.x.flatten(1), len(coefficients)
+        step_sizes, noise_stds = tables(coefficients, points.x)
+        population = moves.population
+        a_call = steps_of_a_call(self.network, points.x)
+        for start in range(0, n, a_call):
+            end = min(start + a_call, n)
+            mlp_adjusted_chain_(
+                *(rows, points.energy, points.grad.flatten(1), points.acceptance),
+                *(self.network, end - start),
+                *(_part(step_sizes, start, end), _part(noise_stds, start, end), moves.rng),
+                t=first + start,
+                sample_ids=moves.sample_ids,
+                known=known or start > 0,
+                lo=None if moves.lo is None else moves.lo.flatten(),
+                hi=None if moves.hi is None else moves.hi.flatten(),
+                population=None if population is None else population.flatten(1),
+                every=every,
+                first=first + start,
+                uniform_share=moves.uniform_share,
+            )
 
 
 def mlp_chain(

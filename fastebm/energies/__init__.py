@@ -20,6 +20,7 @@ from fastebm.energies.mlp import MLPEnergy
 from fastebm.energies.multiscale import MultiScaleEnergy
 from fastebm.energies.rbm import RBM, GaussianRBM
 from fastebm.energies.resnet import ResNetEnergy
+from fastebm.energies.standardized import Standardized
 
 __all__ = [
     "RBM",
@@ -32,6 +33,7 @@ __all__ = [
     "MixtureEnergy",
     "MultiScaleEnergy",
     "ResNetEnergy",
+    "Standardized",
     "SumEnergy",
     "TemperedEnergy",
     "WeightStandardization",

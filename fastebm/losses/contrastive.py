@@ -8,18 +8,20 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from fastebm.arguments import Setting, integer, one_of
+from fastebm.arguments import Setting, integer, one_of, optional
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.losses.loss import Loss
-from fastebm.losses.mlp_loss import terms_by_formulas
+from fastebm.losses.mlp_loss import phases_by_formulas, terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.losses.output import LossOutput
+from fastebm.losses.points import run_to_points
 from fastebm.losses.same_model import check_given, check_same_model
 from fastebm.losses.terms import Batch, Terms, spread, step_metrics
 from fastebm.modes import ordinary
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng
+from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.diagnostics import finite_rows
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
@@ -75,6 +77,8 @@ class ContrastiveDivergence(Loss):
     k_steps = Setting(partial(integer, least=1))
     energy_reg_weight = Setting(real)
     on_nonfinite = Setting(one_of(*ON_NONFINITE))
+    jumps = Setting(partial(integer, least=0))
+    n_chains = Setting(optional(partial(integer, least=1)))  # None: as many as the batch
 
     def __init__(
         self,
@@ -88,7 +92,10 @@ class ContrastiveDivergence(Loss):
         self.model, self.sampler, self.k_steps = model, sampler, k_steps
         self.energy_reg_weight, self.on_nonfinite = energy_reg_weight, on_nonfinite
         self.buffer: ReplayBuffer | None = None
-        self.calls = 0
+        self.jumps, self.n_chains, self.calls = 0, None, 0
+        step_size = getattr(sampler, "step_size", None)
+        if isinstance(step_size, AdaptiveStep):
+            self.step_size = step_size  # so that it moves, and is saved, with the loss
         check_same_model(model, sampler.model)
         self._check_skip()
 
@@ -125,19 +132,14 @@ class ContrastiveDivergence(Loss):
         start, slots = self._start(x, rng)
         self.calls += 1
         batch = self._batch(x, start, slots, kwargs)
-        found = self._by_formulas(batch, rng)
-        if found is None:
-            before = self.sampler.sample(start, self.k_steps - 1, seed=rng, model_kwargs=kwargs)
-            terms = self._by_graph(batch._replace(chains=before), rng)
-            finite = self.on_nonfinite != "count" and all_finite(terms.metrics, terms.x_neg)
-        else:
-            terms, before, finite = found
+        terms, before, finite = self._terms(batch, rng)
         loss, x_neg, metrics, e_pos, e_neg, _ = terms
-        stored, n_nonfinite = x_neg, 0.0
+        ends = slice(-len(start), None)  # of chains that are looked at several times
+        stored, n_nonfinite = x_neg[ends], 0.0
         if not finite:
             pos, neg = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
-            stored = torch.where(neg.view(-1, *(1,) * (x.dim() - 1)), x_neg, start)
-            n_pos, n_neg = len(x) - pos.sum(), len(x) - neg.sum()
+            stored = torch.where(neg[ends].view(-1, *(1,) * (x.dim() - 1)), stored, start)
+            n_pos, n_neg = len(x) - pos.sum(), len(x_neg) - neg.sum()
             n_nonfinite = n_pos + n_neg
             if self.on_nonfinite != "count":
                 where = f"call {self.calls} of {type(self).__name__}"
@@ -145,7 +147,10 @@ class ContrastiveDivergence(Loss):
             if self.on_nonfinite == "skip" and n_nonfinite:
                 rows = pos.nonzero()[:, 0], neg.nonzero()[:, 0]
                 left = batch._replace(chains=before).rows(*rows, rng.sample_offset)
-                loss, _, metrics, *_ = self._by_graph(left, rng)
+                at_points = self._sees_points
+                found = self._phases(left, left.chains, None) if at_points else None
+                loss, _, of_left, *_ = found or self._by_graph(left, rng)
+                metrics |= of_left
         metrics["n_nonfinite"] = n_nonfinite
         rng.advance(1)
         if self.buffer is not None:
@@ -156,12 +161,55 @@ class ContrastiveDivergence(Loss):
         """Where the chains start, and the slots of the buffer that they go back to."""
         if self.buffer is None:
             return x, None
-        start, slots = self.buffer.sample(len(x))
+        start, slots = self.buffer.sample(self.n_chains or len(x))
         return start.to(x), slots
 
     def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
         """What the loss is taken of."""
         return Batch(x, start, kwargs, kwargs)
+
+    @property
+    def _sees_points(self) -> bool:
+        """Whether the loss takes chains as points, and no derivative of a step."""
+        return getattr(self.sampler, "adjusted", False)
+
+    def _terms(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> tuple[Terms, Tensor, bool]:
+        """The loss of chains at their start; what ``_by_graph`` would take of it again, the chains
+        before their last step or the points; and whether energies and chains are finite."""
+        if self._sees_points:
+            terms, finite = self._at_points(batch, rng)
+            return terms, terms.x_neg, finite
+        found = self._by_formulas(batch, rng)
+        if found is not None:
+            return found
+        more = {"jumps": self.jumps, "population": self._population} if self.jumps else {}
+        before = self.sampler.sample(
+            batch.chains, self.k_steps - 1, seed=rng, model_kwargs=batch.kwargs_neg, **more
+        )
+        terms = self._by_graph(batch._replace(chains=before), rng)
+        return terms, before, self._is_finite(terms)
+
+    @torch.enable_grad()
+    def _at_points(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> tuple[Terms, bool]:
+        times = len(batch.x) // len(batch.chains)
+        negatives = run_to_points(
+            *(self.sampler, batch.chains, self.k_steps, times, rng, batch.kwargs_neg),
+            *(self.jumps, self._population if self.jumps else None),
+        )
+        terms = phases_by_formulas(
+            self.model, self.sampler, batch, negatives.x, self.energy_reg_weight
+        ) or self._phases(batch, negatives.x, None)
+        terms.metrics.update(negatives.metrics)
+        return terms, self._is_finite(terms)
+
+    def _is_finite(self, terms: Terms) -> bool:
+        """Whether all is; False where nobody asks."""
+        return self.on_nonfinite != "count" and all_finite(terms.metrics, terms.x_neg)
+
+    @property
+    def _population(self) -> Tensor:
+        """What jumps go by: all chains that wait."""
+        return self.buffer.data
 
     def _by_formulas(
         self, batch: Batch, rng: ChainRNG | DeviceRNG
@@ -222,7 +270,14 @@ class ContrastiveDivergence(Loss):
         check_batch(x)
         check_same_model(self.model, self.sampler.model)
         self._check_skip(len(x))
-        if self.buffer is not None and len(x) > self.buffer.capacity:
+        n_chains = self.n_chains or len(x)
+        if len(x) % n_chains or len(x) > n_chains * self.k_steps:
+            raise ValueError(
+                f"x must have a multiple of n_chains={n_chains} samples, at most k_steps times as"
+                f" many, got a batch of {len(x)}"
+            )
+        check_jumps(self.sampler, self.buffer, self.jumps)
+        if self.buffer is not None and n_chains > self.buffer.capacity:
             raise ValueError(
                 f"x must have at most as many samples as the ReplayBuffer where chains start,"
                 f" {self.buffer.capacity}, got a batch of {len(x)}"
@@ -251,6 +306,12 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
 
     Args:
         buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
+        jumps: of the ``k_steps``, jumps between modes by differences of samples of the buffer: see
+            ``LangevinDynamics.sample``. They need a sampler with ``adjusted=True``, and a float32
+            buffer of mode ``"slot"``.
+        n_chains: how many chains there are; a batch holds m times as many samples, and the loss
+            takes the chains at m times of the second half of their steps. None: as many as the
+            batch.
         others, metrics: as in ``ContrastiveDivergence``.
 
     Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
@@ -266,6 +327,8 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
+        jumps: int = 0,
+        n_chains: int | None = None,
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         check_buffer(buffer)
@@ -274,7 +337,23 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
                 "buffer must be float32 or bfloat16 for a GibbsSampler: uint8 would dither the"
                 " states of its units"
             )
-        self.buffer = buffer
+        self.buffer, self.jumps, self.n_chains = buffer, jumps, n_chains
+        check_jumps(sampler, buffer, jumps)
+
+    @property
+    def _sees_points(self) -> bool:
+        return super()._sees_points or self.n_chains is not None
+
+
+def check_jumps(sampler, buffer: ReplayBuffer | None, jumps: int) -> None:
+    """ValueError unless the chains can jump between samples of the buffer."""
+    if not jumps:
+        return
+    if not getattr(sampler, "adjusted", False):
+        raise ValueError(f"jumps={jumps} needs a LangevinDynamics with adjusted=True")
+    if buffer is None or buffer.mode != "slot" or buffer.data.dtype != torch.float32:
+        kind = "none" if buffer is None else f"mode {buffer.mode!r} of {buffer.data.dtype}"
+        raise ValueError(f"jumps={jumps} needs a buffer of mode 'slot' and float32, got {kind}")
 
 
 def check_buffer(buffer: ReplayBuffer) -> None:

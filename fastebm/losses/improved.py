@@ -10,7 +10,7 @@ from torch import Tensor
 from fastebm.arguments import Setting, integer, optional
 from fastebm.chains.second_order import eager_code, uncompiled
 from fastebm.entropy.estimators import nn_log_distance
-from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer
+from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer, check_jumps
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
 from fastebm.losses.terms import Batch, Terms
 from fastebm.replay.buffer import ReplayBuffer
@@ -53,6 +53,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             None: all. They are taken before the new chains come in, less the slot that a chain
             started from. Without a buffer the references are the other chains. With fewer than two
             references the entropy term is zero.
+        jumps: as in ``PersistentContrastiveDivergence``, of all steps but the last.
         others, metrics: as ``ContrastiveDivergence``, and ``kl_energy``, ``entropy``, unweighted.
 
     Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
@@ -75,15 +76,21 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         n_entropy_refs: int | None = None,
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
+        jumps: int = 0,
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         if not isinstance(sampler, LangevinDynamics):
             raise TypeError(NO_DERIVATIVE)
         if buffer is not None:
             check_buffer(buffer)
-        self.buffer = buffer
+        self.buffer, self.jumps = buffer, jumps
+        check_jumps(sampler, buffer, jumps)
         self.kl_weight, self.entropy_weight = kl_weight, entropy_weight
         self.entropy_eps, self.n_entropy_refs = entropy_eps, n_entropy_refs
+
+    @property
+    def _sees_points(self) -> bool:
+        return False
 
     def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
         """With stored samples, and for each chain which of them is its own slot (or -1)."""

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
 from fastebm.losses.terms import Batch, Terms
-from fastebm.ops.mlp.gradient import with_gradient
+from fastebm.ops.mlp.gradient import mlp_gradient, with_gradient
 from fastebm.ops.mlp.loss import mlp_contrastive_divergence
 from fastebm.ops.mlp.network import Network
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.run import observe
+from fastebm.samplers.units import units_of
 
 
 class LastStepWeights(NamedTuple):
@@ -55,6 +57,8 @@ def terms_by_formulas(
         return None
     if model is not sampler.model or not _is_own(sampler, "last_step"):
         return None
+    if sampler.adjusted or units_of(model) is not None:
+        return None
     chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
     if chain is None:
         return None
@@ -66,7 +70,53 @@ def terms_by_formulas(
         before = sampler.sample(batch.chains, n_before, seed=rng, model_kwargs={})
         batch = batch._replace(chains=before)
     steps = range(n_before, k_steps)
-    return _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
+    found = _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
+    observe(sampler, found[0].x_neg, len(steps), rng, {})
+    return found
+
+
+@torch.no_grad()
+def phases_by_formulas(
+    model: Callable[..., Tensor],
+    sampler: LangevinDynamics,
+    batch: Batch,
+    x_neg: Tensor,
+    energy_reg_weight: float,
+) -> Terms | None:
+    """The loss of ``ContrastiveDivergence`` at the chains' points ``x_neg``, as many as there are
+    data, with its gradient by formulas; None where it must be taken by a graph."""
+    x = batch.x
+    if x.device.type != "cpu" or model is not sampler.model or len(x) != len(x_neg):
+        return None
+    both, units = torch.cat([x, x_neg]), units_of(model)
+    both = both if units is None else units.standardize(both)
+    chain = sampler.fused_chain(both, batch.kwargs_pos)
+    if chain is None:
+        return None
+    n, network = len(x), chain.network
+    sums = both.new_zeros(sum(w.numel() + len(w) for w in network.weights))
+    e = mlp_gradient(
+        *(network, both.flatten(1)),
+        n_data=n,
+        factor=1 / n,
+        square_factor=2 * energy_reg_weight / n,
+        sums=sums,
+    )
+    means, squares = e.view(2, n).mean(1), e.square().sum() / n
+    std_pos, std_neg = e.view(2, n).std(1, correction=0)
+    pos, neg = means
+    gap = pos - neg
+    metrics = {
+        "loss_cd": gap,
+        "energy_pos": pos,
+        "energy_neg": neg,
+        "energy_pos_std": std_pos,
+        "energy_neg_std": std_neg,
+        "energy_gap": gap,
+        "energy_reg": squares,
+    }
+    loss = with_gradient(gap + energy_reg_weight * squares, network, sums)
+    return Terms(loss, x_neg, metrics, e[:n], e[n:], neg)
 
 
 def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:

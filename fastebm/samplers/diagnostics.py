@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastebm.chains.adjusted import Points
+
 
 class Log:
     """States of chains, and numbers about each, from every ``thin``-th step after ``burn_in``.
@@ -44,6 +46,16 @@ class Log:
             name: torch.stack(values) if values else self._x.new_empty((0, *self._shapes[name]))
             for name, values in self._numbers.items()
         }
+
+
+def acceptances(points: Points, n_proposals: int, n_jumps: int) -> dict[str, Tensor]:
+    """Of adjusted chains: the mean acceptance probability of their Langevin proposals, and the
+    share of their jumps that were accepted, each 0-d, where there were any."""
+    counts = {"acceptance": n_proposals, "jump_acceptance": n_jumps}
+    if points.acceptance is None:
+        return {}
+    sums = zip(counts.items(), points.acceptance, strict=True)
+    return {name: of_chains.mean() / n for (name, n), of_chains in sums if n}
 
 
 def finite_rows(x: Tensor) -> Tensor:

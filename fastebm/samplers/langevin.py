@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,18 +10,20 @@ import torch
 from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer, one_of, optional, sizes
-from fastebm.chains.chain import Chain, ChainRunner, Coefficients, StepOptions, run_last_step
+from fastebm.chains.chain import ChainRunner, Coefficients, StepOptions
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
-from fastebm.chains.second_order import twice_differentiable, uncompiled
-from fastebm.energies.protocol import leaf_gradient
-from fastebm.energies.sampling_mode import modules_of, parameters_of, sampling_mode
-from fastebm.modes import ordinary, outside_inference
+from fastebm.chains.second_order import uncompiled
+from fastebm.energies.sampling_mode import modules_of, parameters_of
 from fastebm.ops.langevin import Clamp, langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
-from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
+from fastebm.samplers.adaptive import AdaptiveStep, step_setting
+from fastebm.samplers.diagnostics import Log, acceptances, as_rows, finite_rows
+from fastebm.samplers.last_step import take_last_step
+from fastebm.samplers.run import checked_jumps, run_chain
 from fastebm.samplers.scale import warn_of_wide_noise
 from fastebm.samplers.settings import box, callable_model, chains, number, setting, value_at
+from fastebm.samplers.units import inner_model, units_of
 
 Schedule = Callable[[int], float]
 
@@ -74,16 +75,17 @@ class LangevinDynamics:
     Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996.
     """
 
-    _outside_graphs = ("_runner", "step_size_checked")  # no graph of a step bakes these in
+    _outside_graphs = ("runner", "step_size_checked")  # no graph of a step bakes these in
 
     model = Setting(callable_model)
-    step_size = Setting(partial(setting, above_zero=True, per_chain=True))
+    step_size = Setting(step_setting)
     noise_scale = Setting(setting)
     noise_std = Setting(optional(partial(setting, per_chain=True)))
     temperature = Setting(setting)
     clamp = Setting(optional(box))
     grad_clip = Setting(optional(partial(number, above_zero=True)))
     noise_first = Setting(one_of(False, True))
+    adjusted = Setting(one_of(False, True))
     grad_norm_clip = Setting(optional(partial(number, above_zero=True)))
     backend = Setting(one_of("auto", "eager", "fused"))
     compile = Setting(one_of(False, True))
@@ -105,15 +107,16 @@ class LangevinDynamics:
         compile: bool = False,
         graph: bool | str = "auto",
         precision: str = "fp32",
+        adjusted: bool = False,
     ) -> None:
         self.model = model
         self.step_size, self.noise_scale, self.noise_std = step_size, noise_scale, noise_std
         self.temperature, self.clamp, self.noise_first = temperature, clamp, noise_first
         self.grad_clip, self.grad_norm_clip = grad_clip, grad_norm_clip
         self.backend, self.compile, self.graph = backend, compile, graph
-        self.precision = precision
+        self.precision, self.adjusted = precision, adjusted
         self._check_way()
-        self._runner = ChainRunner()
+        self.runner = ChainRunner()
         self.step_size_checked = False  # the losses look at their first batch unless it was
 
     @property
@@ -128,21 +131,49 @@ class LangevinDynamics:
             raise ValueError(f"precision='bf16' needs backend='fused', got {self.backend!r}")
         if self.backend == "fused" and (self.compile or self.graph is True):
             raise ValueError("backend='fused' has nothing to compile or to capture")
+        if self.clamp is not None and units_of(self.model) is not None and not self.adjusted:
+            raise ValueError(
+                "clamp of chains in standard units needs adjusted=True: its faces differ"
+            )
+        if not self.adjusted:
+            return
+        for name, value in {"noise_first": False, "grad_clip": None, "grad_norm_clip": None,
+                            "compile": False, "precision": "fp32"}.items():  # fmt: skip
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} must be {value!r} with adjusted=True, got {getattr(self, name)!r}"
+                )
+        if self.graph is True:
+            raise ValueError("graph must be False or 'auto' with adjusted=True, got True")
 
-    def coefficients(self, k: int) -> Coefficients:
-        """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,)."""
-        step = value_at(k, "step_size", self.step_size, above_zero=True)
+    def coefficients(self, k: int, device: torch.device | str | None = None) -> Coefficients:
+        """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,). An adaptive step is
+        a tensor, 0-d, on ``device``, by default where it was last."""
+        step = self.step_size
+        if isinstance(step, AdaptiveStep):
+            step = step.value(device or step.log_step.device)
+        else:
+            step = value_at(k, "step_size", step, above_zero=True)
         if self.noise_std is not None:
             return step, value_at(k, "noise_std", self.noise_std)
         scale = value_at(k, "noise_scale", self.noise_scale)
         sigma = (2 * step * value_at(k, "temperature", self.temperature)) ** 0.5
         return step, scale * sigma
 
-    def plan(self, steps: range) -> list[Coefficients]:
+    def plan(
+        self, steps: range, device: torch.device | str | None = None
+    ) -> list[Coefficients]:
         """The coefficients of some steps, all checked."""
-        if any(map(callable, (self.step_size, self.noise_std, self.noise_scale, self.temperature))):
-            return [self.coefficients(k) for k in steps]
-        return [self.coefficients(0)] * len(steps)
+        settings = (self.step_size, self.noise_std, self.noise_scale, self.temperature)
+        if any(callable(s) and not isinstance(s, AdaptiveStep) for s in settings):
+            plan = [self.coefficients(k, device) for k in steps]
+        else:
+            plan = [self.coefficients(0, device)] * len(steps)
+        if self.adjusted and any(sigma is not None and _is_zero(sigma) for _, sigma in plan[:1]):
+            raise ValueError(
+                "adjusted=True needs noise: noise_std, noise_scale and temperature must be above 0"
+            )
+        return plan
 
     @property
     def effective_temperature(self) -> float | Tensor:
@@ -162,7 +193,7 @@ class LangevinDynamics:
             data: (N, *event), N >= 32. For v see ``data_scale``.
         """
         self.step_size_checked = True
-        if self.noise_first:
+        if self.noise_first or self.adjusted or isinstance(self.step_size, AdaptiveStep):
             return
         step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))
         warn_of_wide_noise(step, sigma, data)
@@ -184,6 +215,8 @@ class LangevinDynamics:
         sample_ids: Tensor | None = None,
         augmentation: Augmentation | None = None,
         augment_every: int = 20,
+        jumps: int = 0,
+        population: Tensor | None = None,
     ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
@@ -206,12 +239,19 @@ class LangevinDynamics:
                 as trained with. Refine by a second call without it. The noise is the same with it
                 and without, and so are the steps that are kept.
             augment_every: steps of a round, >= 1.
+            jumps: so many of the steps, evenly spread, are jumps between modes: to
+                ``x + b_i - b_j``, b two samples of the population, or in one of ten, where
+                ``clamp`` has two faces, to a uniform point of the box. They need ``adjusted``.
+            population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
+                one half jumping by where the other half is, so B >= 4.
 
         Returns:
             The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
             ``return_diagnostics`` a pair of it and a dict: ``mean`` and ``var`` over the chains
             (n_kept, *event), ``energy`` and ``grad_norm`` (n_kept, B) at the point that the kept
-            step started from (they cost nothing there), ``clamp_share``, the share of elements of
+            step started from (they cost nothing there; of adjusted chains at the kept state),
+            of adjusted chains ``acceptance``, the mean acceptance probability of the proposals, and
+            ``jump_acceptance``, the share of the jumps that were accepted, ``clamp_share``, the share of elements of
             the last state on a face of the box, ``n_nonfinite``, the number of chains that are not
             finite in the end, and ``effective_temperature``.
 
@@ -224,7 +264,6 @@ class LangevinDynamics:
         total = burn_in + n_steps
         if total >= 2**32:  # of any stream; and before a plan of so many steps is made
             raise ValueError(f"n_steps and burn_in must be less than 2^32 together, got {total}")
-        plan = self.plan(range(total))
         rng = as_rng(seed, generator)
         rng.check_room(total)
         if x is None:
@@ -234,48 +273,36 @@ class LangevinDynamics:
         else:
             x = chains(x)
         check_sample_ids(sample_ids, len(x))
+        jumps = checked_jumps(jumps, total, self.adjusted, x, population)
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
-        fused, state = self.fused_chain(x, model_kwargs or {}), rng.state(x.device)
+        state = rng.state(x.device)
         log = Log(x, burn_in, thin, energy=(len(x),), grad_norm=(len(x),))
 
         def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
-            if not log.keeps(k):
-                return
             if return_trajectory:
                 log.add_state(x.clone())
             if return_diagnostics:
-                log.add_numbers(x, energy=e, grad_norm=as_rows(grad).norm(dim=1))
+                log.add_numbers(x, energy=e.clone(), grad_norm=as_rows(grad).norm(dim=1))
 
         def augment(k: int, x: Tensor) -> None:
-            if k % augment_every == 0:
-                x.copy_(augmentation.transform(x, state, k, sample_ids))
+            x.copy_(augmentation.transform(x, state, k, sample_ids))
 
-        on_step = keep if return_trajectory or return_diagnostics else None
-        before_step = None if augmentation is None else augment
-        with outside_inference():
-            x = x.clone(memory_format=torch.contiguous_format)
-            if fused is not None:
-                fused.run(
-                    *(x, plan, state, self.options, sample_ids),
-                    *(on_step, range(burn_in + thin - 1, total if on_step else 0, thin)),
-                    *(before_step, range(0, total if before_step else 0, augment_every)),
-                )
-            else:
-                chain = Chain(x, plan, state, self.options, model_kwargs or {}, sample_ids)
-                freeze = not self.compile  # whose code takes no gradients of autograd's
-                with torch.enable_grad(), sampling_mode(self.model, freeze):
-                    self._runner.run(
-                        *(self.model, chain, self.compile, self.graph, on_step, before_step)
-                    )
-        rng.advance(total)
-        out = log.trajectory() if return_trajectory else x
+        watched = return_trajectory or return_diagnostics
+        points = run_chain(
+            *(self, x, total, rng, model_kwargs or {}, sample_ids, keep if watched else None),
+            *(range(burn_in + thin - 1, total if watched else 0, thin),),
+            *(None if augmentation is None else augment,),
+            *(range(0, total if augmentation is not None else 0, augment_every), jumps, population),
+        )
+        out = log.trajectory() if return_trajectory else points.x
         if not return_diagnostics:
             return out
         return out, {
             **log.diagnostics(),
-            "clamp_share": self.clamp_share(x),
-            "n_nonfinite": (~finite_rows(x)).sum(),
+            **acceptances(points, total - jumps, jumps),
+            "clamp_share": self.clamp_share(points.x),
+            "n_nonfinite": (~finite_rows(points.x)).sum(),
             "effective_temperature": self.effective_temperature,
         }
 
@@ -308,26 +335,15 @@ class LangevinDynamics:
             x after the step, and grad E(x), both (B, *event) and with a graph.
         """
         k = integer("k", k, 0)
-        coefficients = self.coefficients(k)
         rng = as_rng(seed, generator)
         x = chains(x)
         check_sample_ids(sample_ids, len(x))
-        freeze = not create_graph
-
-        def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
-            return leaf_gradient(self.model, leaf, model_kwargs, create_graph)
-
-        with (
-            outside_inference(),
-            torch.enable_grad(),
-            sampling_mode(self.model, freeze) as switched,
-            twice_differentiable(switched) if create_graph else nullcontext(),
-        ):
-            kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
-            out = run_last_step(
-                *(gradient, ordinary(x), coefficients, rng.state(x.device), self.options),
-                *(kwargs, sample_ids),
-            )
+        self._check_way()
+        (coefficients,) = self.plan(range(k, k + 1), x.device)
+        out = take_last_step(
+            *(self, x, coefficients, rng.state(x.device), create_graph),
+            *(model_kwargs or {}, sample_ids),
+        )
         rng.advance(1)
         return out
 
@@ -342,7 +358,8 @@ class LangevinDynamics:
         return on_face.mean(dtype=torch.float32)
 
     def fused_chain(self, x: Tensor, model_kwargs: dict) -> MLPChain | None:
-        """Chains from ``x`` in one kernel; None where they are run step by step.
+        """Chains from ``x``, in the chains' units, in one kernel; None where they are run step by
+        step.
 
         Raises:
             ValueError: what ``backend`` and ``precision`` ask for cannot be had.
@@ -350,7 +367,7 @@ class LangevinDynamics:
         self._check_way()
         if self.backend == "eager" or self.compile or self.graph is True:
             return None
-        found = mlp_chain(self.model, x, model_kwargs, self.precision)
+        found = mlp_chain(inner_model(self.model), x, model_kwargs, self.precision)
         if not isinstance(found, str):
             return found
         if self.backend == "fused":
@@ -371,3 +388,7 @@ class LangevinDynamics:
             return langevin_step_(
                 x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
             )
+
+
+def _is_zero(sigma: float | Tensor) -> bool:
+    return not isinstance(sigma, Tensor) and sigma == 0

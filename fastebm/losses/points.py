@@ -1,0 +1,57 @@
+"""Losses that see chains only where they are, with no derivative of a step: the points, and the
+terms of contrastive divergence at them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastebm.losses.terms import step_metrics
+from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.samplers.adaptive import AdaptiveStep
+from fastebm.samplers.diagnostics import acceptances
+from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.run import run_chain
+
+
+class Negatives(NamedTuple):
+    """Where chains are at some times.
+
+    Attributes:
+        x: (times * n, *event), time after time; the last n rows are the chains' ends.
+        metrics: of the chains.
+    """
+
+    x: Tensor
+    metrics: dict[str, Tensor]
+
+
+def run_to_points(
+    sampler: LangevinDynamics,
+    start: Tensor,
+    k_steps: int,
+    times: int,
+    rng: ChainRNG | DeviceRNG,
+    model_kwargs: dict,
+    n_jumps: int = 0,
+    population: Tensor | None = None,
+) -> Negatives:
+    """``k_steps`` steps of the chains, and where they are after the last one and at ``times - 1``
+    times before, evenly spread over the second half of the steps. The stream is advanced by all but
+    the last step, as by all losses."""
+    thin = max(1, k_steps // (2 * times))
+    seen = range(k_steps - 1 - (times - 1) * thin, k_steps - 1, thin)
+    kept: list[Tensor] = []
+    stream = rng.copy()
+    points = run_chain(
+        *(sampler, start, k_steps, stream, model_kwargs, None),
+        *(lambda k, x, grad, e: kept.append(x.clone()), seen, None, range(0), n_jumps, population),
+    )
+    rng.advance(k_steps - 1)
+    metrics = step_metrics(sampler, points.x, points.grad)
+    metrics |= acceptances(points, k_steps - n_jumps, n_jumps)
+    if isinstance(sampler.step_size, AdaptiveStep):
+        metrics["step_size"] = sampler.step_size.value(start.device)
+    return Negatives(torch.cat([*kept, points.x]) if kept else points.x, metrics)

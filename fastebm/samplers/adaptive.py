@@ -1,0 +1,111 @@
+"""A step size that finds itself, from what Metropolis' rule accepts."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fastebm.arguments import Setting, one_of, optional, share
+from fastebm.samplers.settings import number, setting
+
+_above_zero = partial(number, above_zero=True)
+
+
+class AdaptiveStep(nn.Module):
+    """A step size for ``LangevinDynamics`` that goes towards a share of accepted proposals.
+
+    After n proposals whose mean acceptance probability is a,
+    ``log step += gain * n * (a - target_acceptance)``: stochastic approximation. The logarithm lives
+    on the device of the chains, so nothing waits, and in ``state_dict``; ``float(step)`` waits.
+    An ``nn.Module``, and part of the losses whose sampler has it.
+
+    Args:
+        initial: where it starts, in units of E's argument squared. Of energies of standardised
+            data, anything from 1e-6 to 100 will do.
+        target_acceptance: in [0, 1]. 0.57 is the best for many independent dimensions; 0.7 is safer
+            and hardly slower.
+        gain: of a proposal.
+        largest: no step is larger. Of standardised data take 0.5, half the variance of a
+            coordinate: what is accepted at larger ones is refused once the energy has sharpened.
+            None: any.
+
+    Attributes:
+        frozen: True: the step stays as it is, and the chains' law is exact. May be set at any time.
+        log_step: 0-d float64.
+
+    Raises:
+        TypeError, ValueError: an argument is not of its kind or out of its range.
+
+    Source: Andrieu and Thoms, A tutorial on adaptive MCMC, 2008; Roberts and Rosenthal, Optimal
+    scaling of discrete approximations to Langevin diffusions, 1998.
+    """
+
+    target_acceptance = Setting(share)
+    gain = Setting(_above_zero)
+    largest = Setting(optional(_above_zero))
+    frozen = Setting(one_of(False, True))
+
+    def __init__(
+        self,
+        initial: float = 0.1,
+        target_acceptance: float = 0.7,
+        gain: float = 0.05,
+        largest: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.target_acceptance, self.gain, self.largest = target_acceptance, gain, largest
+        self.frozen = False
+        initial = _above_zero("initial", initial)
+        log_step = torch.tensor(math.log(initial), dtype=torch.float64, device="cpu")
+        self.register_buffer("log_step", log_step)
+        self._bound()
+
+    def value(self, device: torch.device | str) -> Tensor:
+        """The step on a device, 0-d float64; moves there, once."""
+        if self.log_step.device != torch.device(device):
+            self.log_step = self.log_step.to(device)
+        return self.log_step.exp()
+
+    @torch.no_grad()
+    def update(self, acceptance: Tensor, n_proposals: int) -> None:
+        """Adapt to ``n_proposals`` whose mean acceptance probability is ``acceptance``, 0-d on the
+        device of ``value``; nothing while ``frozen``."""
+        if self.frozen:
+            return
+        self.log_step.add_(acceptance - self.target_acceptance, alpha=self.gain * n_proposals)
+        self._bound()
+
+    def follower(self) -> AdaptiveStep:
+        """The same step, for other chains: it goes along with this one, and they do not change it."""
+        other = AdaptiveStep(target_acceptance=self.target_acceptance, gain=self.gain)
+        other.frozen, other._buffers = True, self._buffers
+        return other
+
+    def _bound(self) -> None:
+        if self.largest is not None:
+            self.log_step.clamp_(max=math.log(self.largest))
+
+    def __float__(self) -> float:
+        return math.exp(float(self.log_step))
+
+    def _apply(self, fn, recurse: bool = True):
+        """As nn.Module's, but casts of floating-point tensors pass the logarithm by."""
+        moved = fn(self.log_step)
+        self.log_step = self.log_step.to(moved.device)
+        return self
+
+    def extra_repr(self) -> str:
+        state = ", frozen" if self.frozen else ""
+        return f"{float(self):.3g}, target_acceptance={self.target_acceptance:g}{state}"
+
+
+def step_setting(name: str, value):
+    """A checked number, tensor, schedule, or adaptive step, which "auto" stands for."""
+    if isinstance(value, str) and value == "auto":
+        return AdaptiveStep()
+    if isinstance(value, AdaptiveStep):
+        return value
+    return setting(name, value, above_zero=True, per_chain=True)

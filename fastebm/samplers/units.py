@@ -1,0 +1,35 @@
+"""The units that chains run in: the user's, or those of standardised data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastebm.energies.standardized import Standardized
+from fastebm.ops.langevin import Clamp
+
+Faces = tuple[Tensor | None, Tensor | None]
+
+
+def units_of(model: Callable) -> Standardized | None:
+    """The units that chains of a model run in, where they are not the user's."""
+    return model if isinstance(model, Standardized) else None
+
+
+def inner_model(model: Callable) -> Callable:
+    """What chains of a model run on."""
+    units = units_of(model)
+    return model if units is None else units.energy
+
+
+def box_in(model: Callable, clamp: Clamp | None, x: Tensor) -> Faces:
+    """The faces of a box of the user's units in those of the chains x (B, *event): each of the
+    event's shape, or None."""
+    clamp = tuple(None if c is None or abs(c) == torch.inf else c for c in clamp or (None, None))
+    units = units_of(model)
+    if units is not None:
+        return units.bounds(clamp)
+    full = dict(size=x.shape[1:], dtype=torch.float32, device=x.device)
+    return tuple(None if c is None else torch.full(fill_value=c, **full) for c in clamp)
