@@ -22,7 +22,6 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from torch import Tensor, nn
 
-
 from fastebm.app.data import Dataset
 from fastebm.app.evaluation import total_energy
 from fastebm.likelihood.ais import ais

@@ -22,7 +22,8 @@ from fastebm.app.evaluation import mmd2
 
 TRAIN, TEST = 10_000, 2000
 SHARE_ON = -math.expm1(-4.5)  # of a 2-D Gaussian within 3 standard deviations
-CHUNK = 20_000  # grid points at once
+CHUNK = 20_000  # grid points at once for an energy,
+CACHED = 500  # and for a density of many centres
 
 
 class Law(Protocol):
@@ -52,7 +53,7 @@ class Mixture:
 
     def log_prob(self, u: Tensor) -> Tensor:
         log_volume = self.std.log().sum() + u.shape[1] * math.log(2 * math.pi) / 2
-        logs = self.weights.log() - 0.5 * self.distance(u) ** 2
+        logs = self.weights.log() - 0.5 * self.distance(u).square()
         return torch.logsumexp(logs, 1) - log_volume
 
 
@@ -195,9 +196,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
     "student_t": lambda: Kind(StudentT(), 40.0, (1.0, 1.0), (_FAR, _FAR)),
     "funnel": lambda: Kind(Funnel(), 30.0, (math.exp(-3), 9.0), (_NECK, Axis(0.1, 10.0))),
     "unequal": _unequal,
-    "thin_spiral": lambda: _even(
-        equal_mixture(_spiral(2, 0.5, 2.5, 640), 0.04), 3.0, 0.015, 0.0016
-    ),
+    "thin_spiral": lambda: _even(equal_mixture(_spiral(2, 0.5, 2.5, 640), 0.04), 3.0, 0.02, 0.0016),
     "square": lambda: _even(Square(), 2.0, 0.02, 1 / 3),
     "8 modes, 10-D": lambda: _modes(10),
     "8 modes, 50-D": lambda: _modes(50),
@@ -275,7 +274,7 @@ def grid(known: KnownSet, parts: int = 1) -> Grid:
         inside = (points.abs() <= half).all(1)
         log_area = log_area[inside] + 2 * math.log(scale)
         points = points[inside].float()
-        log_p = torch.cat([known.log_prob(part) for part in points.split(CHUNK)])
+        log_p = torch.cat([known.log_prob(part) for part in points.split(CACHED)])
         _grids[key] = Grid(points, log_area, log_p)
     return _grids[key]
 
