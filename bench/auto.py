@@ -47,7 +47,7 @@ FIGURES = ("mmd2", "on", "weight_min", "weight_max")  # of samples
 def compute(cells: list[Cell], store: Store, pool: Executor) -> None:
     """Those that are not in the store."""
     todo = len({auto_cells.key(cell) for cell in cells if cell not in store})
-    for n, cell in enumerate(auto_cells.run(cells, store, pool), 1):
+    for n, cell in enumerate(auto_cells.run_missing(cells, store, pool), 1):
         words = " ".join(str(v) for k, v in cell.items() if k not in ("source", "cells"))
         suite.console.print(f"{n}/{todo} {words}", markup=False, soft_wrap=True)
 

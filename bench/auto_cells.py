@@ -150,7 +150,7 @@ def workers(n: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def run(cells: Iterable[Cell], store: Store, pool: Executor) -> Iterator[Cell]:
+def run_missing(cells: Iterable[Cell], store: Store, pool: Executor) -> Iterator[Cell]:
     """Those that the store lacks; each when it is done and kept."""
     missing = [cell for cell in {key(c): c for c in cells}.values() if cell not in store]
     futures = {pool.submit(measure, cell): cell for cell in missing}
