@@ -41,6 +41,7 @@ from fastebm.ops.bernoulli import bernoulli_sigmoid
 from fastebm.replay.augmentation import Augmentation
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.scale import StepSizeWarning
@@ -48,6 +49,7 @@ from fastebm.samplers.scale import StepSizeWarning
 __version__ = _version("fastebm")
 __all__ = [
     "RBM",
+    "AdaptiveStep",
     "Augmentation",
     "ChainRNG",
     "ContrastiveDivergence",

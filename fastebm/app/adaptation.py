@@ -66,7 +66,9 @@ class Adaptation:
     def state_dict(self) -> dict | None:
         """All of it as numbers; None where nothing adapts."""
         parts = {
-            "step_size": None if self.step_size is None else {"log": float(self.step_size.log_step)},
+            "step_size": None
+            if self.step_size is None
+            else {"log": float(self.step_size.log_step)},
             "batch_rule": self.batch_rule and self.batch_rule.state_dict(),
             "trust_region": self.trust_region and self.trust_region.state_dict(),
         }

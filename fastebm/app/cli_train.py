@@ -206,9 +206,7 @@ def _config(context: typer.Context) -> tuple[TrainConfig, Dataset]:
     preset = params["preset"]
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    own = {
-        f.name: params[f.name] for f in fields(TrainConfig) if _on_command_line(context, f.name)
-    }
+    own = {f.name: params[f.name] for f in fields(TrainConfig) if _on_command_line(context, f.name)}
     for name, kind, switch in (("batch_size", int, "auto_batch"), ("step_size", float, "adaptive")):
         if name in own:
             own |= _number_or_auto(name, own.pop(name), kind, switch)
@@ -275,8 +273,10 @@ def _headline(trainer: Trainer) -> str:
     if c.jumps:
         text += f" of them {c.jumps} jumps"
     if c.adaptive:
-        return f"{text}, step size and learning rate find themselves" if c.trust_region else (
-            f"{text}, step size finds itself"
+        return (
+            f"{text}, step size and learning rate find themselves"
+            if c.trust_region
+            else (f"{text}, step size finds itself")
         )
     return (
         f"{text}, step size {c.step_size:g}, noise {trainer.sampler.coefficients(0)[1]:.3g},"

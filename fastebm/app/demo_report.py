@@ -29,7 +29,8 @@ def ring_table(ring: dict[str, list[dict]]) -> dict[str, dict]:
 def verdicts(table: dict[str, dict]) -> list[str]:
     """What the table says, in sentences that are only there when the numbers bear them out."""
     cd, low, good = table["CD"], table["CD + L2 0.01"], table["CD + L2 0.1"]
-    icd, both = table["ICD"], table["ICD + L2 0.1"]
+    icd, both, auto = table["ICD"], table["ICD + L2 0.1"], table["auto"]
+    rivals = [row for name, row in table.items() if name != "auto"]
 
     def works(row: dict) -> bool:
         return row["diverged"] == 0 and row["modes"] >= 7
@@ -53,8 +54,14 @@ def verdicts(table: dict[str, dict]) -> list[str]:
         said.append(f"ICD {helps} with its default weights ({samples(icd)}).")
     elif icd["diverged"] == 0:
         said.append(f"ICD did not diverge, but found only {samples(icd)}.")
-    if works(both) and both["kl"] == min(row["kl"] for row in table.values()):
-        said.append(f"ICD with the penalty has the best density of all (KL {both['kl']:.2g}).")
+    best = min(row["kl"] for row in rivals)
+    if works(both) and both["kl"] == best:
+        said.append(f"ICD with the penalty has the best density of these (KL {both['kl']:.2g}).")
+    if works(auto) and auto["kl"] < best:
+        said.append(
+            "Told neither step size nor learning rate, auto has a density"
+            f" {best / auto['kl']:.2g} times as near (KL {auto['kl']:.2g})."
+        )
     if works(icd) and icd["kl"] > max(0.3, 2 * min(good["kl"], both["kl"])):
         text = f"For ICD alone samples and density disagree (KL {icd['kl']:.2g})"
         if icd["mode_changes"] < min(good["mode_changes"], both["mode_changes"]):

@@ -2,7 +2,7 @@
 
 Ring of 8 Gaussians: a Gaussian of variance v can be the stationary law of the chain only if
 step_size <= v / 2, here 0.011. The demo runs at 0.02, where plain CD explodes, with the same
-buffer, network, gradient clip and budget for every method.
+buffer, network, gradient clip and number of steps for every method; "auto" is told no step size.
 Digits: scikit-learn's 8x8 pictures, in the usual regime of pictures: big steps, little noise.
 """
 
@@ -20,6 +20,7 @@ from fastebm.app import evaluation
 from fastebm.app.config import TrainConfig
 from fastebm.app.data import first_line
 from fastebm.app.guard import Limits
+from fastebm.app.presets import PRESETS
 from fastebm.app.training import Trainer
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.rng import ChainRNG
@@ -30,6 +31,7 @@ RING_METHODS = {
     "CD + L2 0.1": {"loss": "pcd", "energy_reg_weight": 0.1},
     "ICD": {"loss": "icd"},
     "ICD + L2 0.1": {"loss": "icd", "energy_reg_weight": 0.1},
+    "auto": PRESETS["auto"] | {"step_size": None},
 }
 DIGITS_METHODS = {name: RING_METHODS[name] for name in ("CD + L2 0.1", "ICD + L2 0.1")}
 COMMON = {
@@ -119,7 +121,7 @@ def measure_ring(trainer: Trainer) -> dict:
     of training; share of the long chains that change mode in further SNAPSHOT_STEPS steps."""
     data = trainer.dataset
     points, area = evaluation.grid(data.clamp, GRID)
-    log_q = evaluation.grid_log_density(trainer.model, data.clamp, GRID)
+    log_q = evaluation.grid_log_density(trainer.eval_model, data.clamp, GRID)
     result = evaluation.grid_divergences(log_q, data.log_prob(points), area)
     short = trainer.sample(LONG_CHAINS, trainer.config.k_steps, seed=2)
     trace_steps, trace, x = chain_trace(trainer, LONG_CHAINS, LONG_STEPS, seed=3)
@@ -128,7 +130,7 @@ def measure_ring(trainer: Trainer) -> dict:
         modes, share = evaluation.modes_found(chains, data.centres, data.std)
         result[f"modes_{label}"], result[f"on_mode_{label}"] = modes, share
         result[f"mmd2_{label}"] = evaluation.mmd2(chains, real)
-    later = trainer.sampler.sample(x, SNAPSHOT_STEPS, seed=4)
+    later = trainer.eval_sampler.sample(x, SNAPSHOT_STEPS, seed=4)
     before, after = (torch.cdist(c, data.centres).argmin(1) for c in (x, later))
     result["mode_changes"] = (before != after).double().mean().item()
     return result | {
@@ -145,11 +147,11 @@ def chain_trace(trainer: Trainer, n: int, n_steps: int, seed: int):
         steps (T,), energies (T, n), and the chains after the last step.
     """
     marks = np.unique(np.geomspace(1, n_steps, 40).round().astype(int))
-    level = evaluation.total_energy(trainer.model, trainer.x[:2000]).mean()
+    level = evaluation.total_energy(trainer.eval_model, trainer.x[:2000]).mean()
     x, rng, done, trace = trainer.noise(n, seed), ChainRNG(seed), 0, []
     for mark in marks.tolist():
-        x = trainer.sampler.sample(x, mark - done, seed=rng)
-        trace.append((evaluation.total_energy(trainer.model, x) - level).numpy())
+        x = trainer.eval_sampler.sample(x, mark - done, seed=rng)
+        trace.append((evaluation.total_energy(trainer.eval_model, x) - level).numpy())
         done = mark
     return marks, np.stack(trace), x
 

@@ -40,9 +40,7 @@ def build_model(
     return model
 
 
-def build_energy(
-    config: TrainConfig, data: Tensor, box: tuple[float, float] | None
-) -> nn.Module:
+def build_energy(config: TrainConfig, data: Tensor, box: tuple[float, float] | None) -> nn.Module:
     """The energy named by `config.energy`, its start decided by `config.seed`.
 
     Args:

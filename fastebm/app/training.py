@@ -247,7 +247,11 @@ class Trainer:
             "energy_abs": e.abs().mean().item(),
             "data_clamp_share": self._data_clamp_share,
             "effective_temperature": float(self.sampler.effective_temperature),
-            **({} if self.config.energy in MACHINES else {"step_size": float(self.sampler.step_size)}),
+            **(
+                {}
+                if self.config.energy in MACHINES
+                else {"step_size": float(self.sampler.step_size)}
+            ),
             "lr": self.lr,
             "n_rollbacks": self.n_rollbacks,
             **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
@@ -266,8 +270,10 @@ class Trainer:
         )
 
     def sample(self, n: int, n_steps: int, seed: int) -> Tensor:
-        """Chains of the training sampler from `noise`, (n, *event)."""
-        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed)
+        """Chains of the training sampler from `noise`, (n, *event), which jump as in training."""
+        jumps = n_steps * (self.config.jumps or 0) // self.config.k_steps
+        more = {"jumps": jumps, "population": self.buffer.all()} if jumps else {}
+        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed, **more)
 
     def state_dict(self) -> dict:
         """All that the next steps depend on."""

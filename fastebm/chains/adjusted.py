@@ -169,7 +169,9 @@ def move_any(model: Callable[..., Tensor], model_kwargs: dict) -> Mover:
             points.acceptance[1 if jumps else 0] += sums
             rows = as_rows(accept, y)
             points.x.copy_(torch.where(rows, y, points.x))
-            _set(points, torch.where(rows, grad, points.grad), torch.where(accept, e, points.energy))
+            _set(
+                points, torch.where(rows, grad, points.grad), torch.where(accept, e, points.energy)
+            )
 
     return move
 

@@ -276,6 +276,7 @@ class ContrastiveDivergence(Loss):
                 f"x must have a multiple of n_chains={n_chains} samples, at most k_steps times as"
                 f" many, got a batch of {len(x)}"
             )
+        integer("jumps", self.jumps, 0, self.k_steps - (not self._sees_points))
         check_jumps(self.sampler, self.buffer, self.jumps)
         if self.buffer is not None and n_chains > self.buffer.capacity:
             raise ValueError(

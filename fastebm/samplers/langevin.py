@@ -160,16 +160,19 @@ class LangevinDynamics:
         sigma = (2 * step * value_at(k, "temperature", self.temperature)) ** 0.5
         return step, scale * sigma
 
-    def plan(
-        self, steps: range, device: torch.device | str | None = None
-    ) -> list[Coefficients]:
-        """The coefficients of some steps, all checked."""
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a setting is a function of the step."""
         settings = (self.step_size, self.noise_std, self.noise_scale, self.temperature)
-        if any(callable(s) and not isinstance(s, AdaptiveStep) for s in settings):
+        return any(callable(s) and not isinstance(s, AdaptiveStep) for s in settings)
+
+    def plan(self, steps: range, device: torch.device | str | None = None) -> list[Coefficients]:
+        """The coefficients of some steps, all checked."""
+        if self.is_scheduled:
             plan = [self.coefficients(k, device) for k in steps]
         else:
             plan = [self.coefficients(0, device)] * len(steps)
-        if self.adjusted and any(sigma is not None and _is_zero(sigma) for _, sigma in plan[:1]):
+        if self.adjusted and any(_is_zero(sigma) for _, sigma in plan):
             raise ValueError(
                 "adjusted=True needs noise: noise_std, noise_scale and temperature must be above 0"
             )

@@ -68,9 +68,7 @@ def _adjusted(
     step, sigma = coefficients
     grad, e = gradient(x.detach().requires_grad_(), model_kwargs)
     shortened = grad * as_rows(drift_step(grad, step, sigma) / step, grad)
-    proposal = langevin_step(
-        *(x, shortened, step, sigma, moves.rng), sample_ids=moves.sample_ids
-    )
+    proposal = langevin_step(*(x, shortened, step, sigma, moves.rng), sample_ids=moves.sample_ids)
     y = proposal.detach()
     grad_y, e_y = input_gradient(model, y, model_kwargs)
     at = Points(x, sum_scales(e.detach()), grad.detach(), None)

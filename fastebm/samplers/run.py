@@ -154,11 +154,21 @@ def _run_adjusted(
     moves = Moves(rng.state(x.device), sample_ids, lo, hi, n_jumps, population)
     points, fused = Points.at(x), sampler.fused_chain(x, model_kwargs)
     adapts = isinstance(sampler.step_size, AdaptiveStep)
-    plan = None if adapts else sampler.plan(range(total), x.device)
+    plan = sampler.plan(range(1 if adapts else total), x.device)
+    after_round = options.pop("after_round", None)
 
     def coefficients(start: int, end: int) -> list:
-        return sampler.plan(range(start, end), x.device) if adapts else plan[start:end]
+        if not adapts:
+            return plan[start:end]
+        if sampler.is_scheduled:
+            return sampler.plan(range(start, end), x.device)
+        return plan * (end - start)
 
+    def adapt(acceptance: Tensor, n_proposals: int) -> None:
+        after_round(acceptance, n_proposals)
+        plan[:] = sampler.plan(range(1), x.device)
+
+    options["after_round"] = after_round and adapt
     if fused is not None:
         run_adjusted(fused.move, points, total, coefficients, moves, **options)
         return points
