@@ -1,6 +1,7 @@
 """Training that needs no tuning, `fastebm train FILE --preset auto`, against rivals tuned by hand.
 
 Parts:
+  rule             all runs of the rule, which the other parts compare with
   table            12 laws in 2-D with an exact density, 7 that constants of the rule were chosen on
                    or looked at with and 5 that were not: KL(data || model) on a grid, MMD^2 of
                    chains from noise to test samples, the share of them on a mode or curve, seconds
@@ -102,6 +103,11 @@ def print_rows(title: str, rows: suite.Rows) -> None:
     suite.print_table(f"{title}: median (worst) of seeds", header, lines)
 
 
+def rule(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
+    compute(plan.of_rule(), store, pool)
+    return []
+
+
 def table(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
     groups = (auto_plan.DEMO, auto_plan.FAIR)
     compute([c for n in plan.sets for g in groups for c in plan.candidates(n, g)], store, pool)
@@ -123,20 +129,19 @@ def table(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
 
 
 def extremes(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
-    names = plan.sets if plan.quick else auto_sets.TUNED_ON
     title = "The rule from other starts, and on data of other scales"
-    return _part(title, {n: plan.extremes(n) for n in names}, store, pool)
+    return _part(title, {n: plan.extremes(n) for n in plan.extreme_sets}, store, pool)
 
 
 def turned(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
-    names = auto_plan.TURNED[1:] if plan.quick else auto_plan.TURNED
-    of_sets = {f"{n}, turned by {auto_plan.DEGREES:g}": plan.turned(store, n) for n in names}
+    called = {n: f"{n}, turned by {auto_plan.DEGREES:g}" for n in plan.turned_sets}
+    of_sets = {words: plan.turned(store, n) for n, words in called.items()}
     return _part("Laws whose coordinates do not decouple", of_sets, store, pool)
 
 
 def high(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
-    names = auto_sets.HIGH[:1] if plan.quick else auto_sets.HIGH
-    return _part("Modes in many dimensions", {n: plan.high(n) for n in names}, store, pool)
+    of_sets = {n: plan.high(n) for n in plan.high_sets}
+    return _part("Modes in many dimensions", of_sets, store, pool)
 
 
 def _part(title: str, of_sets: dict[str, Variants], store: Store, pool: Executor) -> suite.Rows:
@@ -147,8 +152,7 @@ def _part(title: str, of_sets: dict[str, Variants], store: Store, pool: Executor
 
 
 def tables(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
-    names = list(auto_held_out.TABLES)[1:2] if plan.quick else list(auto_held_out.TABLES)
-    of_sets = {name: plan.table(name) for name in names}
+    of_sets = {name: plan.table(name) for name in plan.tables}
     compute(all_of(of_sets), store, pool)
     rows, lines = [], []
     for name, variants in of_sets.items():
@@ -193,7 +197,7 @@ def configurations(plan: Plan, store: Store, pool: Executor) -> suite.Rows:
 
 
 PARTS: dict[str, Callable[[Plan, Store, Executor], suite.Rows]] = {
-    f.__name__: f for f in (table, extremes, turned, high, tables, configurations)
+    f.__name__: f for f in (rule, table, extremes, turned, high, tables, configurations)
 }
 
 

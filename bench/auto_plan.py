@@ -9,11 +9,11 @@ from statistics import median
 
 import auto_sets
 from auto_cells import Cell, Result, Store
-from auto_held_out import BETAS
+from auto_held_out import BETAS, TABLES
 from auto_rivals import DEMO, FAIR, METHODS, RATES, RATIOS, SMALL
 
 EXTREMES = ({"step_size": 1e-6, "lr": 1e-4}, {"step_size": 100.0, "lr": 1.0})
-SCALES, DEGREES, TURNED = (0.01, 100.0), 45.0, ("aniso", "ring")
+SCALES, DEGREES = (0.01, 100.0), 45.0
 # Rivals of a network of any kind and of data of any scale: standardised, as the networks' input
 # would be lost otherwise; as many chains as the rule; a learning rate that wide networks bear.
 OF_A_NETWORK = [
@@ -48,6 +48,22 @@ class Plan:
     def sets(self) -> tuple[str, ...]:
         return ("ring", "square") if self.quick else auto_sets.TUNED_ON + auto_sets.UNSEEN
 
+    @property
+    def extreme_sets(self) -> tuple[str, ...]:
+        return self.sets if self.quick else auto_sets.TUNED_ON
+
+    @property
+    def turned_sets(self) -> tuple[str, ...]:
+        return ("ring",) if self.quick else ("aniso", "ring")
+
+    @property
+    def high_sets(self) -> tuple[str, ...]:
+        return auto_sets.HIGH[:1] if self.quick else auto_sets.HIGH
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return ("wine",) if self.quick else tuple(TABLES)
+
     def auto(self, name: str, seed: int, **more) -> Cell:
         cell = {"who": "auto", "source": self.source, "set": name, "seed": seed}
         return {**cell, "steps": self.steps, "samples": 200 if self.quick else 2000, **more}
@@ -55,6 +71,20 @@ class Plan:
     def rival(self, name: str, seed: int, of: dict, **more) -> Cell:
         cell = {"who": "rival", "set": name, "seed": seed, **of}
         return {**cell, "steps": self.steps, "samples": 200 if self.quick else 2000, **more}
+
+    def of_rule(self) -> list[Cell]:
+        """All cells of the automatic rule."""
+        found = [self.auto(name, seed) for name in self.sets for seed in self.seeds]
+        turned = {"degrees": DEGREES}
+        found += [
+            self.auto(name, seed, **turned) for name in self.turned_sets for seed in self.seeds
+        ]
+        of_sets = [self.extremes(name) for name in self.extreme_sets]
+        of_sets += [self.high(name) for name in self.high_sets]
+        of_sets += [self.table(name) for name in self.tables]
+        found += [c for of_set in of_sets for cells in of_set.values() for c in cells]
+        found += [cell for cell, _ in self.configurations()]
+        return [cell for cell in found if cell["who"] == "auto"]
 
     # The table: every set, and the best of all rivals on seed 0
 

@@ -206,6 +206,10 @@ def test_every_part_is_run_once_and_an_interrupted_bench_goes_on(tmp_path, monke
     assert all(name in text for name in ("real samples", "0.5000 (0.5000)", "equal time", "met"))
     keys = [auto_cells.key(cell) for cell in pools[0].cells]
     assert len(keys) == len({*keys}) > 10
+    whose = [cell["who"] for cell in pools[0].cells]
+    assert whose.count("auto") == len(QUICK.of_rule()) and {*whose[: whose.count("auto")]} == {
+        "auto"
+    }
     fit = [r for r in rows if r["variant"].endswith("equal time")]
     assert sorted({*(step for r in fit for step in r["steps"])}) == [30, 60]
     path = auto.KEPT
