@@ -113,7 +113,7 @@ def _moments(data: Tensor) -> tuple[Tensor, Tensor]:
             f"data must have a finite variance in {dtype}, got values up to "
             f"{data.abs().max().item():.3g}"
         )
-    constant = (data.amin(0) == data.amax(0)) | (std == 0)  # a mean of equals may be rounded
+    constant = std == 0  # there a mean may be rounded
     return torch.where(constant, data[0].to(dtype), mean), torch.where(constant, 1.0, std)
 
 

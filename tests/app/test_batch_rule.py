@@ -43,6 +43,9 @@ def test_between_the_limits_nothing_changes():
     for cosine, average in ((0.7, 0.7), (-0.25, 0.51), (math.nan, 0.51), (0.5, 0.508)):
         rule.update(cosine)
         assert rule.multiple == 2 and rule.average == pytest.approx(average, abs=1e-15)
+    rule.load_state_dict({"multiple": 2, "average": 0.87})
+    rule.update(0.97)  # .89
+    assert rule.multiple == 2
     rule.load_state_dict({"multiple": 1, "average": 1})
     rule.update(1.0)
     assert (rule.multiple, rule.average) == (1, 1.0)
@@ -130,6 +133,13 @@ def test_equal_halves_agree_opposite_ones_disagree_and_none_is_zero():
     assert agreement(model, x, swapped, 0.0, 8) == pytest.approx(-1, abs=1e-6)
     assert agreement(model, x_neg, x_neg, 0.0, 8) == 0
     assert math.isnan(agreement(model, x / 0, x_neg, 0.0, 8))
+
+
+def test_gradients_whose_squares_overflow_have_a_cosine():
+    x, x_neg = torch.randn(2, 8, 2, dtype=torch.float64)
+    expected = agreement(Plane(), x, x_neg, 0.0, 4)
+    found = agreement(Plane().float(), 1e25 * x.float(), 1e25 * x_neg.float(), 0.0, 4)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_scales_count_by_their_mean():

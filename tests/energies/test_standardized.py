@@ -86,11 +86,14 @@ def test_the_scale_of_the_data_does_not_matter(scale):
 
 
 def test_a_constant_coordinate_is_only_shifted():
+    for n in (6, 7, 11, 300):
+        data = points(n).double()
+        data[:, 1] = 0.1  # the mean of n of which may not be 0.1
+        model = Standardized(network(), data)
+        assert model.std[1] == 1 and model.mean[1] == 0.1
+        assert (model.standardize(data)[:, 1] == 0).all()
     data = points(7)
-    data[:, 1] = 0.1  # the mean of seven of which is not 0.1 in float64
-    model = Standardized(network(), data)
-    assert model.std[1] == 1 and model.mean[1] == data[0, 1]
-    assert (model.standardize(data)[:, 1] == 0).all()
+    data[:, 1] = 0.1
     data[3, 1] = 0.1 + 1e-8  # the next number
     assert 0 < Standardized(network(), data).std[1] < 1e-8
     data[:, 1] = 0.0
@@ -156,7 +159,10 @@ def test_events_of_any_shape_arguments_scales_and_operators():
     )
     torch.testing.assert_close((2 * model)(data), 2 * scales(z).sum(1))
     numbers = torch.randn(9)
-    assert Standardized(lambda z: z, numbers)(numbers).shape == (9,)
+    model = Standardized(lambda z: z, numbers)
+    assert model(numbers).shape == (9,)
+    with pytest.raises(ValueError, match=r"x must be \(B\) as the data, got \(\)"):
+        model(numbers[0])
 
 
 def test_bad_input_is_refused():
