@@ -30,9 +30,10 @@ def local_means(population: Tensor, rng: Tensor, t: int = 0, n_jumps: int = 16) 
     """Means of the neighbours of some samples of a population, and the root of their variance,
     averaged over elements.
 
-    Of the samples 8 a jump are drawn, all different, 16 to 128; each has its K nearest, itself among them, K =
-    P // 16 but 1 at least and 16 at most. Scales are 1 where K = 1. The draw depends on the seed
-    and the step of the stream, not on its first sample, so that parts of a batch agree.
+    Of the samples 8 a jump are drawn, all different, 16 to 128; each has its K nearest, itself
+    among them, K = P // 16 but 1 at least and 16 at most. Scales are 1 where K = 1. The draw
+    depends on the seed and the step of the stream, not on its first sample, so that parts of a
+    batch agree.
 
     Args:
         population: (P, *event), P >= 2.
