@@ -11,7 +11,7 @@ from test_cli import call
 from test_training import numbers
 
 from fastebm import LangevinDynamics, Standardized
-from fastebm.app import fit
+from fastebm.app import fit, report
 from fastebm.app.checkpoints import restore
 from fastebm.app.config import ConfigError, TrainConfig
 from fastebm.app.data import Dataset
@@ -105,7 +105,8 @@ def test_samples_jump_as_in_training_and_start_near_the_data():
     assert torch.equal(ours, jumping) and float(trainer.sampler.step_size) == before
 
 
-def test_vectors_take_the_preset_by_themselves(tmp_path):
+def test_vectors_take_the_preset_by_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *_: None)  # figures, tested elsewhere
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", (rng.normal(size=(60, 3)) * [1, 30, 900]).astype("f"))
     options = ["--steps", 2, "--hidden", 8, "--no-tensorboard"]
