@@ -17,6 +17,7 @@ HIDDEN = 0x86  # tag of hidden units drawn given visible ones
 VISIBLE = 0x87  # tag of visible units drawn given hidden ones
 ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
 CHOICE = 0x89  # tag of the choice of distinct slots
+JUMP = 0x8A  # tag of jumps between samples of a population
 
 _STEPS, _SAMPLES = 2**32, 2**56  # of a stream
 

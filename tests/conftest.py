@@ -13,8 +13,8 @@ import torch
 from fake_cuda import fake_cuda
 
 from fastebm import _C
-from fastebm.ops import bernoulli, choice, langevin, library, neighbor, replay
-from fastebm.ops.mlp import chain
+from fastebm.ops import bernoulli, choice, langevin, library, metropolis, neighbor, replay
+from fastebm.ops.mlp import adjusted, chain
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # One thread, here and in processes that tests start: small tensors wait longer for a second one
@@ -50,7 +50,7 @@ DEVICES = [
 
 if HAS_SIMT:
     importlib.import_module("fastebm._simt")
-    for wrappers in (langevin, replay, bernoulli, choice, neighbor, chain):
+    for wrappers in (langevin, replay, bernoulli, choice, neighbor, metropolis, chain, adjusted):
         wrappers.register_operators("fastebm_simt")
 
 

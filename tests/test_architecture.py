@@ -41,7 +41,8 @@ CSRC = {
     "replay": ["random", "launch", "simd"],
     "gibbs": ["random", "launch", "simd"],
     "neighbor": ["random", "launch", "simd"],
-    "mlp": ["langevin", "neighbor", "random", "launch", "simd"],
+    "metropolis": ["random", "launch", "simd"],
+    "mlp": ["langevin", "metropolis", "neighbor", "random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.
 BENCH = {

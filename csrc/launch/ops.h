@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <limits>
 #include <optional>
 #include <sstream>
@@ -113,6 +115,12 @@ inline void check_same_device(const char* op, const char* what, const Tensor& t,
                 op, ": ", what, " and ", other, " are on different devices");
 }
 
+inline void check_float32(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  check_same_device(op, what, t, x);
+  FASTEBM_CHECK(t.scalar_type() == ScalarType::Float, op, ": ", what, " must be float32, got ",
+                name_of(t.scalar_type()));
+}
+
 // A number that a kernel takes as a float32.
 inline void check_finite(const char* op, const char* what, double v) {
   constexpr double kMost = std::numeric_limits<float>::max();
@@ -133,6 +141,17 @@ inline void check_written(const char* op, const char* what, Tensor& t) {
     FASTEBM_CHECK(false, op, ": ", what, " may not be changed in place, as it is a leaf that ",
                   "requires a gradient, or was made in inference mode; clone it");
   }
+}
+
+// Where to write: a dense float32 tensor of these sizes, which `shape` puts in words.
+inline float* written_floats(const char* op, const char* what, Tensor& t, const Tensor& x,
+                             std::initializer_list<int64_t> sizes, const char* shape) {
+  check_float32(op, what, t, x);
+  FASTEBM_CHECK(std::equal(sizes.begin(), sizes.end(), t.sizes().begin(), t.sizes().end()) &&
+                    t.is_contiguous(),
+                op, ": ", what, " must be contiguous, of shape ", shape);
+  check_written(op, what, t);
+  return static_cast<float*>(t.mutable_data_ptr());
 }
 
 constexpr int64_t kStepEnd = int64_t{1} << 32, kSampleEnd = int64_t{1} << 56;

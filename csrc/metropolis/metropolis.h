@@ -6,8 +6,8 @@
 // is bounded: a(x) = min(step, sigma sqrt(D) / |g(x)|). It is accepted with probability min(1, r),
 //   log r = (E(x) - E(y)) / T - (|x - y + a(y) g(y)|^2 - |y - x + a(x) g(x)|^2) / (2 sigma^2),
 // T = sigma^2 / (2 step), and then leaves exp(-E / T) as it is (Roberts and Tweedie 1996: MALTA).
-// A jump is y = x + b_i - b_j with b_i and b_j two samples of a population, drawn uniformly, or with
-// some probability a uniform point of the box: both are as likely as their way back, and so
+// A jump is y = x + b_i - b_j with b_i and b_j two samples of a population, drawn uniformly, or
+// with some probability a uniform point of the box: both are as likely as their way back, and so
 // log r = (E(x) - E(y)) / T. What is outside of the box, or has no finite r, is refused.
 #pragma once
 #include "random/philox.h"
@@ -61,7 +61,7 @@ struct JumpParams {
   uint32_t t;                 // added to the step in rng
   const int64_t* sample_ids;  // null: first sample id + row; or (B,)
   const float *lo, *hi;       // null, or (D,): the box of uniform points
-  uint32_t uniform_below;     // a jump is one of these where word 2 is below; 2^32 - 1 stands for all
+  uint32_t uniform_below;  // a jump is one of these where word 2 is below; 2^32 - 1 stands for all
 };
 
 // Where a sample jumps to: the difference of two samples, or a uniform point.
@@ -80,10 +80,26 @@ FASTEBM_HD Jump jump_of(const Words4& w, int64_t size, uint32_t uniform_below) {
   return jump;
 }
 
+FASTEBM_HD float jump_element(float x, float b_i, float b_j) { return x + (b_i - b_j); }
+
 // An element of a uniform point, from word d % 4 of block 1 + d / 4.
 FASTEBM_HD float uniform_element(uint32_t word, float lo, float hi) {
   const float u = fma_rn(uint_to_float_rn(word), 2.3283064365386963e-10f, 1.1641532182693481e-10f);
   return fma_rn(hi - lo, u, lo);
+}
+
+FASTEBM_HD NoiseKey noise_key(const JumpParams& p) {
+  return NoiseKey{static_cast<uint64_t>(p.rng[0]), static_cast<uint32_t>(p.rng[1]) + p.t, kJumpTag};
+}
+
+FASTEBM_HD uint64_t sample_id(const JumpParams& p, int64_t row) {
+  return static_cast<uint64_t>(p.sample_ids ? p.sample_ids[row] : p.rng[2] + row);
+}
+
+// Four random words of a sample.
+FASTEBM_HD Words4 jump_words(const NoiseKey& k, uint64_t sample_id, uint32_t block) {
+  return philox4x32(noise_counter(k, sample_id, block), static_cast<uint32_t>(k.key),
+                    static_cast<uint32_t>(k.key >> 32));
 }
 
 // Both devices: returns 0 or a cudaError_t. The CPU launcher takes the samples [begin, end), the

@@ -7,12 +7,6 @@
 
 namespace fastebm {
 
-inline void check_float32(const char* op, const char* what, const Tensor& t, const Tensor& x) {
-  check_same_device(op, what, t, x);
-  FASTEBM_CHECK(t.scalar_type() == ScalarType::Float, op, ": ", what, " must be float32, got ",
-                name_of(t.scalar_type()));
-}
-
 // The network; what is not dense is copied, and kept in *kept.
 inline Mlp mlp_network(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
                        const std::vector<OptionalTensor>& biases, int64_t activation, double beta,

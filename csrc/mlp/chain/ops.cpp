@@ -7,17 +7,6 @@ namespace {
 
 const char* const kOp = "mlp_chain_";
 
-// Where to write: null, or a dense float32 tensor of these sizes.
-float* output(const char* what, OptionalTensor& t, const Tensor& x, int64_t dim) {
-  if (!t) return nullptr;
-  check_float32(kOp, what, *t, x);
-  FASTEBM_CHECK(t->dim() == dim && t->size(0) == x.size(0) &&
-                    (dim == 1 || t->size(1) == x.size(1)) && t->is_contiguous(),
-                kOp, ": ", what, " must be contiguous, of shape ", dim == 1 ? "(B,)" : "(B, D)");
-  check_written(kOp, what, *t);
-  return static_cast<float*>(t->mutable_data_ptr());
-}
-
 template <bool kCpu>
 void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
@@ -47,8 +36,8 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
   FASTEBM_CHECK(kCpu || p.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ", kMaxDimCuda,
                 " elements on a device, got ", p.mlp.dim);
-  p.energy = output("energy", energy, x, 1);
-  p.grad = output("grad", grad, x, 2);
+  if (energy) p.energy = written_floats(kOp, "energy", *energy, x, {x.size(0)}, "(B,)");
+  if (grad) p.grad = written_floats(kOp, "grad", *grad, x, {x.size(0), x.size(1)}, "(B, D)");
   check_written(kOp, "x", x);
   p.step.x = p.step.out = x.mutable_data_ptr();
   if (p.step.batch == 0 || n_steps == 0) return;
