@@ -134,9 +134,8 @@ __device__ __forceinline__ const float* forward_pass(const Mlp& mlp, const Chain
   return in;
 }
 
-// From the slopes: the gradient in the samples, to tile.first, of which this thread may read its
-// own share at the end. Overwrites the values of all layers, once all threads are through with the
-// products; so wait for a reader of these where `values_in_use`.
+// From the slopes: the gradient in the samples, to tile.first, of which this thread may then read
+// its share. Overwrites the values; where they are in use, all warps are waited for before.
 template <int kGroups, int kSamples>
 __device__ __forceinline__ void backward_pass(const ChainPlan& plan, WeightStream<float>& weights,
                                               const FloatTile<kSamples, kGroups == 1>& tile,
@@ -159,12 +158,12 @@ __device__ __forceinline__ void backward_pass(const ChainPlan& plan, WeightStrea
         for (int s = 0; s < kOwn; ++s) v.v[s] *= sum[i][s];
         store_floats(at, v);
       }
-    if (l > 1 || !apart)
+    if (l > 1 || !apart || values_in_use)
       tile_barrier<Lane::kShared>();
     else
       __syncwarp();  // a chunk of the next product is the warp's own
   }
-  if (values_in_use) tile_barrier<Lane::kShared>();
+  if (values_in_use && plan.layers == 1) tile_barrier<Lane::kShared>();
   input_gradient<kSamples, Lane::kShared>(weights, plan, tile.slope(plan, 0), tile.first);
   tile_barrier<Lane::kShared>();
   if (apart) add_chunks(share, plan);
