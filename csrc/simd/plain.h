@@ -39,6 +39,10 @@ FASTEBM_OP Floats sub(Floats a, Floats b) { return a - b; }
 FASTEBM_OP Floats mul(Floats a, Floats b) { return a * b; }
 FASTEBM_OP Floats div(Floats a, Floats b) { return a / b; }
 FASTEBM_OP Floats fma(Floats a, Floats b, Floats c) { return a * b + c; }  // rounded twice
+FASTEBM_OP Floats sqrt(Floats a) {
+  return Floats{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
+                __builtin_sqrtf(a[3])};
+}
 FASTEBM_OP Floats abs(Floats a) { return a < 0.0f ? -a : a + 0.0f; }
 FASTEBM_OP Ints bits_of(Floats v) { return load_as<Ints>(&v); }
 FASTEBM_OP Floats floats_of(Ints v) { return load_as<Floats>(&v); }

@@ -7,7 +7,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "mlp/chain/chain.h"
+#include "mlp/chain/tile.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,59 +18,15 @@
 namespace fastebm {
 namespace {
 
-constexpr int64_t kMaxPanel = 32;  // samples of a tile
-
-// The samples [first, first + count), and where a task keeps what is computed for them.
-struct Tile {
-  int64_t first;
-  int count;
-  float* x;  // (D, panel), as is grad
-  float* grad;
-  float* value[2];           // (width, panel) of one layer and the next
-  float* slope[kMaxHidden];  // (width, panel); then the gradient in the layer's inputs z
-  float *energy, *step, *sigma, *scale;  // (panel,)
-};
-
-// Lays a tile out in the memory at `base`; returns how many floats it takes.
-int64_t lay_out(const Mlp& mlp, float* base, Tile* tile) {
-  int64_t used = 0;
-  const auto take = [&](int64_t rows) {
-    float* at = base ? base + used : nullptr;
-    used += rows * kMaxPanel;
-    return at;
-  };
-  const int64_t widest = *std::max_element(mlp.width, mlp.width + mlp.hidden);
-  tile->x = take(mlp.dim);
-  tile->grad = take(mlp.dim);
-  for (float*& value : tile->value) value = take(widest);
-  for (int l = 0; l < mlp.hidden; ++l) tile->slope[l] = take(mlp.width[l]);
-  for (float** lanes : {&tile->energy, &tile->step, &tile->sigma, &tile->scale}) *lanes = take(1);
-  return used;
-}
-
-// The ids of a tile's lanes; those without a sample repeat the last one.
-void lane_ids(const MlpChainParams& p, const Tile& tile, int panel, uint64_t* id) {
-  for (int lane = 0; lane < panel; ++lane)
-    id[lane] = sample_id(p.step, tile.first + std::min(lane, tile.count - 1));
-}
-
 // clang-format off
 namespace plain {
 #define FASTEBM_TARGET
 #include "simd/plain.h"
 #include "simd/exp.h"
 #include "mlp/activation_simd.h"
-
-template <int kVectors>
-struct LaneNoise {
-  NoiseKey key;
-  uint64_t id[kVectors * kLanes];
-
-  LaneNoise(const MlpChainParams& p, const Tile& tile) {
-    lane_ids(p, tile, kVectors * kLanes, id);
-  }
-  void set_step(const MlpChainParams& p, int64_t k) { key = chain_noise_key(p, k); }
-};
+#include "mlp/products_simd.h"
+#include "mlp/chain/gradient_simd.h"
+#include "mlp/chain/noise_plain.h"
 
 template <int kVectors, bool kGradient>
 void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>* noise) {
@@ -95,7 +51,6 @@ void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>
     }
   }
 }
-#include "mlp/products_simd.h"
 #include "mlp/chain/simd.h"
 #undef FASTEBM_TARGET
 }  // namespace plain
@@ -107,8 +62,10 @@ namespace avx2 {
 #include "random/philox_simd.h"
 #include "simd/exp.h"
 #include "mlp/activation_simd.h"
-#include "mlp/chain/step_simd.h"
 #include "mlp/products_simd.h"
+#include "mlp/chain/gradient_simd.h"
+#include "mlp/chain/noise_simd.h"
+#include "mlp/chain/step_simd.h"
 #include "mlp/chain/simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2
@@ -119,8 +76,10 @@ namespace avx512 {
 #include "random/philox_simd.h"
 #include "simd/exp.h"
 #include "mlp/activation_simd.h"
-#include "mlp/chain/step_simd.h"
 #include "mlp/products_simd.h"
+#include "mlp/chain/gradient_simd.h"
+#include "mlp/chain/noise_simd.h"
+#include "mlp/chain/step_simd.h"
 #include "mlp/chain/simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx512
@@ -146,22 +105,18 @@ void run(const MlpChainParams& p, const Tile& tile, int64_t begin, int64_t end) 
 }  // namespace
 
 int64_t mlp_chain_scratch_cpu(MlpChainParams* p, int threads) {
-  const int64_t vectors = (p->step.batch + lanes() - 1) / lanes();
-  p->tasks = static_cast<int>(std::min<int64_t>(threads, vectors));
+  set_tasks(p, threads, lanes());
   Tile tile;
   return p->tasks * lay_out(p->mlp, nullptr, &tile) * static_cast<int64_t>(sizeof(float));
 }
 
 int mlp_chain_cpu(const MlpChainParams& p, int64_t begin, int64_t end, void*) {
-  const int64_t batch = p.step.batch, vectors = (batch + lanes() - 1) / lanes();
-  const int64_t samples = vectors < 2 * p.tasks ? lanes() : 2 * lanes();  // of a tile
   Tile tile;
-  const int64_t size = lay_out(p.mlp, nullptr, &tile);
-  for (int64_t task = begin; task < end; ++task) {
-    lay_out(p.mlp, static_cast<float*>(p.scratch) + task * size, &tile);
-    for (int64_t first; (first = p.next->fetch_add(samples)) < batch;)
-      run(p, tile, first, std::min(first + samples, batch));
-  }
+  const int64_t floats = lay_out(p.mlp, nullptr, &tile);
+  run_tasks(p, lanes(), floats, begin, end, [&](float* memory, int64_t first, int64_t last) {
+    lay_out(p.mlp, memory, &tile);
+    run(p, tile, first, last);
+  });
   return 0;
 }
 

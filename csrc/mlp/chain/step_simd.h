@@ -1,32 +1,5 @@
-// Noise and step for a tile of samples with vectors. Included for each instruction set, inside its
-// namespace, after random/philox_simd.h.
-
-// The noise of a tile's samples: NoiseKey and their ids, in lanes.
-template <int kVectors>
-struct LaneNoise {
-  RoundKeys keys;
-  Counters ids[kVectors];
-
-  FASTEBM_TARGET LaneNoise(const MlpChainParams& p, const Tile& tile)
-      : keys(round_keys(noise_key(p.step))) {
-    uint64_t id[kVectors * kLanes];
-    lane_ids(p, tile, kVectors * kLanes, id);
-    for (int v = 0; v < kVectors; ++v) ids[v] = counters_by_lane(id + v * kLanes);
-  }
-  FASTEBM_TARGET void set_step(const MlpChainParams& p, int64_t k) {
-    keys.step = set_wide(chain_noise_key(p, k).step);
-  }
-};
-
-// Of the v-th kLanes samples; with `pair` the first two elements of the block, which suffice for
-// the last block of some samples.
-template <int kVectors>
-FASTEBM_TARGET inline Normals normals_of_tile(const LaneNoise<kVectors>& noise, int64_t block,
-                                              int v, bool pair) {
-  const auto at = static_cast<uint64_t>(block);
-  return pair ? normals_by_lane<2>(noise.keys, at, noise.ids[v])
-              : normals_by_lane(noise.keys, at, noise.ids[v]);
-}
+// The step of a tile of samples with vectors. Included for each instruction set, inside its
+// namespace, after mlp/chain/noise_simd.h.
 
 // langevin_element(), or noise_element() without kGradient, for all elements; noise may be null.
 template <int kVectors, bool kGradient>

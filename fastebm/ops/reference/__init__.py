@@ -11,22 +11,36 @@ from fastebm.ops.reference.augmentation import (
 from fastebm.ops.reference.bernoulli import bernoulli_sigmoid
 from fastebm.ops.reference.choice import choose_slots
 from fastebm.ops.reference.langevin import langevin_step
+from fastebm.ops.reference.metropolis import (
+    State,
+    adjusted_chain,
+    jump_draws,
+    log_ratio,
+    population_jump,
+    propose,
+)
 from fastebm.ops.reference.mlp import mlp_chain, mlp_energy, mlp_gradient
 from fastebm.ops.reference.random import normals, philox4x32, words
 
 __all__ = [
+    "State",
     "adjust",
+    "adjusted_chain",
     "augment",
     "augmentation_of",
     "bernoulli_sigmoid",
     "blur",
     "choose_slots",
+    "jump_draws",
     "langevin_step",
+    "log_ratio",
     "mlp_chain",
     "mlp_energy",
     "mlp_gradient",
     "normals",
     "philox4x32",
+    "population_jump",
+    "propose",
     "resized_crop",
     "words",
 ]
