@@ -97,13 +97,14 @@ def activated(net, z):
     ]
 
 
-def rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None):
+def rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None, x_error=None):
     """What energy (B,), gradient in x (B, D) and gradient in the parameters (P,), as
     ``reference.mlp_gradient`` defines them, may err by; by the formulas of
-    csrc/mlp/gradient/gradient.h."""
+    csrc/mlp/gradient/gradient.h. ``x_error`` is what x errs by."""
     weights = [exact(w) for w in net.weights]
     biases = [exact(w.new_zeros(len(w)) if b is None else b) for w, b in zip(*net[:2], strict=True)]
-    h, t = [exact(x)], [exact(torch.zeros_like(x) if v is None else v)]
+    h = [exact(x) if x_error is None else Rounded(x.double(), x_error)]
+    t = [exact(torch.zeros_like(x) if v is None else v)]
     slopes, bends = [], []
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
         value, slope, curvature = activated(net, h[-1] @ w.T + b)

@@ -177,6 +177,37 @@ def chain(r):
     return {"x": floats(r, n, d), **network(r, d), **common, **outputs}
 
 
+def box(r, d):
+    corner = f"{floats(r, d)}.abs().add(0.5)"
+    return r.choice([{"lo": "None", "hi": "None"}, {"lo": f"{corner}.neg()", "hi": corner}])
+
+
+def source(r, d, corners):
+    """Whom samples jump between, and how often to a uniform point."""
+    share = "0.0" if corners["lo"] == "None" else r.choice(["0.0", "0.3", "1.0"])
+    population = floats(r, r.choice([2, 40]), d)
+    return {
+        "population": r.choice([population, "None"]) if share == "1.0" else population,
+        "uniform_share": share,
+    }
+
+
+def jump(r):
+    n, d = r.randrange(40), r.randrange(1, 20)
+    corners = box(r, d)
+    return {"x": floats(r, n, d), **stream(r, n), **corners, **source(r, d, corners)}
+
+
+def adjusted(r):
+    n, d, steps = r.randrange(1, 40), r.randrange(1, 20), r.randrange(4)
+    corners, own = box(r, d), {"energy": floats(r, n), "grad": floats(r, n, d)}
+    common = {**coefficients(r, "float", n), **tables(r, max(steps, 1), n), **stream(r, n)}
+    common |= {"n_steps": str(steps), "noise_std": "0.1", "known": str(r.random() < 0.5)}
+    common |= {"every": str(r.randrange(3)), "first": str(r.randrange(5))}
+    own |= {"x": floats(r, n, d), "acceptance": floats(r, 2, n)}
+    return {**own, **network(r, d), **common, **corners, **source(r, d, corners)}
+
+
 def gradient(r):
     n, d = r.randrange(1, 70), r.randrange(1, 20)
     net, n_data = network(r, d), r.randrange(n + 1)
@@ -212,6 +243,8 @@ CALLS = {
     "nearest_neighbor_backward": search_backward,
     "replay_gather": gather,
     "mlp_chain_": chain,
+    "mlp_adjusted_chain_": adjusted,
+    "population_jump": jump,
     "mlp_gradient": gradient,
     "mlp_contrastive_divergence": loss,
 }

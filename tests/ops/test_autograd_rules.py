@@ -7,6 +7,8 @@ from torch.autograd import forward_ad
 
 from fastebm import ChainRNG, knn_entropy, ops
 from fastebm.ops import bernoulli, choice, neighbor
+from fastebm.ops.metropolis import population_jump
+from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
 from fastebm.ops.mlp.loss import mlp_contrastive_divergence
@@ -21,6 +23,15 @@ def network():
 
 def gather(x, **options):
     return ops.replay_gather(x, torch.tensor([0]), options.pop("rng", RNG), **options)
+
+
+def adjusted(x, rng=RNG, energy=None, grad=None, acceptance=None, **options):
+    n = len(x)
+    energy = torch.zeros(n) if energy is None else energy
+    grad = torch.zeros(n, 2) if grad is None else grad
+    sums = torch.zeros(2, n) if acceptance is None else acceptance
+    mlp_adjusted_chain_(x, energy, grad, sums, network(), 1, 0.1, 0.5, rng, **options)
+    return x
 
 
 # Each changes a tensor of its kind: operator -> (a tensor, its change).
@@ -39,6 +50,19 @@ CHANGES = {
     "mlp_chain_, grad": (
         torch.zeros(3, 2),
         lambda g: mlp_chain_(torch.zeros(3, 2), network(), 1, 0.1, 0.1, RNG, grad=g),
+    ),
+    "mlp_adjusted_chain_": (torch.zeros(3, 2), adjusted),
+    "mlp_adjusted_chain_, energy": (
+        torch.zeros(3),
+        lambda e: adjusted(torch.zeros(3, 2), energy=e),
+    ),
+    "mlp_adjusted_chain_, grad": (
+        torch.zeros(3, 2),
+        lambda g: adjusted(torch.zeros(3, 2), grad=g),
+    ),
+    "mlp_adjusted_chain_, acceptance": (
+        torch.zeros(2, 3),
+        lambda a: adjusted(torch.zeros(3, 2), acceptance=a),
     ),
     "mlp_gradient, grad": (
         torch.zeros(3, 2),
@@ -107,6 +131,8 @@ FUNCTIONS = {
     "knn_entropy": knn_entropy,
     "replay_gather": lambda v: gather(v)[0],
     "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
+    "mlp_adjusted_chain_": lambda v: adjusted(v.clone()),
+    "population_jump": lambda v: population_jump(v, X, RNG),
     "mlp_gradient": lambda v: mlp_gradient(network(), v),
     "mlp_contrastive_divergence": lambda v: mlp_contrastive_divergence(
         X, X, network()._replace(weights=[v[:4], torch.ones(1, 4)]), 1, 0.1, 0.1, RNG
@@ -143,6 +169,8 @@ STREAMS = {
     "bernoulli_sigmoid_": lambda x, rng, **o: bernoulli.bernoulli_sigmoid_(x, rng, **o),
     "replay_gather": lambda x, rng, **o: gather(x[:1], rng=rng, **o),
     "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
+    "mlp_adjusted_chain_": adjusted,
+    "population_jump": lambda x, rng, **o: population_jump(x, X, rng, **o),
 }
 
 
