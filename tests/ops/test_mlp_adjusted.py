@@ -268,7 +268,7 @@ def test_chains_stay_in_the_box(device):
 def test_chains_have_the_law_of_their_energy(device):
     """A small perceptron on a box, against sums over a grid; steps so large that a third of the
     proposals are refused."""
-    n, steps = (20_000, 60) if library.op is torch.ops.fastebm else (1000, 30)
+    n, steps = (20_000, 60) if library.op is torch.ops.fastebm else (300, 12)
     net = network(2, (12,), "tanh")
     net.weights[-1].mul_(2.5)
     axis = (torch.arange(400).double() + 0.5) / 100 - 2
