@@ -24,7 +24,8 @@ FASTEBM = {
     "entropy": ["ops", *EVERYWHERE],
     "replay": ["ops", "rng", *EVERYWHERE],
     "chains": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
-    "samplers": ["chains", "replay.augmentation", "ops", "rng", *ANY_ENERGY, *EVERYWHERE],
+    "samplers": ["chains", "replay.augmentation", "energies.standardized", "ops", "rng"]
+    + [*ANY_ENERGY, *EVERYWHERE],
     "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
     + ["energies.helmholtz", "energies.compose", *EVERYWHERE],

@@ -89,7 +89,7 @@ def _check_sizes(
     resolved = config.resolve(dataset)
     for name in (f.name for f in fields(config)):
         value, expected = getattr(config, name), getattr(resolved, name)
-        if value != expected:
+        if value != expected and name in state["config"]:
             raise ConfigError(f"{name}={value!r} in the settings, this data makes it {expected!r}")
     if model is None:
         with torch.device("meta"):  # shapes alone

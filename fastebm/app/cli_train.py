@@ -149,7 +149,9 @@ def train(
                     f"{resume} is at step {trainer.iteration}, the last one: give more --steps"
                 )
         else:
-            config, dataset = _config(context)
+            config = _config(context)
+            dataset = load(config.data, config.samples, config.dim, config.seed)
+            config = _with_default_preset(context, config, dataset)
             trainer, is_over = Trainer(config, dataset, device=usable_device(device)), False
             c = trainer.config
             out = out or _free(Path("runs") / f"{Path(c.data).stem}-{c.loss}-{c.seed}")
@@ -193,8 +195,9 @@ def _fit(trainer: Trainer, out: Path, **options) -> str:
     return outcome.message
 
 
-def _config(context: typer.Context) -> tuple[TrainConfig, Dataset]:
-    """The settings, those of the preset and over them what the command line says, and the data."""
+def _config(context: typer.Context, preset: str | None = None) -> TrainConfig:
+    """The settings: those of the preset, or else of the one named, and over them what the command
+    line says."""
     params = context.params
     data = params["data"] if params["data_option"] is None else params["data_option"]
     if data is None:
@@ -203,7 +206,7 @@ def _config(context: typer.Context) -> tuple[TrainConfig, Dataset]:
         raise ConfigError("give DATA or --data, not both")
     if params["steps"] is not None and params["epochs"] is not None:
         raise ConfigError("give --steps or --epochs, not both")
-    preset = params["preset"]
+    preset = preset or params["preset"]
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     own = {f.name: params[f.name] for f in fields(TrainConfig) if _on_command_line(context, f.name)}
@@ -212,10 +215,16 @@ def _config(context: typer.Context) -> tuple[TrainConfig, Dataset]:
             own |= _number_or_auto(name, own.pop(name), kind, switch)
     if own.get("augmentation") == "none":
         own["augmentation"] = None
-    dataset = load(data, params["samples"], params["dim"], params["seed"])
-    if preset is None and not dataset.is_image and not own.keys() & {"loss", "energy"}:
-        preset = "auto"
-    return TrainConfig(**(PRESETS[preset] if preset else {}) | own | {"data": data}), dataset
+    return TrainConfig(**(PRESETS[preset] if preset else {}) | own | {"data": data})
+
+
+def _with_default_preset(context: typer.Context, config: TrainConfig, data: Dataset) -> TrainConfig:
+    """Of vectors, where neither a preset nor what it would decide is named, the one that needs no
+    tuning."""
+    named = ("preset", "loss", "energy")
+    if data.is_image or any(_on_command_line(context, name) for name in named):
+        return config
+    return _config(context, "auto")
 
 
 def _number_or_auto(name: str, text: str, kind: type, switch: str) -> dict:

@@ -65,7 +65,7 @@ def check_state(state: dict, own: dict, parameters: list[Tensor]) -> None:
     if own["ema"] is not None:
         n = int(state["ema"]["n_averaged"])
         _expect(n == state["iteration"], "ema.n_averaged", f"{n} at step {state['iteration']}")
-    check_numbers(state.get("adaptation"), own["adaptation"], "adaptation")
+    _check_adaptation(state, own["adaptation"])
     _check_buffer(state["buffer"], own["buffer"])
     _check_optimizer(state["optimizer"], own["optimizer"], parameters, state["iteration"])
 
@@ -89,14 +89,30 @@ def check_form(found: object, wanted: Tensor | Mapping | None, name: str) -> Non
         _expect(found is wanted, name, brief(found))
 
 
-def check_numbers(found: object, wanted: Mapping | float | None, name: str) -> None:
-    """ConfigError unless `found` is a number, a whole one where `wanted` is, or a dictionary of such
-    under its keys."""
+def _check_adaptation(state: dict, own: dict | None) -> None:
+    """What adapts in a run, of its form and range."""
+    found = state.get("adaptation")
+    _check_numbers(found, own, "adaptation")
+    if own is None:
+        return
+    _expect("batches" in state, "batches", "missing")
+    rule, trust = found.get("batch_rule"), found.get("trust_region")
+    if rule is not None:
+        fits = rule["multiple"] in (1, 2, 4, 8) and abs(rule["average"]) <= 1
+        _expect(fits, "adaptation.batch_rule", brief(rule))
+    if trust is not None:
+        n = trust["n_backtracks"]
+        _expect(_is_count(n), "adaptation.trust_region.n_backtracks", brief(n))
+
+
+def _check_numbers(found: object, wanted: Mapping | float | None, name: str) -> None:
+    """ConfigError unless `found` is a number, a whole one where `wanted` is, or a dictionary of
+    such under its keys."""
     if isinstance(wanted, Mapping):
         _expect(isinstance(found, dict), name, brief(found))
         _check_keys(found.keys(), wanted.keys(), name)
         for key in wanted:
-            check_numbers(found[key], wanted[key], f"{name}.{key}")
+            _check_numbers(found[key], wanted[key], f"{name}.{key}")
     elif wanted is None:
         _expect(found is None, name, brief(found))
     else:

@@ -149,7 +149,7 @@ class Trainer:
             return ContrastiveDivergence(model, self.sampler, **common)
         if c.loss == "pcd":
             n_chains = c.batch_size if c.auto_batch else None
-            common |= {"jumps": c.jumps, "n_chains": n_chains}
+            common |= {"jumps": c.jumps or 0, "n_chains": n_chains}
             return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
         if c.loss == "mle":
             return MaximumLikelihood(model, self.sampler, value_range=self.box, **common)
@@ -160,7 +160,7 @@ class Trainer:
             kl_weight=c.kl_weight,
             entropy_weight=c.entropy_weight,
             n_entropy_refs=c.n_entropy_refs,
-            jumps=c.jumps,
+            jumps=c.jumps or 0,
             **common,
         )
 

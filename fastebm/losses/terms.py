@@ -69,8 +69,13 @@ def step_metrics(sampler, x_neg: Tensor, grad: Tensor | None) -> dict[str, Tenso
     """Of the last step of Langevin chains; of Gibbs chains, which have no gradient, none."""
     if grad is None:
         return {}
-    norms = torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1)
-    return {"grad_norm": norms.mean(), "clamp_share": sampler.clamp_share(x_neg)}
+    return {"grad_norm": mean_norm(grad), "clamp_share": sampler.clamp_share(x_neg)}
+
+
+@torch.no_grad()
+def mean_norm(grad: Tensor) -> Tensor:
+    """Of the chains' gradients (B, *event)."""
+    return torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1).mean()
 
 
 def _take(model_kwargs: dict, rows: Tensor, n: int) -> dict:

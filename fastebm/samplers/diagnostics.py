@@ -51,11 +51,11 @@ class Log:
 def acceptances(points: Points, n_proposals: int, n_jumps: int) -> dict[str, Tensor]:
     """Of adjusted chains: the mean acceptance probability of their Langevin proposals, and the
     share of their jumps that were accepted, each 0-d, where there were any."""
-    counts = {"acceptance": n_proposals, "jump_acceptance": n_jumps}
     if points.acceptance is None:
         return {}
-    sums = zip(counts.items(), points.acceptance, strict=True)
-    return {name: of_chains.mean() / n for (name, n), of_chains in sums if n}
+    names = {"acceptance": n_proposals, "jump_acceptance": n_jumps}
+    means = zip(names.items(), points.acceptance.mean(1), strict=True)
+    return {name: mean / n for (name, n), mean in means if n}
 
 
 def finite_rows(x: Tensor) -> Tensor:

@@ -157,8 +157,8 @@ class LangevinDynamics:
         if self.noise_std is not None:
             return step, value_at(k, "noise_std", self.noise_std)
         scale = value_at(k, "noise_scale", self.noise_scale)
-        sigma = (2 * step * value_at(k, "temperature", self.temperature)) ** 0.5
-        return step, scale * sigma
+        sigma = (2 * value_at(k, "temperature", self.temperature) * step) ** 0.5
+        return step, sigma if scale == 1 else scale * sigma
 
     @property
     def is_scheduled(self) -> bool:

@@ -165,11 +165,13 @@ def _run_adjusted(
             return plan[start:end]
         if sampler.is_scheduled:
             return sampler.plan(range(start, end), x.device)
-        return plan * (end - start)
+        plan[1:] = ()
+        plan[:] = (plan or sampler.plan(range(1), x.device)) * (end - start)
+        return plan
 
     def adapt(acceptance: Tensor, n_proposals: int) -> None:
         after_round(acceptance, n_proposals)
-        plan[:] = sampler.plan(range(1), x.device)
+        plan.clear()
 
     options["after_round"] = after_round and adapt
     if fused is not None:

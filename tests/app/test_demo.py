@@ -25,7 +25,7 @@ def test_quick_demo_writes_everything(tmp_path):
         assert (tmp_path / f"digits_{name}.png").stat().st_size > 10_000
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics["ring"]["methods"]) == [
-        "CD", "CD + L2 0.01", "CD + L2 0.1", "ICD", "ICD + L2 0.1",
+        "CD", "CD + L2 0.01", "CD + L2 0.1", "ICD", "ICD + L2 0.1", "auto",
     ]  # fmt: skip
     for row in metrics["ring"]["methods"].values():
         assert {"diverged", "modes", "on_mode", "kl", "mmd2", "seconds"} <= set(row)
@@ -36,14 +36,16 @@ def test_quick_demo_writes_everything(tmp_path):
 
 def table(**rows):
     names = {"cd": "CD", "low": "CD + L2 0.01", "good": "CD + L2 0.1", "icd": "ICD"}
-    return {names.get(k, "ICD + L2 0.1"): row for k, row in rows.items()}
+    names |= {"both": "ICD + L2 0.1", "auto": "auto"}
+    rows = {"auto": GOOD | {"kl": 0.02}} | rows
+    return {name: rows[k] for k, name in names.items()}
 
 
 def test_sentences_of_the_expected_result():
     icd, both = GOOD | {"kl": 0.7, "mode_changes": 0.09}, GOOD | {"kl": 0.04}
     text = " ".join(verdicts(table(cd=DEAD, low=LOST, good=GOOD, icd=icd, both=both)))
     for part in ("explodes at this step size: 3 of 3", "well-tuned energy penalty also prevents",
-                 "badly tuned", "ICD prevents it", "best density",
+                 "badly tuned", "ICD prevents it", "best density", "auto has a density 2 times as near",
                  "disagree (KL 0.7), its chains change mode more rarely: 9%"):  # fmt: skip
         assert part in text
 
@@ -60,6 +62,8 @@ def test_sentences_of_the_expected_result():
         ({"icd": LOST}, "ICD prevents"),
         ({"both": GOOD | {"kl": 0.2}}, "best density"),
         ({"both": LOST | {"kl": 0.01}}, "best density"),
+        ({"auto": GOOD | {"kl": 0.05}}, "auto has"),
+        ({"auto": LOST | {"kl": 0.01}}, "auto has"),
         ({"icd": GOOD | {"kl": 0.2}}, "disagree"),
         ({"icd": GOOD | {"kl": 0.7, "mode_changes": 0.3}}, "change mode"),
     ],

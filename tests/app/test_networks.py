@@ -15,12 +15,12 @@ CONV = TrainConfig(energy="conv", hidden=4)
 
 
 def test_one_scale_is_the_network_itself():
-    model = build_energy(CONV, (1, 8, 8), None)
+    model = build_energy(CONV, torch.rand(2, 1, 8, 8), None)
     assert type(model) is ConvEnergy and model(torch.rand(3, 1, 8, 8)).shape == (3,)
 
 
 def test_scales_halve_the_resolution():
-    model = build_energy(replace(CONV, scales=2), (1, 8, 8), None)
+    model = build_energy(replace(CONV, scales=2), torch.rand(2, 1, 8, 8), None)
     assert type(model) is MultiScaleEnergy and model.factors == (1, 2)
     assert [net.shape for net in model.nets] == [(1, 8, 8), (1, 4, 4)]
     x = torch.rand(3, 1, 8, 8)
@@ -37,7 +37,7 @@ def test_scales_halve_the_resolution():
 )
 def test_resolutions_that_cannot_be(shape, scales, message):
     with pytest.raises(ConfigError, match=message):
-        build_energy(replace(CONV, scales=scales), shape, None)
+        build_energy(replace(CONV, scales=scales), torch.rand(2, *shape), None)
 
 
 def test_a_training_step_with_scales_and_autocast(tmp_path):
@@ -51,4 +51,4 @@ def test_a_training_step_with_scales_and_autocast(tmp_path):
 
 def test_cifar10_preset_has_three_scales():
     preset = PRESETS["cifar10"] | {"hidden": 4}
-    assert build_energy(TrainConfig(**preset), (3, 32, 32), None).factors == (1, 2, 4)
+    assert build_energy(TrainConfig(**preset), torch.rand(2, 3, 32, 32), None).factors == (1, 2, 4)

@@ -12,7 +12,7 @@ from test_training import SMALL, numbers
 from torch import Tensor
 
 from fastebm.app import checkpoints
-from fastebm.app.checkpoints import restore
+from fastebm.app.checkpoints import LATER, restore
 from fastebm.app.config import ConfigError
 from fastebm.app.training import Trainer
 
@@ -20,10 +20,12 @@ from fastebm.app.training import Trainer
 UNREAD = {"foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 
 
-@pytest.fixture(scope="module")
-def good():
+@pytest.fixture(scope="module", params=["icd", "auto"])
+def good(request):
     """A trainer with an average and a buffer, after three steps, and its state."""
-    trainer = Trainer(replace(SMALL, ema=0.9))
+    adapting = {"k_steps": 5, "loss": "pcd", "auto_batch": True, "trust_region": 0.2}
+    adapting |= {"adjusted": True, "adaptive": True, "standardized": True}
+    trainer = Trainer(replace(SMALL, ema=0.9, **(adapting if request.param == "auto" else {})))
     numbers(trainer, 3)
     return trainer, copy.deepcopy(trainer.state_dict())
 
@@ -88,8 +90,9 @@ def test_every_entry_of_another_form_is_refused_and_nothing_is_loaded(good):
         may_have_more = path in (("buffer", "_extra_state"), ("optimizer", "param_groups", 0))
         may_lack = path[:2] == ("optimizer", "state") and len(path) == 3  # without a gradient
         may_lack |= path == ("buffer", "_extra_state", "value_range")
+        may_lack |= path[-1] in ("adaptation", "batches") and state["adaptation"] is None
         for bad in (*wrong(value), *(() if may_lack else (...,))):
-            if isinstance(bad, list | dict) and bad == value:  # an empty one
+            if isinstance(bad, list | dict | None) and bad == value:  # an empty one
                 continue
             if may_have_more and isinstance(bad, dict) and "unknown" in bad:
                 continue
@@ -146,7 +149,7 @@ def refused_setting(path, state, name, value):
 def test_every_setting_of_another_type_is_refused(good, tmp_path):
     state = good[1]
     for name, value in state["config"].items():
-        for bad in (["x"], math.nan, 10**400, torch.zeros(2), ... if name != "scales" else {}):
+        for bad in (["x"], math.nan, 10**400, torch.zeros(2), {} if name in LATER else ...):
             refused_setting(tmp_path / "c.pt", state, name, bad)
         if not isinstance(value, str):
             assert name in refused_setting(tmp_path / "c.pt", state, name, "a\nb")
@@ -192,11 +195,12 @@ def test_the_command_line_says_it_in_a_line(good, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"c.pt"}
 
 
+@pytest.mark.parametrize("good", ["icd"], indirect=True)
 def test_the_first_checkpoints_still_load(good, tmp_path):
-    """Their settings have no `scales`, they may tell no versions, and their buffer's extra state is
+    """Their settings have none of `LATER`, they may tell no versions, and their buffer's extra state is
     these two entries."""
     trainer, state = good
-    settings = {k: v for k, v in state["config"].items() if k != "scales"}
+    settings = {k: v for k, v in state["config"].items() if k not in LATER}
     old = {**state, "config": settings, "buffer": {**state["buffer"]}}
     del old["versions"]
     extra = state["buffer"]["_extra_state"]
