@@ -80,8 +80,8 @@ def chains(rng: Tensor) -> None:
         for precision in ("fp32", "bf16"):
             x = torch.randn(n, dim, device=rng.device)
             mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
-        jumps = dict(population=torch.randn(9, dim, device=rng.device), uniform_share=0.3)
-        jumps |= dict(lo=-3.0, hi=3.0)
+        jumps = dict(centres=torch.randn(9, dim, device=rng.device), lo=-3.0, hi=3.0)
+        jumps |= dict(scales=torch.ones(9, device=rng.device), uniform_share=0.3)
         population_jump(x, rng=rng, **jumps)
         state = torch.empty(n, device=rng.device), torch.empty_like(x)
         for known in (False, True):

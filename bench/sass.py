@@ -109,10 +109,7 @@ WAYS = {
     ),
     "random_choice_cuda.cu": (Way("distinct slots", "choose_kernel"),),
     "metropolis_cuda.cu": (
-        Way("jump to a uniform point", "population_jump_kernel<true", "element", stored(4),
-            avoid="LDG.E.128"),
-        Way("jump between samples", "population_jump_kernel<true", "element", stored(4),
-            avoid="I2F"),
+        Way("jump between modes", "population_jump_kernel"),
     ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),

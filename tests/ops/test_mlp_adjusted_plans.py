@@ -31,7 +31,8 @@ def case(plan, device):  # noqa: F811
     batch, dim, widths = PLANS[plan]
     net, x = network(dim, widths, device=device), torch.randn(batch, dim, device=device)
     options = {"lo": -2.1, "hi": 2.1, "every": 2, "uniform_share": 0.4}
-    options["population"] = 0.1 * torch.randn(9, dim, device=device)
+    options["centres"] = 0.5 * torch.randn(9, dim, device=device)
+    options["scales"] = 0.8 + 0.4 * torch.rand(9, device=device)
     return net, x.clamp(-1.6, 1.6), options
 
 

@@ -9,11 +9,11 @@ namespace {
 // the passes through the network are those of float_chain_kernel. A thread proposes, sums and keeps
 // the blocks of four elements of its share of one sample; all that have a share of it add up the
 // sums of the blocks in order and so come to the same verdict, with energy, drift and |g|^2 of the
-// current x in registers, x and gradient in shared memory. In a shared tile the last warp draws the
-// next proposal's random part and this one's verdict while the others multiply the last layer
-// forward, and sums the energy while they go back. Memory moves 16 B an element and 24 B a sample
-// for all transitions, 8 B an element for a jump between samples, and the weights once a CUDA
-// block.
+// current x in registers, x and gradient in shared memory. A jump is one thread's, the first of
+// them. In a shared tile the last warp draws the next proposal's noise and this one's verdict while
+// the others multiply the last layer forward, and sums the energy while they go back. Memory moves
+// 16 B an element and 24 B a sample for all transitions, the centres twice for a jump, which stay
+// in the caches, and the weights once a CUDA block.
 template <int kGroups, int kSamples>
 __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThreads, 1)
     adjusted_chain_kernel(const __grid_constant__ MlpAdjustedParams p,
@@ -42,11 +42,9 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   int64_t to_jump = p.every > 0 ? p.every - p.first % p.every : 0;  // never 1 without jumps
   const auto draw_next = [&](int64_t k) {
     if (!draws) return;
-    const bool uniform = draw_proposal(p, share, k + 1, to_jump == 1, lane / kSamples,
-                                       32 / kSamples, tile.noise + sample);
+    if (to_jump != 1) draw_noise(share, k + 1, lane / kSamples, 32 / kSamples, tile.noise + sample);
     const Normals4 n = acceptance_normals(share, k);
     if (lane >= kSamples) return;
-    facts.uniform = uniform;
     for (int i = 0; i < 2; ++i) facts.normals[i] = n.v[i];
   };
   const bool same = !chain.step.step_sizes && !chain.step.noise_stds;  // in all transitions
@@ -66,10 +64,23 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
         c = adjusted_coefficients(p, k, share.row);
         drift = drift_step(c.step, c.sigma, root_dim, square);
       }
-      const bool uniform = kShared ? facts.uniform
-                                   : draw_proposal(p, share, k, jumps, share.first, share.every,
-                                                   tile.noise + sample);
-      propose(share, current, tile.noise + sample, jumps, uniform, drift, c.sigma);
+      if (jumps) {
+        tile_barrier<kShared>();  // all of x is there
+        if (share.first == 0)
+          facts.log_factor = jump_sample(p.jumps, key_of_step(share, k, kJumpTag), share.id,
+                                         current.x, share.x, InBlocks{share.block, share.stride});
+      } else {
+        propose(share, current, drift, c.sigma, [&](int b) {
+          if constexpr (kShared) {
+            Normals4 n;
+#pragma unroll
+            for (int j = 0; j < 4; ++j) n.v[j] = tile.noise[share.at(b, j) + sample];
+            return n;
+          } else {
+            return share_noise(share, k, b);
+          }
+        });
+      }
     }
     if (starts && p.known) {
       read_share(at_gradient(share), chain.grad, plan.columns[0]);
@@ -101,7 +112,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     const float drift_y = drift_step(c.step, c.sigma, root_dim, sums.square_y);
     bool accepted = true;
     if (!starts) {
-      float log_r = jumps ? jump_log_ratio(energy, facts.energy, c.step, c.sigma)
+      float log_r = jumps ? jump_log_ratio(energy, facts.energy, c.step, c.sigma, facts.log_factor)
                           : log_ratio(energy, facts.energy, c.step, c.sigma, drift, drift_y, sums);
       if (outside != 0) log_r = -INFINITY;
       Normals4 n;

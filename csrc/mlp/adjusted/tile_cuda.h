@@ -16,7 +16,7 @@ struct alignas(16) ProposalPart {
 struct alignas(16) SampleFacts {
   float energy;      // at the proposal
   float normals[2];  // that accept it
-  bool uniform;      // whether the next proposal, a jump, is a uniform point
+  float log_factor;  // of a jump
 };
 
 // What these take of a tile's shared memory, with the current x and its gradient: its end.
@@ -30,7 +30,7 @@ inline int adjusted_tile_bytes(const ChainPlan& plan, int samples, bool shared) 
   return float_tile_bytes(plan, samples, shared) + state_bytes(plan, samples);
 }
 
-// Of FloatTile x is the proposal, and noise its random part. Besides: the current x and its
+// Of FloatTile x is the proposal. Besides: the current x and its
 // gradient, of which a thread reads and writes its own share alone.
 template <int kSamples, bool kShared>
 struct AdjustedTile : FloatTile<kSamples, kShared> {
@@ -55,55 +55,30 @@ __device__ __forceinline__ NoiseKey key_of_step(const SampleShare& s, int64_t k,
   return {s.key.key, s.key.step + static_cast<uint32_t>(k), tag};
 }
 
-// The random part of proposal k, to where x has the blocks `first`, `first` + `every`, ...: noise,
-// or for a jump the difference of two samples or a uniform point. Returns whether it is the latter.
-__device__ __forceinline__ bool draw_proposal(const MlpAdjustedParams& p, const SampleShare& s,
-                                              int64_t k, bool is_jump, int first, int every,
-                                              float* to) {
-  const NoiseKey key = key_of_step(s, k, kJumpTag);
-  Jump jump{};
-  if (is_jump) jump = jump_of(jump_words(key, s.id, 0), p.size, p.uniform_below);
+// y = x - drift g + sigma n, to share.x, with noise_of(b) the noise of block b.
+template <class F>
+__device__ __forceinline__ void propose(const SampleShare& s, const Current& current, float drift,
+                                        float sigma, F&& noise_of) {
 #pragma unroll 1
-  for (int b = first; 4 * b < s.dim; b += every) {
-    float v[4];
-    if (!is_jump) {
-      const Normals4 n = share_noise(s, k, b);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = n.v[j];
-    } else if (jump.uniform) {
-      const Words4 words = jump_words(key, s.id, static_cast<uint32_t>(1 + b));
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        v[j] = 4 * b + j < s.dim ? uniform_element(words.v[j], p.lo[4 * b + j], p.hi[4 * b + j])
-                                 : 0.0f;
-    } else {
-      const float* b_i = p.population + jump.i * s.dim + 4 * b;
-      const float* b_j = p.population + jump.j * s.dim + 4 * b;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = 4 * b + j < s.dim ? b_i[j] - b_j[j] : 0.0f;
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (4 * b + j < s.dim) to[s.at(b, j)] = v[j];
-  }
-  return jump.uniform;
-}
-
-// y, to share.x: x - drift g + sigma n, or a jump's. `random` is what draw_proposal() gave.
-__device__ __forceinline__ void propose(const SampleShare& s, const Current& current,
-                                        const float* random, bool jumps, bool uniform, float drift,
-                                        float sigma) {
-#pragma unroll 1
-  for (int b = s.first; 4 * b < s.dim; b += s.every)
+  for (int b = s.first; 4 * b < s.dim; b += s.every) {
+    const Normals4 n = noise_of(b);
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       if (4 * b + j < s.dim) {
         const int at = s.at(b, j);
-        const float v = random[at], x = current.x[at];
-        const float langevin = fma_rn(sigma, v, fma_rn(-drift, current.gradient[at], x));
-        s.x[at] = uniform ? v : jumps ? x + v : langevin;
+        s.x[at] = fma_rn(sigma, n.v[j], fma_rn(-drift, current.gradient[at], current.x[at]));
       }
+  }
 }
+
+// Where element d of a sample lies.
+struct InBlocks {
+  int block, stride;
+  FASTEBM_HD int operator()(int64_t d) const {
+    const auto element = static_cast<unsigned>(d);
+    return static_cast<int>(element / 4) * block + static_cast<int>(element % 4) * stride;
+  }
+};
 
 // Of block b, with the proposal evaluated.
 __device__ __forceinline__ ProposalPart proposal_part(const MlpAdjustedParams& p,
@@ -118,7 +93,7 @@ __device__ __forceinline__ ProposalPart proposal_part(const MlpAdjustedParams& p
       part.along_x = fma_rn(u, current.gradient[at], part.along_x);
       part.along_y = fma_rn(u, g, part.along_y);
       part.square_y = fma_rn(g, g, part.square_y);
-      if (p.lo && !(y >= p.lo[d] && y <= p.hi[d])) part.outside += 1.0f;
+      if (p.jumps.lo && !(y >= p.jumps.lo[d] && y <= p.jumps.hi[d])) part.outside += 1.0f;
     }
   return part;
 }
