@@ -13,6 +13,8 @@ from torch import Tensor
 from fastebm import Augmentation, nearest_neighbor, ops
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.ops.choice import choose_slots
+from fastebm.ops.metropolis import population_jump
+from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.network import Network
 from fastebm.ops.neighbor import nn_log_distance
@@ -78,6 +80,15 @@ def chains(rng: Tensor) -> None:
         for precision in ("fp32", "bf16"):
             x = torch.randn(n, dim, device=rng.device)
             mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
+        jumps = dict(centres=torch.randn(9, dim, device=rng.device), lo=-3.0, hi=3.0)
+        jumps |= dict(scales=torch.ones(9, device=rng.device), uniform_share=0.3)
+        population_jump(x, rng=rng, **jumps)
+        state = torch.empty(n, device=rng.device), torch.empty_like(x)
+        for known in (False, True):
+            sums = torch.zeros(2, n, device=rng.device)
+            mlp_adjusted_chain_(
+                *(x, *state, sums, net, 1, 0.01, 0.1, rng), known=known, every=1 + known, **jumps
+            )
 
 
 def units(rng: Tensor) -> None:

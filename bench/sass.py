@@ -108,6 +108,9 @@ WAYS = {
         Way("augmentation, uint8, 3 channels", "augment_kernel<unsigned char, 3"),
     ),
     "random_choice_cuda.cu": (Way("distinct slots", "choose_kernel"),),
+    "metropolis_cuda.cu": (
+        Way("jump between modes", "population_jump_kernel"),
+    ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),
@@ -134,6 +137,10 @@ WAYS = {
         Way("chain, float32, inner products", "float_chain_kernel<4, 8", "FFMA", each("FFMA"),
             loop="FFMA"),
         Way("chain, weights of a large network packed", "pack_kernel<float"),
+    ),
+    "mlp_adjusted_cuda.cu": (
+        Way("adjusted chain, inner products", "adjusted_chain_kernel<4, 8", "FFMA", each("FFMA"),
+            loop="FFMA"),
     ),
     "mlp_chain_tensor_cuda.cu": (
         Way("chain, bfloat16, inner products", "tensor_chain_kernel<.*2, 2", "HMMA", each("HMMA"),

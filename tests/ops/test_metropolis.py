@@ -180,7 +180,7 @@ def after_jumps(n, n_jumps, device):
 
 
 def test_jumps_alone_leave_a_law_as_it_is(device):
-    n = 200_000 if library.op is torch.ops.fastebm else 2000
+    n = 200_000 if library.op is torch.ops.fastebm else 400
     x, moved = after_jumps(n, 6, device)
     assert moved > 0.1
     # Weight of the left half, and the first moments.

@@ -1,0 +1,79 @@
+// How a batch is cut into tiles of float32, and which form of a kernel takes them.
+#pragma once
+#include <algorithm>
+
+#include "mlp/chain/products_cuda.h"
+
+namespace fastebm {
+namespace {
+
+constexpr int kFullWarps = 4;  // to fill a multiprocessor
+
+// A tile of float32 has as many samples as leave four warps for each multiprocessor: more share a
+// read of weights. Where there are four tiles, a warp takes each, and so many in a CUDA block share
+// its weights. Those are resident where they leave room for the tiles that there is work for, up to
+// four; in slabs they leave room for more than that, but each is read again in every step.
+//
+// tile_bytes(plan, samples, whether all warps share a tile) is what a tile takes of shared memory.
+template <class F>
+ChainPlan float_plan(const MlpChainParams& p, F&& tile_bytes) {
+  ChainPlan plan = pack_plan(p.mlp, 4);
+  const int shared = max_shared_bytes(), beside_slabs = shared - plan.weight_bytes();
+  plan.samples = kMostSamples;
+  plan.tile_bytes = tile_bytes(plan, plan.samples, false);
+  if (p.step.batch >= kMostSamples * kFullWarps * kChainBlocks && plan.tile_bytes <= beside_slabs) {
+    plan.groups = plan.widest <= 64 ? 2 : plan.widest <= 128 ? 4 : 8;
+    plan.tiles = kFullWarps;
+    plan.resident = true;
+    plan.resident = plan.shared_bytes() <= shared;
+    plan.tiles = std::min(pieces(p.step.batch, plan.samples * kChainBlocks), kChainThreads / 32);
+    while (plan.tiles > 1 && plan.shared_bytes() > shared) --plan.tiles;
+    if (plan.tiles > kFullWarps) plan.tiles -= plan.tiles % kFullWarps;
+    plan.warps = plan.tiles;
+    return plan;
+  }
+  plan.groups = plan.tiles = 1;
+  plan.warps = pieces(plan.widest, 32) + 1;  // and one that draws noise
+  const auto bytes = [&] { return plan.tile_bytes = tile_bytes(plan, plan.samples, true); };
+  const int tiles = kChainBlocks * std::max(kFullWarps / (plan.warps - 1), 1);
+  while (plan.samples > 1 && (p.step.batch <= tiles * plan.samples / 2 || bytes() > beside_slabs))
+    plan.samples /= 2;
+  bytes();
+  plan.resident = true;
+  plan.resident = plan.shared_bytes() <= shared;
+  return plan;
+}
+
+// Groups and samples of a plan, as constants.
+template <int kGroups_, int kSamples_>
+struct FloatForm {
+  static constexpr int kGroups = kGroups_, kSamples = kSamples_;
+};
+
+// Returns f(form) of the plan's one among those that there are.
+template <class F>
+int visit_form(const ChainPlan& plan, F&& f) {
+  switch (plan.groups) {
+    case 8:
+      return f(FloatForm<8, 8>{});
+    case 4:
+      return f(FloatForm<4, 8>{});
+    case 2:
+      return f(FloatForm<2, 8>{});
+    default:
+      break;
+  }
+  switch (plan.samples) {
+    case 8:
+      return f(FloatForm<1, 8>{});
+    case 4:
+      return f(FloatForm<1, 4>{});
+    case 2:
+      return f(FloatForm<1, 2>{});
+    default:
+      return f(FloatForm<1, 1>{});
+  }
+}
+
+}  // namespace
+}  // namespace fastebm
