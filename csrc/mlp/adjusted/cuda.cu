@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   const Current current = {tile.current + sample, tile.gradient + sample};
   ProposalPart* parts = tile.parts + sample;
   SampleFacts& facts = tile.facts[sample];
+  float& energy_y = tile.energy[sample];
   const bool draws = kShared && warp + 1 == plan.warps, owns = 4 * share.first < share.dim;
   const bool writes = share.valid && share.first == 0;
   read_share(share, chain.step.x, plan.columns[0]);
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     }
     if (starts && p.known) {
       read_share(at_gradient(share), chain.grad, plan.columns[0]);
-      if (share.first == 0) facts.energy = chain.energy[share.row];
+      if (share.first == 0) energy_y = chain.energy[share.row];
       draw_next(k);
       tile_barrier<kShared>();
     } else {
@@ -81,8 +82,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
       const float* values = forward_pass<kGroups, kSamples>(chain.mlp, plan, weights, tile, shared,
                                                             [&] { draw_next(k); });
       if (!kShared || draws)
-        sum_energy<kSamples>(0, 1, plan, shared, values,
-                             [&](int s, float e) { tile.facts[s].energy = e; });
+        write_energy<kSamples>(0, 1, kSamples, reinterpret_cast<const float*>(shared + plan.last),
+                               plan.rows[plan.layers - 1], values, tile.energy);
       backward_pass<kGroups, kSamples>(plan, weights, tile, share, kShared);
     }
     for (int b = share.first; 4 * b < share.dim; b += share.every)
@@ -101,8 +102,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     const float drift_y = drift_step(c.step, c.sigma, root_dim, sums.square_y);
     bool accepted = true;
     if (!starts) {
-      float log_r = jumps ? jump_log_ratio(energy, facts.energy, c.step, c.sigma)
-                          : log_ratio(energy, facts.energy, c.step, c.sigma, drift, drift_y, sums);
+      float log_r = jumps ? jump_log_ratio(energy, energy_y, c.step, c.sigma)
+                          : log_ratio(energy, energy_y, c.step, c.sigma, drift, drift_y, sums);
       if (outside != 0) log_r = -INFINITY;
       Normals4 n;
       if constexpr (kShared)
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
         accepted_sum[0] += acceptance(log_r);
     }
     if (!accepted) continue;
-    energy = facts.energy;
+    energy = energy_y;
     drift = drift_y;
     square = sums.square_y;
     keep_proposal(share, current);
