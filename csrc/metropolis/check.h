@@ -51,8 +51,8 @@ inline Population jump_population(const char* op, const Tensor& x, const Optiona
                 ": uniform_share must be 0 without lo and hi, got ", uniform_share);
   for (int64_t i = 0; uniform_share > 0 && !x.is_cuda() && i < x.size(1); ++i)
     FASTEBM_CHECK(std::isfinite(box.hi[i] - box.lo[i]), op,
-                  ": lo and hi must be finite for uniform_share > 0, got ", box.lo[i], " and ",
-                  box.hi[i], " for element ", i);
+                  ": lo, hi and hi - lo must be finite for uniform_share > 0, got ", box.lo[i],
+                  " and ", box.hi[i], " for element ", i);
   constexpr double kAll = 4294967295.0;
   Population p{};
   p.uniform_below = static_cast<uint32_t>(std::min(std::ldexp(uniform_share, 32), kAll));

@@ -67,7 +67,7 @@ def box(
     number is that of every element, and a single None is infinite.
 
     Raises:
-        RuntimeError: a tensor is not of the event's shape, or a number is NaN.
+        RuntimeError: a tensor is not of the event's shape.
     """
     if lo is None and hi is None:
         return None, None
@@ -81,7 +81,8 @@ def box(
                 )
             corners.append(value.flatten())
         else:
-            corners.append(x.new_full((x[:1].numel(),), missing if value is None else value))
+            value = missing if value is None else value
+            corners.append(x.new_full((math.prod(x.shape[1:]),), value))
     return corners[0], corners[1]
 
 

@@ -83,7 +83,8 @@ def test_events_views_and_numbers(device):
     lo, hi = torch.full((2, 3), -1.0, device=device), torch.full((2, 3), 2.0, device=device)
     corners = population_jump(x, None, state(device), lo=lo, hi=hi, uniform_share=1.0)
     assert torch.equal(numbers, corners)
-    assert population_jump(x[:0], population, state(device)).shape == (0, 2, 3)
+    none = population_jump(x[:0], population, state(device), lo=-1.0, hi=1.0, uniform_share=0.5)
+    assert none.shape == (0, 2, 3)
 
 
 def test_same_bits_for_any_number_of_threads(set_threads):
@@ -166,6 +167,7 @@ def test_ratio_of_proposals_by_hand():
         ({"uniform_share": math.nan}, r"uniform_share must be in \[0, 1\], got nan"),
         ({"uniform_share": 0.5}, "uniform_share must be 0 without lo and hi, got 0.5"),
         ({"uniform_share": 0.5, "lo": 0.0}, "must be finite for uniform_share > 0, got 0 and inf"),
+        ({"uniform_share": 0.5, "lo": -3e38, "hi": 3e38}, "hi - lo must be finite for uniform_sh"),
         ({"lo": 1.0, "hi": 0.5}, "lo must be <= hi, got 1 and 0.5 for element 0"),
         ({"lo": math.nan, "hi": 0.5}, "lo must be <= hi, got nan and 0.5"),
         ({"lo": torch.zeros(2)}, r"lo must be a number or of the event's shape \(3,\), got \(2,\)"),
