@@ -55,9 +55,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   if (same) c = adjusted_coefficients(p, 0, share.row);
   const float root_dim = std::sqrt(static_cast<float>(share.dim));
   float energy = 0, drift = 0, square = 0;  // at x
-  float accepted_sum[2] = {};               // of Langevin proposals, of jumps
   for (int i = 0; i < 2 && writes; ++i)
-    accepted_sum[i] = p.acceptance[i * chain.step.batch + share.row];
+    facts.accepted[i] = p.acceptance[i * chain.step.batch + share.row];
 
   for (int64_t k = -1; k < chain.n_steps; ++k) {  // at -1 the start is accepted
     const bool starts = k < 0, jumps = !starts && --to_jump == 0;
@@ -86,12 +85,14 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
                                plan.rows[plan.layers - 1], values, tile.energy);
       backward_pass<kGroups, kSamples>(plan, weights, tile, share, kShared);
     }
+#pragma unroll 1
     for (int b = share.first; 4 * b < share.dim; b += share.every)
       parts[b * kSamples] = proposal_part(p, share, current, b);
     if (share.dim > 4) tile_barrier<kShared>();  // else a sample is one thread's
     if (!owns) continue;
     ProposalSums sums = {0, 0, square, 0};
     float outside = 0;
+#pragma unroll 2
     for (int b = 0; 4 * b < share.dim; ++b) {
       const ProposalPart part = parts[b * kSamples];
       sums.along_x += part.along_x;
@@ -111,10 +112,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
       else
         n = acceptance_normals(share, k);
       accepted = is_accepted(log_r, n.v[0], n.v[1]);
-      if (jumps)
-        accepted_sum[1] += accepted ? 1.0f : 0.0f;
-      else
-        accepted_sum[0] += acceptance(log_r);
+      const float taken = jumps ? (accepted ? 1.0f : 0.0f) : acceptance(log_r);
+      if (writes) facts.accepted[jumps] += taken;
     }
     if (!accepted) continue;
     energy = energy_y;
@@ -127,7 +126,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   write_share(share, current.gradient, chain.grad);
   if (!writes) return;
   chain.energy[share.row] = energy;
-  for (int i = 0; i < 2; ++i) p.acceptance[i * chain.step.batch + share.row] = accepted_sum[i];
+  for (int i = 0; i < 2; ++i) p.acceptance[i * chain.step.batch + share.row] = facts.accepted[i];
 }
 
 ChainPlan adjusted_plan(const MlpAdjustedParams& p) {

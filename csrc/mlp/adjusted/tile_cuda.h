@@ -14,8 +14,9 @@ struct alignas(16) ProposalPart {
 
 // Of a sample, what one thread finds out for those that share it.
 struct alignas(16) SampleFacts {
-  float normals[2];  // that accept it
-  bool uniform;      // whether the next proposal, a jump, is a uniform point
+  float normals[2];   // that accept it
+  bool uniform;       // whether the next proposal, a jump, is a uniform point
+  float accepted[2];  // sums, of Langevin proposals and of jumps
 };
 
 // What these take of a tile's shared memory, with the current x and its gradient: its end.
