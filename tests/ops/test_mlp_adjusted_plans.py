@@ -10,7 +10,7 @@ from fastebm.ops import library, reference
 
 # Batch, dimension, widths: as in test_mlp_chain_plans.py, with less to compute.
 PLANS = {
-    "tiles of 1": (31, 5, (70, 36)),
+    "tiles of 1": (31, 50, (70, 36)),  # chunks of the gradient over the values of both layers
     "tiles of 1, wide": (9, 256, (33, 250)),
     "tiles of 1, slabs": (6, 40, (256, 255)),
     "tiles of 2": (129, 64, (97,)),
