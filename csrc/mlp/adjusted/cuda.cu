@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   const Current current = {tile.current + sample, tile.gradient + sample};
   ProposalPart* parts = tile.parts + sample;
   SampleFacts& facts = tile.facts[sample];
+  float& energy_y = tile.energy[sample];
   const bool draws = kShared && warp + 1 == plan.warps, owns = 4 * share.first < share.dim;
   const bool writes = share.valid && share.first == 0;
   read_share(share, chain.step.x, plan.columns[0]);
@@ -52,9 +53,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   if (same) c = adjusted_coefficients(p, 0, share.row);
   const float root_dim = std::sqrt(static_cast<float>(share.dim));
   float energy = 0, drift = 0, square = 0;  // at x
-  float accepted_sum[2] = {};               // of Langevin proposals, of jumps
   for (int i = 0; i < 2 && writes; ++i)
-    accepted_sum[i] = p.acceptance[i * chain.step.batch + share.row];
+    facts.accepted[i] = p.acceptance[i * chain.step.batch + share.row];
 
   for (int64_t k = -1; k < chain.n_steps; ++k) {  // at -1 the start is accepted
     const bool starts = k < 0, jumps = !starts && --to_jump == 0;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     }
     if (starts && p.known) {
       read_share(at_gradient(share), chain.grad, plan.columns[0]);
-      if (share.first == 0) facts.energy = chain.energy[share.row];
+      if (share.first == 0) energy_y = chain.energy[share.row];
       draw_next(k);
       tile_barrier<kShared>();
     } else {
@@ -92,16 +92,18 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
       const float* values = forward_pass<kGroups, kSamples>(chain.mlp, plan, weights, tile, shared,
                                                             [&] { draw_next(k); });
       if (!kShared || draws)
-        sum_energy<kSamples>(0, 1, plan, shared, values,
-                             [&](int s, float e) { tile.facts[s].energy = e; });
+        write_energy<kSamples>(0, 1, kSamples, reinterpret_cast<const float*>(shared + plan.last),
+                               plan.rows[plan.layers - 1], values, tile.energy);
       backward_pass<kGroups, kSamples>(plan, weights, tile, share, kShared);
     }
+#pragma unroll 1
     for (int b = share.first; 4 * b < share.dim; b += share.every)
       parts[b * kSamples] = proposal_part(p, share, current, b);
     if (share.dim > 4) tile_barrier<kShared>();  // else a sample is one thread's
     if (!owns) continue;
     ProposalSums sums = {0, 0, square, 0};
     float outside = 0;
+#pragma unroll 2
     for (int b = 0; 4 * b < share.dim; ++b) {
       const ProposalPart part = parts[b * kSamples];
       sums.along_x += part.along_x;
@@ -112,8 +114,8 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
     const float drift_y = drift_step(c.step, c.sigma, root_dim, sums.square_y);
     bool accepted = true;
     if (!starts) {
-      float log_r = jumps ? jump_log_ratio(energy, facts.energy, c.step, c.sigma, facts.log_factor)
-                          : log_ratio(energy, facts.energy, c.step, c.sigma, drift, drift_y, sums);
+      float log_r = jumps ? jump_log_ratio(energy, energy_y, c.step, c.sigma, facts.log_factor)
+                          : log_ratio(energy, energy_y, c.step, c.sigma, drift, drift_y, sums);
       if (outside != 0) log_r = -INFINITY;
       Normals4 n;
       if constexpr (kShared)
@@ -121,13 +123,11 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
       else
         n = acceptance_normals(share, k);
       accepted = is_accepted(log_r, n.v[0], n.v[1]);
-      if (jumps)
-        accepted_sum[1] += accepted ? 1.0f : 0.0f;
-      else
-        accepted_sum[0] += acceptance(log_r);
+      const float taken = jumps ? (accepted ? 1.0f : 0.0f) : acceptance(log_r);
+      if (writes) facts.accepted[jumps] += taken;
     }
     if (!accepted) continue;
-    energy = facts.energy;
+    energy = energy_y;
     drift = drift_y;
     square = sums.square_y;
     keep_proposal(share, current);
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
   write_share(share, current.gradient, chain.grad);
   if (!writes) return;
   chain.energy[share.row] = energy;
-  for (int i = 0; i < 2; ++i) p.acceptance[i * chain.step.batch + share.row] = accepted_sum[i];
+  for (int i = 0; i < 2; ++i) p.acceptance[i * chain.step.batch + share.row] = facts.accepted[i];
 }
 
 ChainPlan adjusted_plan(const MlpAdjustedParams& p) {

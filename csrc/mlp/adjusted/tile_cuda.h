@@ -14,16 +14,16 @@ struct alignas(16) ProposalPart {
 
 // Of a sample, what one thread finds out for those that share it.
 struct alignas(16) SampleFacts {
-  float energy;      // at the proposal
-  float normals[2];  // that accept it
-  float log_factor;  // of a jump
+  float normals[2];   // that accept it
+  float log_factor;   // of the proposal, where it is a jump
+  float accepted[2];  // sums, of Langevin proposals and of jumps
 };
 
 // What these take of a tile's shared memory, with the current x and its gradient: its end.
 FASTEBM_HD int state_bytes(const ChainPlan& plan, int samples) {
   const int fours = plan.columns[0] / 4, parts = fours * static_cast<int>(sizeof(ProposalPart));
   return 2 * fours * four_rows(samples) * 4 +
-         samples * (parts + static_cast<int>(sizeof(SampleFacts)));
+         samples * (parts + static_cast<int>(sizeof(SampleFacts))) + round_up(samples * 4, 16);
 }
 
 inline int adjusted_tile_bytes(const ChainPlan& plan, int samples, bool shared) {
@@ -37,13 +37,15 @@ struct AdjustedTile : FloatTile<kSamples, kShared> {
   float *current, *gradient;
   ProposalPart* parts;  // by four elements, a sample beside the other
   SampleFacts* facts;
+  float* energy;  // of the samples at their proposals
 
   __device__ AdjustedTile(const ChainPlan& plan, unsigned char* at)
       : FloatTile<kSamples, kShared>(plan, at),
         current(reinterpret_cast<float*>(at + plan.tile_bytes - state_bytes(plan, kSamples))),
         gradient(current + this->floats(plan.columns[0])),
         parts(reinterpret_cast<ProposalPart*>(gradient + this->floats(plan.columns[0]))),
-        facts(reinterpret_cast<SampleFacts*>(parts + plan.columns[0] / 4 * kSamples)) {}
+        facts(reinterpret_cast<SampleFacts*>(parts + plan.columns[0] / 4 * kSamples)),
+        energy(reinterpret_cast<float*>(facts + kSamples)) {}
 };
 
 // Of one sample, elements as those of SampleShare.

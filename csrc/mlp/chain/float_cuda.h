@@ -61,10 +61,10 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
         draw_noise(share, k, lane / kSamples, 32 / kSamples, tile.noise + lane % kSamples);
     });
     if (k + 1 == p.n_steps && p.energy) {
-      sum_energy<kSamples>(kShared ? warp : 0, kShared ? plan.warps : 1, plan, shared, values,
-                           [&](int s, float energy) {
-                             if (first_row + s < p.step.batch) p.energy[first_row + s] = energy;
-                           });
+      write_energy<kSamples>(kShared ? threadIdx.x / 32 : 0, kShared ? blockDim.x / 32 : 1,
+                             p.step.batch - first_row,
+                             reinterpret_cast<const float*>(shared + plan.last),
+                             plan.rows[plan.layers - 1], values, p.energy + first_row);
       tile_barrier<kShared>();
     }
     backward_pass<kGroups, kSamples>(plan, weights, tile, share, false);

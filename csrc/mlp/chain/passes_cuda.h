@@ -47,20 +47,19 @@ __device__ __forceinline__ void activate_layer(const Mlp& mlp, int begin, int en
   }
 }
 
-// Calls put(s, E) once for the tile's samples `first`, `first` + `every`, ..., from the values of
-// the last layer: of each by one warp, whose lane has every 32nd feature in order.
-template <int kSamples, class F>
-__device__ __forceinline__ void sum_energy(int first, int every, const ChainPlan& plan,
-                                           const unsigned char* shared, const float* values,
-                                           F&& put) {
-  const float* last = reinterpret_cast<const float*>(shared + plan.last);
-  const int lane = threadIdx.x % 32, rows = plan.rows[plan.layers - 1];
+// E of the tile's samples `first`, `first` + `every`, ..., of those below `samples`, to to[s], from
+// the values of the last layer: of each by one warp, whose lane has every 32nd feature in order.
+template <int kSamples>
+__device__ __forceinline__ void write_energy(int first, int every, int64_t samples,
+                                             const float* last, int rows, const float* values,
+                                             float* to) {
+  const int lane = threadIdx.x % 32;
   for (int s = first; s < kSamples; s += every) {
     float sum = 0;
     for (int f = lane; f < rows; f += 32)
       sum = fma_rn(last[f], values[row_at<kSamples>(f) + s], sum);
     sum = warp_sum(sum);
-    if (lane == 0) put(s, sum + last[rows]);
+    if (lane == 0 && s < samples) to[s] = sum + last[rows];
   }
 }
 
