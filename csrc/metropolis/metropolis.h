@@ -17,7 +17,7 @@
 // and is the inverse map: the ratio of densities is the Jacobian (s_i / s_j)^D. (Related: smart
 // darting, Andricioaei, Straub and Voter 2001.)
 //
-// What is outside of the box, or has no finite r, is refused.
+// What is outside of the box, or has NaN for r, is refused.
 #pragma once
 #include "random/philox.h"
 
