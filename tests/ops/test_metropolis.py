@@ -152,6 +152,37 @@ def test_a_jump_is_the_inverse_of_its_way_back(dim):
     torch.testing.assert_close(volume, factor[same_centre], rtol=1e-4, atol=1e-4)
 
 
+def test_jumps_on_a_lattice_are_in_detailed_balance(device):
+    """Points 0 .. 11 and five centres on them, alike in scale: jumps stay on the lattice. Of all
+    centres that can be drawn, the matrix of Metropolis' rule balances to the last digit, and the
+    operator's own draws from each point have that matrix's proposals."""
+    centres = torch.tensor([[0.25], [2.25], [5.25], [6.25], [10.25]])
+    ones, size, m = torch.ones(5), 12, 5
+    proposals = torch.zeros(size, size, dtype=torch.float64)
+    for a in range(size):
+        near = (a - centres[:, 0]).abs().argmin()
+        for i in (i for i in range(m) if i != near):
+            b = a + centres[i, 0] - centres[near, 0]
+            if (b - centres[:, 0]).abs().argmin() == i and 0 <= b < size:
+                proposals[a, int(b)] += 1 / (m - 1)
+    assert torch.equal(proposals, proposals.T) and (proposals > 0).sum() > 30
+    p = torch.rand(size, generator=torch.Generator().manual_seed(0)).double().softmax(0)
+    flow = p[:, None] * proposals * (p[None] / p[:, None]).clamp(max=1)
+    assert (flow - flow.T).abs().max() < 1e-12
+    n = 200_000 // size if library.op is torch.ops.fastebm else 600
+    a = torch.arange(size).repeat_interleave(n)
+    arguments = on(device, a[:, None].float(), centres, ones, state(device))
+    y, factor = (v.cpu() for v in population_jump(*arguments))
+    taken = (factor > -math.inf) & (y[:, 0] > -0.5) & (y[:, 0] < size - 0.5)
+    ends = torch.where(taken, y[:, 0].round().long(), size)
+    law = torch.cat([proposals, 1 - proposals.sum(1, keepdim=True)], 1)
+    for start in range(size):
+        if (law[start] < 1).all():
+            assert_law(ends[a == start], law[start])
+        else:  # no way leads out
+            assert (ends[a == start] == size).all()
+
+
 def mixture(x):
     """Energy of 1/4 N(-3, 0.5^2) + 3/4 N(2, 1.5^2)."""
     parts = [
