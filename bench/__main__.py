@@ -31,7 +31,8 @@ import speed  # noqa: E402
 import suite  # noqa: E402
 
 BENCHES = ("langevin", "chain", "neighbor", "replay", "gibbs", "icd_step")
-BY_NAME_ONLY = ("digits", "rbm_digits")  # what training gives; digits takes a quarter of an hour
+# What training gives; digits takes a quarter of an hour, auto more than one.
+BY_NAME_ONLY = ("digits", "rbm_digits", "auto")
 
 
 def parser_of_arguments() -> argparse.ArgumentParser:

@@ -59,6 +59,14 @@ BENCH = {
     "profile_kernels": ["neighbor"],
     "speed": ["suite", "predictions", "sass"],
     "readme": ["suite", "speed"],
+    "auto_sets": [],
+    "auto_runs": [],
+    "auto_rivals": ["auto_runs"],
+    "auto_product": ["auto_runs"],
+    "auto_held_out": ["auto_rivals", "auto_runs"],
+    "auto_cells": [f"auto_{part}" for part in ("sets", "runs", "rivals", "product", "held_out")],
+    "auto_plan": [f"auto_{part}" for part in ("sets", "rivals", "held_out", "cells")],
+    "auto": ["suite", *(f"auto_{part}" for part in ("sets", "held_out", "cells", "plan"))],
     "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],
 }
 SOURCES = {".h", ".cpp", ".cu"}

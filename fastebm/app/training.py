@@ -191,16 +191,15 @@ class Trainer:
         size = self.config.batch_size
         return self._order[1][index * size : (index + 1) * size]
 
-    def _near_data(self, n: int) -> Tensor:
-        """Points where chains start anew: uniform in 1.2 times the range of each coordinate of the
-        data, but in its box."""
+    def _near_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Uniform points in 1.2 times the range of each coordinate of the data, but in its box."""
         if self._range is None:
             low, high = self.dataset.train.amin(0), self.dataset.train.amax(0)
             middle, half = (low + high) / 2, 0.6 * (high - low)
             box = self.dataset.clamp
             self._range = (middle - half).clamp(*box), (middle + half).clamp(*box)
-        u = torch.rand((n, *self.dataset.event_shape), generator=self.generator)
-        return torch.lerp(*self._range, u)
+        shape = (n, *self.dataset.event_shape)
+        return torch.lerp(*self._range, torch.rand(shape, generator=generator or self.generator))
 
     @property
     def _batch_seed(self) -> int:
@@ -262,8 +261,10 @@ class Trainer:
         return self.dataset.bits(x, seed) if self.takes_bits else x
 
     def noise(self, n: int, seed: int) -> Tensor:
-        """Uniform points of the box, (n, *event)."""
+        """Uniform points, (n, *event): of the box, or of standard units near the data."""
         g = torch.Generator().manual_seed(seed)
+        if self.config.standardized:
+            return self._near_data(n, g).to(self.device)
         lo, hi = self.box
         return (lo + (hi - lo) * torch.rand((n, *self.dataset.event_shape), generator=g)).to(
             self.device

@@ -132,11 +132,12 @@ def _advance(
 ) -> None:
     if not every or moves.modes is not None:
         return move(points, first, coefficients, moves, every, known)
-    half = len(points.x) // 2
+    half, end = len(points.x) // 2, first + len(coefficients)
+    n_jumps = end // every - first // every
     for mine, others in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         own = points.rows(mine)
         ids = moves.sample_ids[mine]
-        modes = local_means(points.x[others], moves.rng, first)
+        modes = local_means(points.x[others], moves.rng, first, n_jumps)
         part = moves._replace(sample_ids=ids, modes=modes)
         pairs = [tuple(_of_rows(c, mine) for c in pair) for pair in coefficients]
         move(own, first, pairs, part, every, known)

@@ -151,8 +151,9 @@ def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Ten
 def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
     first = values[0]
     if isinstance(first, Tensor):
-        rows = values if any(v is not first for v in values) else [first]
-        return torch.stack([v.to(x.dtype).reshape(-1) for v in rows])
+        if all(v is first for v in values):
+            return first.to(x.dtype).reshape(1, -1)
+        return torch.stack([v.to(x.dtype).reshape(-1) for v in values])
     if all(v == first for v in values):
         return first
     return on_device(values, x.dtype, x.device).unsqueeze(1)

@@ -126,6 +126,7 @@ class ContrastiveDivergence(Loss):
         rng, x = as_rng(seed, generator), ordinary(x.detach())
         rng.check_room(self.k_steps)
         kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
+        self._check_arguments(kwargs, len(x))
         if not self.sampler.step_size_checked and len(x) >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
@@ -291,6 +292,17 @@ class ContrastiveDivergence(Loss):
         # On a device, which this waits for, the first batch only.
         if isinstance(self.sampler, GibbsSampler) and (x.device.type == "cpu" or not self.calls):
             self.sampler.model.check_data(x)
+
+    def _check_arguments(self, model_kwargs: dict, n: int) -> None:
+        """ValueError where an argument has a row for each of n data, and chains are fewer."""
+        if self.n_chains in (None, n):
+            return
+        for name, value in model_kwargs.items():
+            if isinstance(value, Tensor) and value.dim() and len(value) == n:
+                raise ValueError(
+                    f"model_kwargs has {n} rows of {name!r}, one for each of the data; chains are"
+                    f" n_chains={self.n_chains}"
+                )
 
     def _check_skip(self, n: int = 0) -> None:
         """ValueError where no rows of n samples could be left out, and might have to be."""

@@ -105,7 +105,7 @@ class GraphedTrainStep:
             else:
                 self.loss.calls += 1  # what the step counts on the host
                 if self.loss.buffer is not None:
-                    self.loss.buffer.n_pushed += len(x)
+                    self.loss.buffer.n_pushed += self.loss.n_chains or len(x)
                 self._replay()
             return self._out
 

@@ -17,10 +17,10 @@ _above_zero = partial(number, above_zero=True)
 class AdaptiveStep(nn.Module):
     """A step size for ``LangevinDynamics`` that goes towards a share of accepted proposals.
 
-    After n proposals whose mean acceptance probability is a,
-    ``log step += gain * n * (a - target_acceptance)``: stochastic approximation. The logarithm lives
-    on the device of the chains, so nothing waits, and in ``state_dict``; ``float(step)`` waits.
-    An ``nn.Module``, and part of the losses whose sampler has it.
+    After n proposals whose mean acceptance probability is a, ``log step += gain * n * (a -
+    target_acceptance)``: stochastic approximation. The logarithm lives on the device of the chains,
+    so nothing waits, and in ``state_dict``; ``float(step)`` waits. An ``nn.Module``, and part of
+    the losses whose sampler has it.
 
     Args:
         initial: where it starts, in units of E's argument squared. Of energies of standardised
@@ -79,7 +79,7 @@ class AdaptiveStep(nn.Module):
         self._bound()
 
     def follower(self) -> AdaptiveStep:
-        """The same step, for other chains: it goes along with this one, and they do not change it."""
+        """The same step for other chains: it goes along, and they do not change it."""
         other = AdaptiveStep(target_acceptance=self.target_acceptance, gain=self.gain)
         other.frozen, other._buffers = True, self._buffers
         return other

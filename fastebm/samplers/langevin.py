@@ -255,9 +255,9 @@ class LangevinDynamics:
             (n_kept, *event), ``energy`` and ``grad_norm`` (n_kept, B) at the point that the kept
             step started from (they cost nothing there; of adjusted chains at the kept state),
             of adjusted chains ``acceptance``, the mean acceptance probability of the proposals, and
-            ``jump_acceptance``, the share of the jumps that were accepted, ``clamp_share``, the share of elements of
-            the last state on a face of the box, ``n_nonfinite``, the number of chains that are not
-            finite in the end, and ``effective_temperature``.
+            ``jump_acceptance``, the share of the jumps that were accepted, ``clamp_share``, the
+            share of elements of the last state on a face of the box, ``n_nonfinite``, the number of
+            chains that are not finite in the end, and ``effective_temperature``.
 
         Raises:
             ValueError, TypeError: an argument is not what it should be, or the model is not one

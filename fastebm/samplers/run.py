@@ -153,7 +153,8 @@ def _run_adjusted(
         sample_ids = rng.sample_offset + torch.arange(len(x), device=x.device)
     lo, hi = box_in(sampler.model, sampler.clamp, x)
     state = rng.state(x.device)
-    modes = local_means(population, state) if n_jumps and population is not None else None
+    given = n_jumps and population is not None
+    modes = local_means(population, state, n_jumps=n_jumps) if given else None
     moves = Moves(state, sample_ids, lo, hi, n_jumps, modes)
     points, fused = Points.at(x), sampler.fused_chain(x, model_kwargs)
     adapts = isinstance(sampler.step_size, AdaptiveStep)

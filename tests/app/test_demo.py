@@ -45,7 +45,8 @@ def test_sentences_of_the_expected_result():
     icd, both = GOOD | {"kl": 0.7, "mode_changes": 0.09}, GOOD | {"kl": 0.04}
     text = " ".join(verdicts(table(cd=DEAD, low=LOST, good=GOOD, icd=icd, both=both)))
     for part in ("explodes at this step size: 3 of 3", "well-tuned energy penalty also prevents",
-                 "badly tuned", "ICD prevents it", "best density", "auto has a density 2 times as near",
+                 "badly tuned", "ICD prevents it", "best density",
+                 "auto has a density 2 times as near",
                  "disagree (KL 0.7), its chains change mode more rarely: 9%"):  # fmt: skip
         assert part in text
 

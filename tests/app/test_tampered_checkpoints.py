@@ -197,8 +197,8 @@ def test_the_command_line_says_it_in_a_line(good, tmp_path):
 
 @pytest.mark.parametrize("good", ["icd"], indirect=True)
 def test_the_first_checkpoints_still_load(good, tmp_path):
-    """Their settings have none of `LATER`, they may tell no versions, and their buffer's extra state is
-    these two entries."""
+    """Their settings have none of `LATER`, they may tell no versions, and their buffer's extra
+    state is these two entries."""
     trainer, state = good
     settings = {k: v for k, v in state["config"].items() if k not in LATER}
     old = {**state, "config": settings, "buffer": {**state["buffer"]}}

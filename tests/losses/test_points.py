@@ -196,6 +196,17 @@ def test_wrong_settings(options, said):
         pcd(net(), **options)(normal(60, 2), seed=1)
 
 
+def test_fewer_chains_than_data_have_no_rows_of_their_own():
+    data = normal(40, 2)
+    criterion = pcd(lambda x, shift: (x - shift).square().sum(1), n_chains=20)
+    before = copy.deepcopy(criterion.buffer.state_dict())
+    with pytest.raises(ValueError, match="model_kwargs has 40 rows of 'shift'"):
+        criterion(data, model_kwargs={"shift": torch.zeros(40, 2)}, seed=1)
+    for name, value in criterion.buffer.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, before[name])
+    assert criterion(data, model_kwargs={"shift": torch.zeros(2)}, seed=1).loss.isfinite()
+
+
 def test_jumps_need_a_sampler_and_a_buffer_that_fit():
     model = net()
     plain, adjusted = (LangevinDynamics(model, 0.1, adjusted=a) for a in (False, True))
