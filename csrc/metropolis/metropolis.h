@@ -116,19 +116,33 @@ struct Strided {
 // The first of the nearest centres to x, whose element d is x[at(d)].
 template <class At>
 FASTEBM_HD uint32_t nearest_centre(const JumpTargets& to, const Jump& jump, const float* x, At at) {
+#ifdef __CUDA_ARCH__
+  constexpr uint32_t kAtOnce = 1;  // a device has other samples to go on with
+#else
+  constexpr uint32_t kAtOnce = 4;  // or each addition would wait for the one before
+#endif
   uint32_t nearest = 0;
   float least = INFINITY;
-  for (uint32_t r = 0; r < jump.count; ++r) {
-    const float* c = to.centres + centre_row(to, jump, r) * to.dim;
-    float square = 0.0f;
-    for (int64_t d = 0; d < to.dim; ++d) {
-      const float u = x[at(d)] - c[d];
-      square = fma_rn(u, u, square);
+  const auto dim = static_cast<uint32_t>(to.dim);
+  for (uint32_t first = 0; first < jump.count; first += kAtOnce) {
+    const float* c[kAtOnce];
+    float square[kAtOnce] = {};
+    for (uint32_t q = 0; q < kAtOnce; ++q) {
+      const uint32_t r = first + q < jump.count ? first + q : first;
+      c[q] = to.centres + centre_row(to, jump, r) * to.dim;
     }
-    if (square < least) {
-      least = square;
-      nearest = r;
+    for (uint32_t d = 0; d < dim; ++d) {
+      const float here = x[at(d)];
+      for (uint32_t q = 0; q < kAtOnce; ++q) {
+        const float u = here - c[q][d];
+        square[q] = fma_rn(u, u, square[q]);
+      }
     }
+    for (uint32_t q = 0; q < kAtOnce && first + q < jump.count; ++q)
+      if (square[q] < least) {
+        least = square[q];
+        nearest = first + q;
+      }
   }
   return nearest;
 }
@@ -141,7 +155,8 @@ FASTEBM_HD float jump_between(const JumpTargets& to, const Jump& jump, const flo
   const int64_t i = centre_row(to, jump, far), j = centre_row(to, jump, near);
   const float *c_i = to.centres + i * to.dim, *c_j = to.centres + j * to.dim;
   const float scale = to.scales[i] / to.scales[j];
-  for (int64_t d = 0; d < to.dim; ++d) y[at(d)] = fma_rn(scale, x[at(d)] - c_j[d], c_i[d]);
+  const auto dim = static_cast<uint32_t>(to.dim);
+  for (uint32_t d = 0; d < dim; ++d) y[at(d)] = fma_rn(scale, x[at(d)] - c_j[d], c_i[d]);
   if (nearest_centre(to, jump, y, at) != far) return -INFINITY;
   return static_cast<float>(to.dim) * std::log(scale);
 }
@@ -164,10 +179,11 @@ FASTEBM_HD float jump_sample(const JumpTargets& to, const NoiseKey& key, uint64_
                              const float* x, float* y, At at) {
   const Jump jump = jump_of(jump_words(key, sample_id, 0), to);
   if (!jump.uniform) return jump_between(to, jump, x, y, at);
-  for (int64_t block = 0; 4 * block < to.dim; ++block) {
-    const Words4 w = jump_words(key, sample_id, static_cast<uint32_t>(1 + block));
-    for (int64_t d = 4 * block; d < 4 * block + 4 && d < to.dim; ++d)
-      y[at(d)] = uniform_element(w.v[d % 4], to.lo[d], to.hi[d]);
+  const auto dim = static_cast<uint32_t>(to.dim), blocks = (dim - 1) / 4 + 1;
+  for (uint32_t block = 0; block < blocks; ++block) {
+    const Words4 w = jump_words(key, sample_id, 1 + block);
+    for (uint32_t j = 0, d = 4 * block; j < 4 && d < dim; ++j, ++d)
+      y[at(d)] = uniform_element(w.v[j], to.lo[d], to.hi[d]);
   }
   return 0.0f;
 }
