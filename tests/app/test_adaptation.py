@@ -15,6 +15,7 @@ from fastebm.app import fit, report
 from fastebm.app.checkpoints import restore
 from fastebm.app.config import ConfigError, TrainConfig
 from fastebm.app.data import Dataset
+from fastebm.app.plotting import curves, planes
 from fastebm.app.presets import PRESETS
 from fastebm.app.training import Trainer
 
@@ -143,6 +144,25 @@ def test_vectors_take_the_preset_by_themselves(tmp_path, monkeypatch):
 def test_wrong_options(options, said):
     result = call("train", "ring", *options)
     assert result.exit_code == 2 and said in result.stderr.replace("\n", " ")
+
+
+def test_figures_show_what_adjusted_chains_have():
+    log = {name: [0.5, 0.6] for name in ("energy_pos", "energy_pos_std", "energy_neg", "energy_gap",
+                                         "energy_neg_std", "param_grad_norm", "grad_norm")}  # fmt: skip
+    adjusted = {name: [0.1, 0.2] for name in ("acceptance", "jump_acceptance", "kl_step")}
+    titles = [axis.get_title() for axis in curves.training_curves([1, 2], log | adjusted).axes]
+    assert "share of the chains' proposals accepted" in titles
+    assert "divergence of an update, nats" in titles and "share at the clamp" not in titles
+    titles = [axis.get_title() for axis in curves.training_curves([1, 2], log).axes]
+    assert "terms of ICD, without weights" in titles and "share at the clamp" in titles
+
+
+def test_samples_of_uneven_scales_are_seen():
+    x = np.random.default_rng(0).uniform(-1, 1, (200, 2)) * [1, 100]
+    wide = planes.scatter_panels({"data": x, "ours": x}, (-300.0, 300.0)).axes
+    assert all(axis.get_xlim()[1] < 1.3 and axis.get_ylim()[1] < 130 for axis in wide)
+    even = planes.scatter_panels({"data": x[:, [1, 1]], "ours": x}, (-120.0, 120.0)).axes
+    assert all(axis.get_xlim() == axis.get_ylim() == (-120, 120) for axis in even)
 
 
 def test_what_is_not_for_pictures():

@@ -75,7 +75,8 @@ def loss_terms(curves: dict, terms: tuple[str, ...] | None = None):
 
 def training_curves(steps: list, log: dict):
     """What a run logged: energies with their spread over the batch, the gap, the terms of ICD,
-    gradient norms, the chains at the clamp, and the age of stored chains.
+    gradient norms, the chains at the clamp, and the age of stored chains. Of adjusted chains, which
+    have neither of these, what was accepted, and the divergence of an update.
 
     Args:
         steps: logged steps. log: metric -> values (None: not finite) at each.
@@ -89,14 +90,25 @@ def training_curves(steps: list, log: dict):
         mean, std = series[f"energy_{name}"], series[f"energy_{name}_std"]
         axes[0].fill_between(steps, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
         axes[0].plot(steps, mean, color=colour, lw=1.2, label=label)
+    terms = (
+        "terms of ICD, without weights",
+        {"kl_energy": "KL energy", "entropy": "entropy"},
+        False,
+    )
+    clamp = ("share at the clamp", {"clamp_share": "chains", "data_clamp_share": "data"}, False)
+    if "acceptance" in series and "kl_energy" not in series:
+        names = {"acceptance": "steps", "jump_acceptance": "jumps"}
+        terms = ("share of the chains' proposals accepted", names, False)
+    if "clamp_share" not in series and "kl_step" in series:
+        clamp = ("divergence of an update, nats", {"kl_step": "kl_step"}, True)
     panels = [
         ("energy, with its spread in a batch", {}, False)
         if "bound" not in series
         else ("bound on log p", {"bound": "bound"}, False),
         ("gap: E(data) $-$ E(chains)", {"energy_gap": "gap"}, False),
-        ("terms of ICD, without weights", {"kl_energy": "KL energy", "entropy": "entropy"}, False),
+        terms,
         ("gradient norms", {"param_grad_norm": "parameters", "grad_norm": "at the chains"}, True),
-        ("share at the clamp", {"clamp_share": "chains", "data_clamp_share": "data"}, False),
+        clamp,
         ("draws of a stored chain, median", {"buffer_age": "age"}, False),
     ]
     for axis, (title, names, logarithmic) in zip(axes, panels, strict=True):

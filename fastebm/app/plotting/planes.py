@@ -76,12 +76,19 @@ def samples_over_training(rows: dict, box: tuple[float, float], centres=None, ra
 
 
 def scatter_panels(panels: dict, box: tuple[float, float]):
-    """Scatter plots beside each other, label -> (N, 2)."""
+    """Scatter plots beside each other, label -> (N, 2), in the box of both axes, or, where one of
+    the data's ranges would be lost in it, in 1.2 times each range."""
     figure = figure_of(3.3 * len(panels), 3.5)
+    low, high = (f(panels["data"], axis=0) for f in (np.min, np.max))
+    lost = (high - low).min() < 0.2 * (box[1] - box[0])
     for axis, (label, x) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         _scatter(axis, x, box, INK if label == "data" else COLOURS[3])
+        if lost and (high > low).all():
+            middle, half = (low + high) / 2, 0.6 * (high - low)
+            limits = zip(middle - half, middle + half, strict=True)
+            axis.set(**dict(zip(("xlim", "ylim"), limits, strict=True)), aspect="auto")
         axis.set_title(label, fontsize=10)
     return figure
 
