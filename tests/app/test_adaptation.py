@@ -147,8 +147,8 @@ def test_wrong_options(options, said):
 
 
 def test_figures_show_what_adjusted_chains_have():
-    log = {name: [0.5, 0.6] for name in ("energy_pos", "energy_pos_std", "energy_neg", "energy_gap",
-                                         "energy_neg_std", "param_grad_norm", "grad_norm")}  # fmt: skip
+    names = ["energy_pos", "energy_pos_std", "energy_neg", "energy_neg_std", "energy_gap"]
+    log = {name: [0.5, 0.6] for name in (*names, "param_grad_norm", "grad_norm")}
     adjusted = {name: [0.1, 0.2] for name in ("acceptance", "jump_acceptance", "kl_step")}
     titles = [axis.get_title() for axis in curves.training_curves([1, 2], log | adjusted).axes]
     assert "share of the chains' proposals accepted" in titles
