@@ -61,7 +61,7 @@ class TrainConfig:
             temperature 1.
         noise_first: noise, then the gradient there, as the authors of ICD do.
         adjusted: chains accepted or refused by Metropolis' rule; the temperature is 1.
-        adaptive: the step size finds itself, from `step_size` on (None: 0.1).
+        adaptive: the step size finds itself, from `step_size` on (None, standardized: 0.1).
         jumps: of the `k_steps`, jumps between modes; of adjusted chains from the buffer. None: a
             fifth of them where those are, else none.
         standardized: chains, steps and network in units of each coordinate's standard deviation;
@@ -225,7 +225,7 @@ class TrainConfig:
         step, noise = self.step_size, self.noise_std
         if self.adaptive:
             self = replace(self, on_divergence=lr_or_stop)
-            step = INITIAL_STEP if step is None else step
+            step = INITIAL_STEP if step is None and self.standardized else step
         if step is None and dataset.is_image:
             step = 0.25 * width**2
         elif step is None:

@@ -34,6 +34,15 @@ def test_the_preset_is_what_the_page_says():
     assert (c.energy_reg_weight, c.reinit_prob, c.ema, c.on_divergence) == (0.001, 0.01, 0.99, "lr")
 
 
+def test_chains_that_are_not_adjusted_start_at_a_step_that_suits_the_data():
+    trainer = Trainer(replace(SMALL, loss="icd", adjusted=False, standardized=False, jumps=0,
+                              auto_batch=False, trust_region=0.0))  # fmt: skip
+    fixed = TrainConfig(data="ring", samples=400, seed=5).resolve(trainer.dataset)
+    assert float(trainer.sampler.step_size) == pytest.approx(fixed.step_size)
+    numbers(trainer, 5)
+    assert float(trainer.sampler.step_size) != pytest.approx(fixed.step_size)
+
+
 def test_a_run_goes_on_exactly(tmp_path):
     whole = Trainer(SMALL)
     whole.adaptation.batch_rule.multiple = 2
