@@ -57,7 +57,7 @@ def test_the_divergence_is_that_of_two_gaussians(way):
     assert model.log_s.item() == math.log(1.5) + way
 
 
-def test_energies_are_those_of_chains():
+def test_energies_are_those_of_chains(alone):
     model = Gaussian().train()
     stepped(model, 0.1).step(model, model.exact(5))
     assert model.modes == [(False, False, False)] * 2
