@@ -65,7 +65,7 @@ def check_state(state: dict, own: dict, parameters: list[Tensor]) -> None:
     if own["ema"] is not None:
         n = int(state["ema"]["n_averaged"])
         _expect(n == state["iteration"], "ema.n_averaged", f"{n} at step {state['iteration']}")
-    _check_adaptation(state, own["adaptation"])
+    _check_adaptation(state, own)
     _check_buffer(state["buffer"], own["buffer"])
     _check_optimizer(state["optimizer"], own["optimizer"], parameters, state["iteration"])
 
@@ -89,16 +89,17 @@ def check_form(found: object, wanted: Tensor | Mapping | None, name: str) -> Non
         _expect(found is wanted, name, brief(found))
 
 
-def _check_adaptation(state: dict, own: dict | None) -> None:
+def _check_adaptation(state: dict, own: dict) -> None:
     """What adapts in a run, of its form and range."""
     found = state.get("adaptation")
-    _check_numbers(found, own, "adaptation")
-    if own is None:
+    _check_numbers(found, own["adaptation"], "adaptation")
+    if found is None:
         return
     _expect("batches" in state, "batches", "missing")
     rule, trust = found.get("batch_rule"), found.get("trust_region")
     if rule is not None:
-        fits = rule["multiple"] in (1, 2, 4, 8) and abs(rule["average"]) <= 1
+        fits = rule["multiple"] in (1, 2, 4, 8) and rule["multiple"] <= own["config"]["k_steps"]
+        fits = fits and abs(rule["average"]) < 1.01  # of cosines, which are rounded
         _expect(fits, "adaptation.batch_rule", brief(rule))
     if trust is not None:
         n = trust["n_backtracks"]

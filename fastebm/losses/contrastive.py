@@ -183,7 +183,8 @@ class ContrastiveDivergence(Loss):
         found = self._by_formulas(batch, rng)
         if found is not None:
             return found
-        more = {"jumps": self.jumps, "population": self._population} if self.jumps else {}
+        population = self._population(batch.x)
+        more = {"jumps": self.jumps, "population": population} if self.jumps else {}
         before = self.sampler.sample(
             batch.chains, self.k_steps - 1, seed=rng, model_kwargs=batch.kwargs_neg, **more
         )
@@ -195,7 +196,7 @@ class ContrastiveDivergence(Loss):
         times = len(batch.x) // len(batch.chains)
         negatives = run_to_points(
             *(self.sampler, batch.chains, self.k_steps, times, rng, batch.kwargs_neg),
-            *(self.jumps, self._population if self.jumps else None),
+            *(self.jumps, self._population(batch.x)),
         )
         terms = phases_by_formulas(
             self.model, self.sampler, batch, negatives.x, self.energy_reg_weight
@@ -207,10 +208,9 @@ class ContrastiveDivergence(Loss):
         """Whether all is; False where nobody asks."""
         return self.on_nonfinite != "count" and all_finite(terms.metrics, terms.x_neg)
 
-    @property
-    def _population(self) -> Tensor:
-        """What jumps go by: all chains that wait."""
-        return self.buffer.data
+    def _population(self, x: Tensor) -> Tensor | None:
+        """What jumps go by, on the device of ``x``: all chains that wait."""
+        return self.buffer.data.to(x.device) if self.jumps else None
 
     def _by_formulas(
         self, batch: Batch, rng: ChainRNG | DeviceRNG

@@ -195,6 +195,17 @@ def test_the_command_line_says_it_in_a_line(good, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"c.pt"}
 
 
+@pytest.mark.parametrize("good", ["auto"], indirect=True)
+def test_a_batch_that_the_chains_cannot_have_is_refused_before_anything_is_loaded(good):
+    trainer, state = good  # 5 steps a chain
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(ConfigError, match="adaptation.batch_rule"):
+        trainer.load_state_dict(changed(state, ("adaptation", "batch_rule", "multiple"), 8))
+    assert same(trainer.state_dict(), before)
+    rounded = changed(state, ("adaptation", "batch_rule", "average"), 1 + 2**-52)
+    trainer.load_state_dict(rounded)
+
+
 @pytest.mark.parametrize("good", ["icd"], indirect=True)
 def test_the_first_checkpoints_still_load(good, tmp_path):
     """Their settings have none of `LATER`, they may tell no versions, and their buffer's extra
