@@ -282,11 +282,8 @@ def _headline(trainer: Trainer) -> str:
     if c.jumps:
         text += f" of them {c.jumps} jumps"
     if c.adaptive:
-        return (
-            f"{text}, step size and learning rate find themselves"
-            if c.trust_region
-            else (f"{text}, step size finds itself")
-        )
+        found = "step size and learning rate find themselves"
+        return f"{text}, {found if c.trust_region else 'step size finds itself'}"
     return (
         f"{text}, step size {c.step_size:g}, noise {trainer.sampler.coefficients(0)[1]:.3g},"
         f" effective temperature {trainer.sampler.effective_temperature:.3g}"

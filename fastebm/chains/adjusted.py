@@ -173,7 +173,7 @@ def move_any(model: Callable[..., Tensor], model_kwargs: dict) -> Mover:
             accept = is_accepted(log_r, moves, k)
             sums = accept if jumps else log_r.nan_to_num(nan=-torch.inf).exp().clamp_(max=1)
             points.acceptance[1 if jumps else 0] += sums
-            rows = as_rows(accept, y)
+            rows = over_events(accept, y)
             points.x.copy_(torch.where(rows, y, points.x))
             _set(
                 points, torch.where(rows, grad, points.grad), torch.where(accept, e, points.energy)
@@ -266,7 +266,7 @@ def _per_chain(value: float | Tensor, n: int, like: Tensor) -> Tensor:
     return torch.full((n,), value, dtype=dtype, device=like.device)
 
 
-def as_rows(mask: Tensor, like: Tensor) -> Tensor:
+def over_events(mask: Tensor, like: Tensor) -> Tensor:
     """(B,) as (B, 1, ...), to go with chains."""
     return mask.view(-1, *(1,) * (like.dim() - 1))
 

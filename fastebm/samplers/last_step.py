@@ -10,11 +10,11 @@ from torch import Tensor
 from fastebm.chains.adjusted import (
     Moves,
     Points,
-    as_rows,
     drift_step,
     is_accepted,
     is_inside,
     log_ratio,
+    over_events,
 )
 from fastebm.chains.chain import Coefficients, run_last_step
 from fastebm.chains.second_order import twice_differentiable
@@ -67,11 +67,11 @@ def _adjusted(
     """A proposal, or where it is refused its start, on which no parameter has an influence."""
     step, sigma = coefficients
     grad, e = gradient(x.detach().requires_grad_(), model_kwargs)
-    shortened = grad * as_rows(drift_step(grad, step, sigma) / step, grad)
+    shortened = grad * over_events(drift_step(grad, step, sigma) / step, grad)
     proposal = langevin_step(*(x, shortened, step, sigma, moves.rng), sample_ids=moves.sample_ids)
     y = proposal.detach()
     grad_y, e_y = input_gradient(model, y, model_kwargs)
     at = Points(x, sum_scales(e.detach()), grad.detach(), None)
     log_r = log_ratio(at, y, e_y, grad_y, step, sigma)
     accept = is_accepted(log_r, moves, 0) & is_inside(y, moves.lo, moves.hi)
-    return torch.where(as_rows(accept, y), proposal, x), grad
+    return torch.where(over_events(accept, y), proposal, x), grad
