@@ -66,7 +66,9 @@ class ContrastiveDivergence(Loss):
     Metrics: ``energy_pos``, ``energy_neg`` and their ``_std`` over the batch; ``loss_cd`` =
     ``energy_gap`` = energy_pos - energy_neg; ``energy_reg`` (without its weight); ``grad_norm``,
     the mean of |grad E| in the last step; ``clamp_share``, of the chains' elements on a face of the
-    box (these two of Langevin chains); ``n_nonfinite``.
+    box (these two of Langevin chains, the latter not of adjusted ones); of adjusted chains
+    ``acceptance`` and ``jump_acceptance``, as in ``LangevinDynamics.sample``, and ``step_size`` of
+    an adaptive step; ``n_nonfinite``.
 
     Source: Hinton, Training products of experts by minimizing contrastive divergence, 2002.
     """

@@ -46,7 +46,8 @@ class LangevinDynamics:
             parameters frozen while chains run, and restored after; other threads may sample it
             meanwhile, and nothing else. Any other function is left alone.
         step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
-            of the step's index, an int from 0 in every call of ``sample``, to a number.
+            of the step's index, an int from 0 in every call of ``sample``, to a number; "auto" or
+            an ``AdaptiveStep``: it finds itself, by what Metropolis' rule accepts.
         noise_scale, temperature: a number >= 0, or a schedule.
         noise_std: a number >= 0, a tensor of B numbers, or a schedule; None: from the above.
         clamp: (lo, hi), the box every step ends in; either may be None.
@@ -68,6 +69,9 @@ class LangevinDynamics:
             seen).
         precision: of the products in ``backend="fused"``: "fp32", or on a CUDA device "bf16", with
             sums, chains and noise in float32.
+        adjusted: accept or refuse each step by Metropolis' rule, its drift no longer than sigma
+            sqrt(D): chains sample ``exp(-E / effective_temperature)`` at any step. ``clamp``
+            refuses what is outside.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
@@ -172,7 +176,7 @@ class LangevinDynamics:
             plan = [self.coefficients(k, device) for k in steps]
         else:
             plan = [self.coefficients(0, device)] * len(steps)
-        if self.adjusted and any(_is_zero(sigma) for _, sigma in plan):
+        if self.adjusted and any(not isinstance(s, Tensor) and s == 0 for _, s in plan):
             raise ValueError(
                 "adjusted=True needs noise: noise_std, noise_scale and temperature must be above 0"
             )
@@ -247,7 +251,8 @@ class LangevinDynamics:
                 population, c_j the nearest of 16, or in one of ten, where ``clamp`` has two faces,
                 to a uniform point of the box. They need ``adjusted``.
             population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
-                one half jumping by where the other half is, so B >= 4.
+                one half jumping by where the other is, anew after 20 steps and where states are
+                kept, so B >= 4.
 
         Returns:
             The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
@@ -392,7 +397,3 @@ class LangevinDynamics:
             return langevin_step_(
                 x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
             )
-
-
-def _is_zero(sigma: float | Tensor) -> bool:
-    return not isinstance(sigma, Tensor) and sigma == 0
