@@ -23,7 +23,7 @@ again. On 2 cores about 25 minutes for the rule and 45 for the rivals.
 from __future__ import annotations
 
 import math
-import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -205,7 +205,7 @@ def run(options: suite.Options) -> Iterator[suite.Rows]:
     """All parts; on a CPU whatever the device, in processes of one thread. Nothing is timed but
     training, so rows have no `seconds`."""
     plan = Plan(auto_cells.source(), options.quick)
-    n = multiprocessing.cpu_count()
+    n = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, auto_cells.workers(n) as pool:
         store = Store(Path(folder) / "cells.jsonl" if options.quick else KEPT)
         for name in options.in_time(PARTS):

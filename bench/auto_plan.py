@@ -37,10 +37,6 @@ class Plan:
         return range(1 if self.quick else 5)
 
     @property
-    def few_seeds(self) -> range:
-        return range(1 if self.quick else 3)
-
-    @property
     def steps(self) -> int:
         return 20 if self.quick else 1000
 
@@ -89,8 +85,7 @@ class Plan:
     # The table: every set, and the best of all rivals on seed 0
 
     def candidates(self, name: str, group: str) -> list[Cell]:
-        """By the scan of all on 7 sets the best are among these."""
-        ratios, methods = [r for r in RATIOS if r in (0.45, 0.9)], METHODS
+        ratios, methods = RATIOS, METHODS
         if group == FAIR:
             methods = [m for m in METHODS if "L2" in m]
         if self.quick:
@@ -115,7 +110,7 @@ class Plan:
         found = {"auto": [self.auto(name, seed) for seed in self.seeds]}
         for group in (DEMO, FAIR):
             of = self.best(store, name, group)
-            found[called(of)] = [self.rival(name, seed, of) for seed in self.few_seeds]
+            found[called(of)] = [self.rival(name, seed, of) for seed in self.seeds]
         return found
 
     def times(self, store: Store, name: str) -> Cell:
@@ -152,22 +147,22 @@ class Plan:
         found = {"auto": [self.auto(name, seed, **more) for seed in self.seeds]}
         for group in (DEMO, FAIR):
             of = self.best(store, name, group)
-            found[called(of)] = [self.rival(name, seed, of, **more) for seed in self.few_seeds]
+            found[called(of)] = [self.rival(name, seed, of, **more) for seed in self.seeds]
         return found
 
     def high(self, name: str) -> dict[str, list[Cell]]:
-        found = {"auto": [self.auto(name, seed) for seed in self.few_seeds]}
+        found = {"auto": [self.auto(name, seed) for seed in self.seeds]}
         for of in OF_HIGH[:1] if self.quick else OF_HIGH:
-            found[called(of)] = [self.rival(name, seed, of) for seed in self.few_seeds]
+            found[called(of)] = [self.rival(name, seed, of) for seed in self.seeds]
         return found
 
     def table(self, name: str) -> dict[str, list[Cell]]:
         more = {"betas": 50 if self.quick else BETAS, "samples": 0}
-        found = {"auto": [self.auto(name, seed, **more) for seed in self.few_seeds]}
+        found = {"auto": [self.auto(name, seed, **more) for seed in self.seeds]}
         for of in OF_TABLES:
-            found[called(of)] = [self.rival(name, seed, of, **more) for seed in self.few_seeds]
+            found[called(of)] = [self.rival(name, seed, of, **more) for seed in self.seeds]
         classic = {"who": "classic", "set": name}
-        return found | {"classic": [{**classic, "seed": seed} for seed in self.few_seeds]}
+        return found | {"classic": [{**classic, "seed": seed} for seed in self.seeds]}
 
     def configurations(self) -> list[tuple[Cell, list[Cell]]]:
         """Random ones: of each the automatic rule's cell, and those of OF_A_NETWORK."""

@@ -5,6 +5,7 @@
 
 #include "launch/scratch.h"
 #include "neighbor/log_distance.h"
+#include "neighbor/means.h"
 
 namespace fastebm {
 namespace {
@@ -211,6 +212,60 @@ std::tuple<Tensor, Tensor, Tensor> nn_log_distance(const Tensor& x_in, const Ten
   return {value, grad, distance};
 }
 
+template <bool kCpu>
+std::tuple<Tensor, Tensor> neighbor_means(const Tensor& y_in, const Tensor& chosen, int64_t k) {
+  const char* const op = "neighbor_means";
+  check_float32(op, "y", y_in, y_in);
+  check_same_device(op, "chosen", chosen, y_in);
+  FASTEBM_CHECK(y_in.dim() == 2 && y_in.size(0) > 0 && y_in.size(1) > 0, op,
+                ": y must have shape (m, D), and hold something");
+  FASTEBM_CHECK(
+      chosen.scalar_type() == ScalarType::Long && chosen.dim() == 1 && chosen.is_contiguous(), op,
+      ": chosen must be a contiguous int64 tensor (n,)");
+  NeighborMeansParams p{};
+  p.n = chosen.size(0);
+  p.m = y_in.size(0);
+  p.dim = y_in.size(1);
+  FASTEBM_CHECK(k >= 1 && k <= kMaxNeighbors && k <= p.m, op, ": k must be in 1..",
+                std::min<int64_t>(kMaxNeighbors, p.m), ", got ", k);
+  const Tensor y = dense(y_in);
+  p.k = static_cast<int>(k);
+  p.y = static_cast<const float*>(y.const_data_ptr());
+  p.chosen = static_cast<const int64_t*>(chosen.const_data_ptr());
+  for (int64_t i = 0; i < p.n && !y.is_cuda(); ++i)
+    FASTEBM_CHECK(p.chosen[i] >= 0 && p.chosen[i] < p.m, op, ": chosen must be in 0..", p.m - 1,
+                  ", got ", p.chosen[i]);
+  const int64_t sizes[2] = {p.n, p.dim}, strides[2] = {p.dim, 1};
+  Tensor means = empty_strided_on(y, sizes, strides, 2, aoti_torch_dtype_float32());
+  Tensor scales = empty_strided_on(y, sizes, strides + 1, 1, aoti_torch_dtype_float32());
+  if (p.n == 0) return {means, scales};
+  p.means = static_cast<float*>(means.mutable_data_ptr());
+  p.scales = static_cast<float*>(scales.mutable_data_ptr());
+  const auto run = [&](NeighborMeansLauncher* launcher) {
+    if constexpr (kCpu) {
+      const int64_t grain = std::max<int64_t>(1, kGrainElements / (p.dim * k));
+      torch::stable::parallel_for(
+          0, p.n, grain, [&](int64_t begin, int64_t end) { launcher(p, begin, end, nullptr); });
+    } else {
+      std::optional<DeviceGuard> guard;
+      if (y.is_cuda()) guard.emplace(y.get_device_index());
+      const int error = launcher(p, 0, p.n, current_stream(y));
+      FASTEBM_CHECK(error == 0, op, ": CUDA error ", error, ", ", cuda_error_text(error));
+    }
+  };
+  if constexpr (kCpu)
+    run(chosen_samples_cpu);
+  else
+    run(chosen_samples_cuda);
+  const auto [distance, index] = nearest_neighbor<kCpu>(means, y, std::nullopt, k, 1.0, 0.0);
+  p.index = static_cast<const int64_t*>(index.const_data_ptr());
+  if constexpr (kCpu)
+    run(neighbor_means_cpu);
+  else
+    run(neighbor_means_cuda);
+  return {means, scales};
+}
+
 }  // namespace
 
 #ifndef FASTEBM_SIMT
@@ -225,6 +280,11 @@ std::tuple<Tensor, Tensor, Tensor> nn_log_distance_cpu(const Tensor& x, const Te
                                                        double y_scale, double y_offset) {
   return nn_log_distance<true>(x, y, skip, eps, y_scale, y_offset);
 }
+
+std::tuple<Tensor, Tensor> means_of_neighbors_cpu(const Tensor& y, const Tensor& chosen,
+                                                  int64_t k) {
+  return neighbor_means<true>(y, chosen, k);
+}
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
@@ -237,11 +297,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "nn_log_distance(Tensor x, Tensor y, Tensor? skip, float eps, float y_scale, "
       "float y_offset) -> (Tensor value, Tensor grad, Tensor distance)");
+  m.def("neighbor_means(Tensor y, Tensor chosen, int k) -> (Tensor means, Tensor scales)");
 }
 
 #define FASTEBM_IMPL(is_cpu)                                          \
   m.impl("nearest_neighbor", TORCH_BOX((&nearest_neighbor<is_cpu>))); \
   m.impl("nn_log_distance", TORCH_BOX((&nn_log_distance<is_cpu>)));   \
+  m.impl("neighbor_means", TORCH_BOX((&neighbor_means<is_cpu>)));     \
   m.impl("nearest_neighbor_backward", TORCH_BOX((&nearest_neighbor_backward<is_cpu>)))
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

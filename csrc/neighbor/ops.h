@@ -13,4 +13,7 @@ std::tuple<Tensor, Tensor, Tensor> nn_log_distance_cpu(const Tensor& x, const Te
                                                        const OptionalTensor& skip, double eps,
                                                        double y_scale, double y_offset);
 
+// The operator neighbor_means: means and scales.
+std::tuple<Tensor, Tensor> means_of_neighbors_cpu(const Tensor& y, const Tensor& chosen, int64_t k);
+
 }  // namespace fastebm

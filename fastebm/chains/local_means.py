@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from fastebm.ops.choice import choose_slots
-from fastebm.ops.neighbor import nearest_neighbor
+from fastebm.ops.neighbor import neighbor_means
 
 LEAST_CENTRES, MOST_CENTRES, FOR_A_JUMP = 16, 128, 8
 MOST_NEIGHBORS = 16
-LEAST_SCALE = 1e-6
 
 
 class Modes(NamedTuple):
@@ -41,17 +40,12 @@ def local_means(population: Tensor, rng: Tensor, t: int = 0, n_jumps: int = 16) 
         n_jumps: that each chain makes by these means.
     """
     b = population.detach().unsqueeze(-1).flatten(1).float()
-    stream = rng.clone()
-    stream[1] += t
-    stream[2] = 0
+    n, k = means_and_neighbors(len(b), n_jumps)
+    chosen, _ = choose_slots(rng, len(b), n, t=t)
+    return Modes(*neighbor_means(b, chosen, k))
+
+
+def means_and_neighbors(size: int, n_jumps: int) -> tuple[int, int]:
+    """How many local means a population of ``size`` has, and neighbours each."""
     wanted = max(LEAST_CENTRES, min(FOR_A_JUMP * n_jumps, MOST_CENTRES))
-    chosen, _ = choose_slots(stream, len(b), min(wanted, len(b)))
-    centres, k = b[chosen], min(MOST_NEIGHBORS, len(b) // 16)
-    if k < 2:
-        return Modes(centres, torch.ones_like(centres[:, 0]))
-    _, index = nearest_neighbor(centres, b, k=k)
-    near = b[index.clamp_(min=0)]  # of a sample that is not finite any others
-    means = near.mean(1)
-    square = near.sub_(means[:, None]).square_().sum((1, 2))  # var_mean takes 20 times as long
-    scales = square.div_((k - 1) * b.shape[1]).sqrt_().clamp_(min=LEAST_SCALE)
-    return Modes(means, scales)
+    return min(wanted, size), max(1, min(MOST_NEIGHBORS, size // 16))

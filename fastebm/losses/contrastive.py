@@ -12,7 +12,7 @@ from fastebm.arguments import Setting, integer, one_of, optional
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.losses.loss import Loss
-from fastebm.losses.mlp_loss import phases_by_formulas, terms_by_formulas
+from fastebm.losses.mlp_loss import points_by_formulas, terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
 from fastebm.losses.output import LossOutput
 from fastebm.losses.points import run_to_points
@@ -195,14 +195,17 @@ class ContrastiveDivergence(Loss):
 
     @torch.enable_grad()
     def _at_points(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> tuple[Terms, bool]:
+        jumps = self.jumps, self._population(batch.x)
+        found = points_by_formulas(
+            *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight, *jumps)
+        )
+        if found is not None:
+            return found
         times = len(batch.x) // len(batch.chains)
         negatives = run_to_points(
-            *(self.sampler, batch.chains, self.k_steps, times, rng, batch.kwargs_neg),
-            *(self.jumps, self._population(batch.x)),
+            *(self.sampler, batch.chains, self.k_steps, times, rng, batch.kwargs_neg, *jumps)
         )
-        terms = phases_by_formulas(
-            self.model, self.sampler, batch, negatives.x, self.energy_reg_weight
-        ) or self._phases(batch, negatives.x, None)
+        terms = self._phases(batch, negatives.x, None)
         terms.metrics.update(negatives.metrics)
         return terms, self._is_finite(terms)
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastebm.chains.adjusted import ROUND, UNIFORM_SHARE
+from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
 from fastebm.losses.terms import Batch, Terms
-from fastebm.ops.mlp.gradient import mlp_gradient, with_gradient
-from fastebm.ops.mlp.loss import mlp_contrastive_divergence
+from fastebm.ops.mlp.gradient import with_gradient
+from fastebm.ops.mlp.loss import (
+    AdaptedStep,
+    Jumps,
+    mlp_adjusted_contrastive_divergence,
+    mlp_contrastive_divergence,
+)
 from fastebm.ops.mlp.network import Network
+from fastebm.ops.neighbor import queries_of_a_call
 from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.run import observe
-from fastebm.samplers.units import units_of
+from fastebm.samplers.units import closed_box, units_of
 
 
 class LastStepWeights(NamedTuple):
@@ -76,37 +86,77 @@ def terms_by_formulas(
 
 
 @torch.no_grad()
-def phases_by_formulas(
+def points_by_formulas(
     model: Callable[..., Tensor],
     sampler: LangevinDynamics,
     batch: Batch,
-    x_neg: Tensor,
+    k_steps: int,
+    rng: ChainRNG | DeviceRNG,
     energy_reg_weight: float,
-) -> Terms | None:
-    """The loss of ``ContrastiveDivergence`` at the chains' points ``x_neg``, as many as there are
-    data, with its gradient by formulas; None where it must be taken by a graph."""
-    x = batch.x
-    if x.device.type != "cpu" or model is not sampler.model or len(x) != len(x_neg):
+    n_jumps: int = 0,
+    population: Tensor | None = None,
+) -> tuple[Terms, bool] | None:
+    """``run_to_points`` of adjusted chains and the loss of ``ContrastiveDivergence`` at them, with
+    its gradient, by formulas in one operator; None where they must be had step by step, and nothing
+    was done.
+
+    Returns:
+        The terms, with all metrics, and whether energies and points are finite.
+    """
+    step, units = sampler.step_size, units_of(model)
+    if batch.x.device.type != "cpu" or model is not sampler.model or not sampler.adjusted:
         return None
-    both, units = torch.cat([x, x_neg]), units_of(model)
-    both = both if units is None else units.standardize(both)
-    chain = sampler.fused_chain(both, batch.kwargs_pos)
-    if chain is None:
+    noise = sampler.noise_std, sampler.noise_scale, sampler.temperature
+    adaptive = type(step) is AdaptiveStep
+    numbers = noise if adaptive else (step, *noise)
+    if not all(v is None or isinstance(v, (int, float)) for v in numbers) or 0 in noise:
         return None
-    n, network = len(x), chain.network
-    sums = both.new_zeros(sum(w.numel() + len(w) for w in network.weights))
-    e = mlp_gradient(
-        *(network, both.flatten(1)),
-        n_data=n,
-        factor=1 / n,
-        square_factor=2 * energy_reg_weight / n,
-        sums=sums,
+    if not all(_is_own(sampler, name) for name in ("plan", "coefficients")):
+        return None
+    chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
+    if chain is None or k_steps > steps_of_a_call(chain.network, batch.x):
+        return None
+    jumps = _jumps(sampler, n_jumps, population) if n_jumps else None
+    if jumps is not None and jumps.n_centres > queries_of_a_call(population):
+        return None
+    adapts = adaptive and not step.frozen
+    x_neg, e_pos, e_neg, sums, values, finite = mlp_adjusted_contrastive_divergence(
+        *(batch.x, batch.chains, chain.network, k_steps),
+        *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
+        rng.state("cpu"),
+        clamp=sampler.clamp,
+        jumps=jumps,
+        units=units and (units.mean, units.std),
+        energy_reg_weight=energy_reg_weight,
     )
-    means, squares = e.view(2, n).mean(1), e.square().sum() / n
-    std_pos, std_neg = e.view(2, n).std(1, correction=0)
-    pos, neg = means
-    gap = pos - neg
-    metrics = {
+    rng.advance(k_steps - 1)
+    loss, *of_phases, norm, acceptance, jump_acceptance = values
+    metrics = {**_metrics(of_phases), "grad_norm": norm}
+    if k_steps > n_jumps:
+        metrics["acceptance"] = acceptance
+    if n_jumps:
+        metrics["jump_acceptance"] = jump_acceptance
+    if adaptive:
+        metrics["step_size"] = step.value("cpu")
+    loss = with_gradient(loss, chain.network, sums)
+    return Terms(loss, x_neg, metrics, e_pos, e_neg, metrics["energy_neg"]), finite
+
+
+def _adapted(step: AdaptiveStep) -> AdaptedStep:
+    step.value("cpu")  # moves there
+    largest = math.inf if step.largest is None else math.log(step.largest)
+    return AdaptedStep(step.log_step, step.target_acceptance, step.gain, largest, ROUND)
+
+
+def _jumps(sampler: LangevinDynamics, n: int, population: Tensor) -> Jumps:
+    closed = None not in closed_box(sampler.clamp)
+    return Jumps(n, population, *means_and_neighbors(len(population), n), UNIFORM_SHARE * closed)
+
+
+def _metrics(values: list[Tensor]) -> dict[str, Tensor]:
+    """Of what the operators give after the loss, its first six."""
+    pos, neg, std_pos, std_neg, gap, squares = values
+    return {
         "loss_cd": gap,
         "energy_pos": pos,
         "energy_neg": neg,
@@ -115,8 +165,6 @@ def phases_by_formulas(
         "energy_gap": gap,
         "energy_reg": squares,
     }
-    loss = with_gradient(gap + energy_reg_weight * squares, network, sums)
-    return Terms(loss, x_neg, metrics, e[:n], e[n:], neg)
 
 
 def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
@@ -156,19 +204,10 @@ def _terms(
         y_scale=y_scale,
     )
     rng.advance(len(steps) - 1)
-    loss, pos, neg, std_pos, std_neg, gap, squares, norm, share, entropy = values
-    metrics = {
-        "loss_cd": gap,
-        "energy_pos": pos,
-        "energy_neg": neg,
-        "energy_pos_std": std_pos,
-        "energy_neg_std": std_neg,
-        "energy_gap": gap,
-        "energy_reg": squares,
-        "grad_norm": norm,
-        "clamp_share": share,
-    }
+    loss, *of_phases, norm, share, entropy = values
+    metrics = {**_metrics(of_phases), "grad_norm": norm, "clamp_share": share}
+    mean_neg = metrics["energy_neg"]
     if last_step:
-        metrics |= {"kl_energy": neg, "entropy": entropy}
+        metrics |= {"kl_energy": mean_neg, "entropy": entropy}
     loss = with_gradient(loss, network, sums)
-    return Terms(loss, x_neg, metrics, e_pos, e_neg, neg), before, finite
+    return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg), before, finite

@@ -69,7 +69,7 @@ def _search(
     do not depend on one another."""
     search = library.op.nearest_neighbor.default
     n = len(x) if x.dim() and x.device.type == "cpu" and not torch.compiler.is_compiling() else 0
-    rows = _queries_of_a_call(y) if n else 0
+    rows = queries_of_a_call(y) if n else 0
     if n <= rows:
         return library.call(search, x, y, skip, k, scale, offset)
     skips = [None] * n if skip is None else skip.split(rows)
@@ -81,7 +81,8 @@ def _search(
     return distance, index
 
 
-def _queries_of_a_call(y: Tensor) -> int:
+def queries_of_a_call(y: Tensor) -> int:
+    """How many queries one call on a CPU may have, so that Ctrl-C does not wait for it."""
     of_a_query = y.shape[0] * max(16, y[0].numel()) if y.dim() and len(y) else 1
     return max(1, MAX_WORK * torch.get_num_threads() // of_a_query)
 
@@ -112,6 +113,33 @@ def nn_log_distance(
         RuntimeError: as ``nearest_neighbor``, or eps is out of range.
     """
     return library.call(library.op.nn_log_distance.default, x, y, skip, eps, *y_scale)
+
+
+def neighbor_means(y: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Of some samples the means of their k nearest, themselves among them, and the root of their
+    variance (unbiased), averaged over elements, 1e-6 at least; 1 for k = 1. Summed in float64 and
+    rounded once.
+
+    Args:
+        y: (m, D) float32.
+        chosen: (n,) int64, rows of y; on a device they are not looked at.
+        k: 1..16, and at most m.
+
+    Returns:
+        means (n, D) and scales (n,), float32. Of a sample that is not finite the first row of y
+        stands for each neighbour that it lacks. No gradient is recorded.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
+    """
+    means = library.op.neighbor_means.default
+    whole = y.device.type != "cpu" or torch.compiler.is_compiling()
+    rows = len(chosen) if whole else queries_of_a_call(y)
+    if len(chosen) <= rows:
+        return library.call(means, y, chosen, k)
+    parts = zip(*(library.call(means, y, part, k) for part in chosen.split(rows)), strict=True)
+    means, scales = map(torch.cat, parts)
+    return means, scales
 
 
 def check_neighbor(x: Tensor, y: Tensor, skip: Tensor | None, k: int) -> None:
@@ -185,7 +213,7 @@ def _neighbor_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
 def register_operators(namespace: str) -> None:
     """The fakes of one built library, as ``fastebm.ops.langevin.register_operators``."""
     searches = ("nearest_neighbor", "nearest_neighbor_backward", "nn_log_distance")
-    library.record_no_gradient(namespace, *searches)
+    library.record_no_gradient(namespace, *searches, "neighbor_means")
 
     @torch.library.register_fake(f"{namespace}::nearest_neighbor")
     def _(x, y, skip, k, y_scale, y_offset):
@@ -202,6 +230,13 @@ def register_operators(namespace: str) -> None:
         check_neighbor(x, y, skip, 1)
         grad = torch.empty_like(x, memory_format=torch.contiguous_format)
         return x.new_empty(()), grad, x.new_empty(x.shape[:1])
+
+    @torch.library.register_fake(f"{namespace}::neighbor_means")
+    def _(y, chosen, k):
+        torch._check(y.dim() == 2, lambda: f"y must be (m, D), got {tuple(y.shape)}")
+        torch._check(y.dtype == torch.float32, lambda: f"y must be float32, got {y.dtype}")
+        n = chosen.shape[0]
+        return y.new_empty((n, y.shape[1])), y.new_empty(n)
 
 
 register_operators("fastebm")

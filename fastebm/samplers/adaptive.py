@@ -63,11 +63,13 @@ class AdaptiveStep(nn.Module):
         self.register_buffer("log_step", log_step)
         self._bound()
 
-    def value(self, device: torch.device | str) -> Tensor:
-        """The step on a device, 0-d float64; moves there, once."""
+    def value(self, device: torch.device | str) -> float | Tensor:
+        """The step for chains on a device, to which it moves, once: 0-d float64 there, so that
+        nothing waits for it; on a CPU a number, as nothing would."""
         if self.log_step.device != torch.device(device):
             self.log_step = self.log_step.to(device)
-        return self.log_step.exp()
+        step = self.log_step.exp()
+        return step.item() if self.log_step.device.type == "cpu" else step
 
     @torch.no_grad()
     def update(self, acceptance: Tensor, n_proposals: int) -> None:

@@ -152,7 +152,7 @@ class LangevinDynamics:
 
     def coefficients(self, k: int, device: torch.device | str | None = None) -> Coefficients:
         """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,). An adaptive step is
-        a tensor, 0-d, on ``device``, by default where it was last."""
+        what its ``value`` is on ``device``, by default where it was last."""
         step = self.step_size
         if isinstance(step, AdaptiveStep):
             step = step.value(device or step.log_step.device)

@@ -24,11 +24,16 @@ def inner_model(model: Callable) -> Callable:
     return model if units is None else units.energy
 
 
+def closed_box(clamp: Clamp | None) -> tuple[float | None, float | None]:
+    """Both faces, None for one that is nowhere."""
+    lo, hi = clamp or (None, None)
+    return tuple(None if c is None or abs(c) == torch.inf else c for c in (lo, hi))
+
+
 def box_in(model: Callable, clamp: Clamp | None, x: Tensor) -> Faces:
     """The faces of a box of the user's units in those of the chains x (B, *event): each of the
     event's shape, or None."""
-    clamp = tuple(None if c is None or abs(c) == torch.inf else c for c in clamp or (None, None))
-    units = units_of(model)
+    clamp, units = closed_box(clamp), units_of(model)
     if units is not None:
         return units.bounds(clamp)
     full = dict(size=x.shape[1:], dtype=torch.float32, device=x.device)

@@ -32,14 +32,14 @@ def assert_uniform(cells, n_cells):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_number_once_and_where_it_is(device, size):
-    seed, step, row = 2**63 + 7, 11, 2**33
+    seed, step, t, row = 2**63 + 7, 11, 4, 2**33
     slots = torch.cat([torch.arange(-2, 6), torch.randint(0, size, (50,)), torch.tensor([size])])
-    state = ChainRNG(seed, step, row).state(device)
+    state = ChainRNG(seed, step - t, row).state(device)
     for n in (0, 1, size // 3, size):
-        chosen, own = (v.cpu() for v in choose_slots(state, size, n, slots.to(device)))
-        expected = reference.choose_slots(seed, step, row, size, n, slots)
+        chosen, own = (v.cpu() for v in choose_slots(state, size, n, slots.to(device), t=t))
+        expected = reference.choose_slots(seed, step, size, n, slots)
         assert torch.equal(chosen, expected[0]) and torch.equal(own, expected[1])
-        assert torch.equal(choose_slots(state, size, n)[0].cpu(), chosen)
+        assert torch.equal(choose_slots(state, size, n, t=t)[0].cpu(), chosen)
     assert torch.equal(chosen.sort().values, torch.arange(size))
     assert torch.equal(own >= 0, (slots >= 0) & (slots < size))
 
@@ -94,6 +94,7 @@ def test_pairs_in_one_line_are_as_rare_as_others():
         ({"size": 2**40 + 1}, r"size must be in 0\.\.2\^40"),
         ({"n": 6}, r"n must be in 0\.\.5, the size, got 6"),
         ({"n": -1}, r"n must be in 0\.\.5"),
+        ({"t": -1}, r"t must be in 0\.\.2\^32 - 1, got -1"),
         ({"slots": torch.zeros(3)}, r"slots must be a contiguous int64 tensor \(b,\)"),
         ({"slots": torch.zeros(3, 1).long()}, "slots must be a contiguous"),
     ],
@@ -110,7 +111,7 @@ def test_wrong_arguments(change, match, device):
 def test_opcheck_and_compile():
     state, slots = ChainRNG(1).state(), torch.arange(4)
     for last in (slots, None):
-        torch.library.opcheck(library.op.choose_slots.default, (state, 50, 7, last))
+        torch.library.opcheck(library.op.choose_slots.default, (state, 50, 7, last, 3))
 
     def f(rng, slots):
         return choose_slots(rng, 50, 7, slots)[1] + 1

@@ -1,26 +1,13 @@
 // Schema, checks and registration of Metropolis-adjusted chains of a small perceptron.
 #include "langevin/check.h"
 #include "metropolis/check.h"
-#include "mlp/adjusted/adjusted.h"
-#include "mlp/chain/run.h"
+#include "mlp/adjusted/run.h"
 
 namespace fastebm {
 namespace {
 
 const char* const kOp = "mlp_adjusted_chain_";
 constexpr int64_t kNoiseTag = 0x80;
-
-void run_cpu(MlpAdjustedParams p) {
-  const int64_t bytes =
-      mlp_adjusted_scratch_cpu(&p, static_cast<int>(torch::stable::get_num_threads()));
-  Scratch large;
-  p.chain.scratch = kept_scratch<MlpAdjustedParams>(bytes, &large).take(bytes);
-  std::atomic<int64_t> next{0};
-  p.chain.next = &next;
-  torch::stable::parallel_for(0, p.chain.tasks, 1, [&](int64_t begin, int64_t end) {
-    mlp_adjusted_cpu(p, begin, end, nullptr);
-  });
-}
 
 void run_cuda(MlpAdjustedParams p, const Tensor& x) {
   std::optional<DeviceGuard> guard;
@@ -96,7 +83,7 @@ void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance
   chain.step.x = chain.step.out = x.mutable_data_ptr();
   if (batch == 0 || (n_steps == 0 && known)) return;
   if constexpr (kCpu)
-    run_cpu(p);
+    run_mlp_adjusted_cpu(p);
   else
     run_cuda(p, x);
 }

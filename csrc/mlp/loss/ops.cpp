@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "langevin/check.h"
 #include "mlp/chain/run.h"
 #include "mlp/loss/last_step.h"
+#include "mlp/loss/phases.h"
 
 namespace fastebm {
 namespace {
@@ -43,21 +43,6 @@ LangevinParams step_after(const MlpChainParams& chain) {
   return p;
 }
 
-// E(data) - E(chains) and the mean squares, with their gradient in the parameters; and, where it is
-// wanted, dE/dx of the chains.
-MlpGradientParams energies(const Work& work, int64_t n, double energy_reg_weight, bool in_chains) {
-  MlpGradientParams p{};
-  p.summed = true;
-  p.batch = 2 * n;
-  p.n_data = n;
-  p.x = work.both;
-  p.factor = static_cast<float>(1.0 / static_cast<double>(n));
-  p.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
-  p.energy = work.energy;
-  p.grad = in_chains ? work.to_x : nullptr;
-  return p;
-}
-
 // The terms that come through the last step, after its pull(): a gradient in its own gradient.
 MlpGradientParams through_last_step(const Work& work, int64_t n, const float* point) {
   MlpGradientParams p{};
@@ -67,15 +52,6 @@ MlpGradientParams through_last_step(const Work& work, int64_t n, const float* po
   p.v = work.to_grad;
   p.energy = work.energy;
   return p;
-}
-
-std::vector<Tensor> scalars(const Tensor& like, std::initializer_list<double> numbers) {
-  std::vector<Tensor> tensors;
-  for (const double number : numbers) {
-    tensors.push_back(empty_strided_on(like, nullptr, nullptr, 0, aoti_torch_dtype_float32()));
-    *values(tensors.back()) = static_cast<float>(number);
-  }
-  return tensors;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool>
@@ -133,18 +109,13 @@ mlp_contrastive_divergence(
   Scratch large;
   work.lay_out(n, dim, static_cast<char*>(kept_scratch<Work>(bytes, &large).take(bytes)));
   MlpGradientRuns gradient(chain.mlp, 2 * n);
-  Tensor x_neg = empty_as(x), e_pos = floats(x, n), e_neg = floats(x, n);
+  Tensor x_neg = empty_as(x);
   const LastStep last(kOp, work, &gradient, step_after(chain), noise_first, before, &x_neg);
   std::copy_n(values(x), n * dim, work.both);
   std::copy_n(values(x_neg), n * dim, work.both + n * dim);
-  gradient.run(energies(work, n, energy_reg_weight, kl_weight.has_value()));
-  std::copy_n(work.energy, n, values(e_pos));
-  std::copy_n(work.energy + n, n, values(e_neg));
-
-  const Moments pos(values(e_pos), n), neg(values(e_neg), n);
-  const double gap = pos.mean - neg.mean, squares = pos.square + neg.square;
-  double loss = gap, entropy = 0;
-  if (energy_reg_weight != 0) loss += energy_reg_weight * squares;
+  const Phases of = phases(work.both, work.energy, kl_weight ? work.to_x : nullptr, x, &gradient,
+                           energy_reg_weight);
+  double loss = of.loss, entropy = 0;
   if (kl_weight) {
     // The KL term is the energy of the same points: its gradient there is known. By the last
     // step's derivative it is one in that step's own gradient.
@@ -158,15 +129,13 @@ mlp_contrastive_divergence(
     last.pull(static_cast<float>(*kl_weight / static_cast<double>(n)),
               static_cast<float>(entropy_weight), push ? values(*push) : nullptr);
     gradient.run(through_last_step(work, n, last.point()));
-    loss += *kl_weight * neg.mean - entropy_weight * entropy;
+    loss += *kl_weight * of.neg.mean - entropy_weight * entropy;
   }
-  Tensor sums = floats(x, parameter_count(chain.mlp));
-  std::fill_n(values(sums), sums.size(0), 0.0f);
-  gradient.add_to(values(sums));
+  const Tensor sums = parameter_gradient(x, gradient, chain.mlp);
   std::vector<Tensor> metrics =
-      scalars(x, {loss, pos.mean, neg.mean, pos.std, neg.std, gap, squares, last.mean_grad_norm(),
-                  last.clamp_share(), entropy});
-  return {before, x_neg, e_pos, e_neg, sums, metrics, std::isfinite(gap + last.sum())};
+      scalars(x, {loss, of.pos.mean, of.neg.mean, of.pos.std, of.neg.std, of.gap, of.squares,
+                  last.mean_grad_norm(), last.clamp_share(), entropy});
+  return {before, x_neg, of.e_pos, of.e_neg, sums, metrics, std::isfinite(of.gap + last.sum())};
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ constexpr int kRounds = 16, kRoundsOfFew = 64;  // a small table mixes less in a
 constexpr int64_t kFew = 128, kMaxChoice = int64_t{1} << 40;
 
 struct ChoiceParams {
-  const int64_t* rng;  // {key, step, sample id, 0}
+  const int64_t* rng;  // {key, step, not looked at, 0}
+  uint32_t t;          // added to the step
   int64_t size, n, n_slots;
   uint32_t rows, columns;  // from choice_table
   uint64_t inverse;        // of columns: above 2^62 / columns, by 1 at most
@@ -60,10 +61,10 @@ struct ChoiceKey {
 
 // The words 4 block .. of the key.
 FASTEBM_HD void choice_words(const ChoiceParams& p, int block, ChoiceKey* key) {
-  const NoiseKey k{static_cast<uint64_t>(p.rng[0]), static_cast<uint32_t>(p.rng[1]), kChoiceTag};
-  const Words4 w =
-      philox4x32(noise_counter(k, static_cast<uint64_t>(p.rng[2]), static_cast<uint32_t>(block)),
-                 static_cast<uint32_t>(k.key), static_cast<uint32_t>(k.key >> 32));
+  const NoiseKey k{static_cast<uint64_t>(p.rng[0]), static_cast<uint32_t>(p.rng[1]) + p.t,
+                   kChoiceTag};
+  const Words4 w = philox4x32(noise_counter(k, 0, static_cast<uint32_t>(block)),
+                              static_cast<uint32_t>(k.key), static_cast<uint32_t>(k.key >> 32));
   for (int i = 0; i < 4; ++i) key->word[4 * block + i] = w.v[i];
 }
 

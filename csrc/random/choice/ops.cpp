@@ -18,8 +18,8 @@ Tensor int64s_on(const Tensor& t, int64_t n) {
 
 template <bool kCpu>
 std::tuple<Tensor, Tensor> choose_slots(const Tensor& rng, int64_t size, int64_t n,
-                                        const OptionalTensor& slots) {
-  check_stream(kOp, rng, rng, 0, 1, 1);
+                                        const OptionalTensor& slots, int64_t t) {
+  check_stream(kOp, rng, rng, t, 1, 0);
   FASTEBM_CHECK(size >= 0 && size <= kMaxChoice, kOp, ": size must be in 0..2^40, got ", size);
   FASTEBM_CHECK(n >= 0 && n <= size, kOp, ": n must be in 0..", size, ", the size, got ", n);
   ChoiceParams p{};
@@ -37,6 +37,7 @@ std::tuple<Tensor, Tensor> choose_slots(const Tensor& rng, int64_t size, int64_t
   if (values == 0) return {chosen, own};
   choice_table(&p);
   p.rng = static_cast<const int64_t*>(rng.const_data_ptr());
+  p.t = static_cast<uint32_t>(t);
   p.slots = static_cast<const int64_t*>(data_or_null(slots));
   p.chosen = static_cast<int64_t*>(chosen.mutable_data_ptr());
   p.own = static_cast<int64_t*>(own.mutable_data_ptr());
@@ -55,7 +56,9 @@ std::tuple<Tensor, Tensor> choose_slots(const Tensor& rng, int64_t size, int64_t
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
-  m.def("choose_slots(Tensor rng, int size, int n, Tensor? slots) -> (Tensor chosen, Tensor own)");
+  m.def(
+      "choose_slots(Tensor rng, int size, int n, Tensor? slots, int t) -> "
+      "(Tensor chosen, Tensor own)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

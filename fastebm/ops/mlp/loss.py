@@ -1,7 +1,9 @@
-"""Loss and gradient of contrastive divergence on a small perceptron: the operator's wrapper and
-fake."""
+"""Loss and gradient of contrastive divergence on a small perceptron: the operators' wrappers and
+fakes."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,14 +73,104 @@ def mlp_contrastive_divergence(
     )
 
 
+class AdaptedStep(NamedTuple):
+    """A step that follows what is accepted, in place: see ``AdaptiveStep`` of the samplers.
+
+    Attributes:
+        log_step: 0-d float64 on a CPU. largest: that it may be, a logarithm.
+        every: transitions between two changes.
+    """
+
+    log_step: Tensor | None
+    target_acceptance: float
+    gain: float
+    largest: float
+    every: int
+
+
+class Jumps(NamedTuple):
+    """Jumps between the modes of a population.
+
+    Attributes:
+        number: of the transitions, evenly spread.
+        population: (P, *event) float32. n_centres, n_neighbors: of its local means.
+        uniform_share: as in ``population_jump``.
+    """
+
+    number: int
+    population: Tensor | None
+    n_centres: int
+    n_neighbors: int
+    uniform_share: float
+
+
+def mlp_adjusted_contrastive_divergence(
+    x: Tensor,
+    start: Tensor,
+    network: Network,
+    n_steps: int,
+    step_size: float | AdaptedStep,
+    noise: tuple[float | None, float, float],
+    rng: Tensor,
+    *,
+    clamp: Clamp | None = None,
+    jumps: Jumps | None = None,
+    units: tuple[Tensor, Tensor] | None = None,
+    energy_reg_weight: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], bool]:
+    """``n_steps`` transitions of Metropolis-adjusted chains from ``start``, as
+    ``mlp_adjusted_chain_``, then the loss of ``mlp_contrastive_divergence`` without its terms of
+    the last step, and its gradient, by formulas; on a CPU.
+
+    Args:
+        x: (m n, *event) float32, data. start: (n, *event), where the chains start. They are looked
+            at m times in the second half of their steps, the last time in the end.
+        network: the energy, float32 on a CPU.
+        noise: (noise_std, noise_scale, temperature); noise_std None stands for noise_scale *
+            sqrt(2 temperature step).
+        clamp: the box that no proposal may leave.
+        units: mean and std (*event) float32: chains and network are in units of
+            ``(x - mean) / std``, all else is in those of x.
+
+    Returns:
+        The chains' points (m n, *event), time after time, the energies (m n,) of data and points,
+        the gradient (P,) as ``mlp_gradient`` sums it, ten 0-d values (the first seven as those of
+        ``mlp_contrastive_divergence``, gradient norm in the end, mean acceptance probability of the
+        Langevin proposals, share of the jumps that were accepted), and whether energies and points
+        are finite.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
+    """
+    adapted = step_size if isinstance(step_size, AdaptedStep) else AdaptedStep(None, 0, 0, 0, 1)
+    return library.call(
+        library.op.mlp_adjusted_contrastive_divergence.default,
+        *(x, start, network.weights, network.biases),
+        *(network.activation_index, network.beta, network.threshold, n_steps),
+        *(0.0 if adapted is step_size else step_size, *noise, *adapted, rng),
+        *(*(clamp or (None, None)), *(jumps or Jumps(0, None, 0, 0, 0.0))),
+        *(*(units or (None, None)), energy_reg_weight),
+    )
+
+
 @torch.library.register_fake("fastebm::mlp_contrastive_divergence")
 def _(x, start, weights, *rest):
+    return torch.empty_like(x), torch.empty_like(x), *_phases(x, weights)
+
+
+@torch.library.register_fake("fastebm::mlp_adjusted_contrastive_divergence")
+def _(x, start, weights, *rest):
+    return torch.empty_like(x), *_phases(x, weights)
+
+
+def _phases(x: Tensor, weights: list[Tensor]) -> tuple:
     torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, *event)")
     torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
     e_pos, e_neg = (x.new_empty(x.shape[0]) for _ in range(2))
     sums = x.new_empty(sum(w.numel() + len(w) for w in weights))
-    metrics = [x.new_empty(()) for _ in range(10)]
-    return torch.empty_like(x), torch.empty_like(x), e_pos, e_neg, sums, metrics, True
+    return e_pos, e_neg, sums, [x.new_empty(()) for _ in range(10)], True
 
 
-library.record_no_gradient("fastebm", "mlp_contrastive_divergence")
+library.record_no_gradient(
+    "fastebm", "mlp_contrastive_divergence", "mlp_adjusted_contrastive_divergence"
+)

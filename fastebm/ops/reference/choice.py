@@ -13,16 +13,14 @@ from fastebm.rng import CHOICE
 _LOW = 0xFFFFFFFF
 
 
-def choose_slots(
-    seed: int, step: int, sample_id: int, size: int, n: int, slots: Tensor
-) -> tuple[Tensor, Tensor]:
+def choose_slots(seed: int, step: int, size: int, n: int, slots: Tensor) -> tuple[Tensor, Tensor]:
     """The first ``n`` values of a random permutation of 0 .. size - 1, int64 (n,), and where among
     them ``slots`` are, or -1. Every number is a cell of a table; rounds shift its columns and its
     rows in turn, each by an amount of its own."""
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
     rounds = 64 if size < 128 else 16
-    key = words(seed, step, torch.tensor([sample_id]), rounds, CHOICE).flatten()
+    key = words(seed, step, torch.tensor([0]), rounds, CHOICE).flatten()
     cells = torch.arange(rows * columns)
     row, column = cells // columns, cells % columns
     for down, right in key.view(-1, 2):
