@@ -17,7 +17,7 @@ from fastebm.ops.metropolis import population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.network import Network
-from fastebm.ops.neighbor import nn_log_distance
+from fastebm.ops.neighbor import neighbor_means, nn_log_distance
 from fastebm.rng import ChainRNG
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -51,6 +51,8 @@ def neighbors(rng: Tensor) -> None:
             distance, _ = nearest_neighbor(x, y, skip=skip, k=3)
             distance.sum().backward()
             nn_log_distance(x.detach(), y, skip, 0.1)
+    for dim in (3, 300):
+        neighbor_means(torch.rand(70, dim).to(rng.device), torch.arange(9, device=rng.device), 4)
 
 
 def replay(rng: Tensor) -> None:

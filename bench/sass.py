@@ -133,6 +133,10 @@ WAYS = {
             stored(4), loop="STG"),
         Way("entropy's value, float32", "log_mean_kernel<float"),
     ),
+    "neighbor_means_cuda.cu": (
+        Way("samples whose neighbours are sought", "chosen_kernel"),
+        Way("means of neighbours", "neighbor_means_kernel"),
+    ),
     "mlp_chain_float_cuda.cu": (
         Way("chain, float32, inner products", "float_chain_kernel<4, 8", "FFMA", each("FFMA"),
             loop="FFMA"),

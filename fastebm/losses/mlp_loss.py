@@ -120,7 +120,7 @@ def points_by_formulas(
     if jumps is not None and jumps.n_centres > queries_of_a_call(population):
         return None
     adapts = adaptive and not step.frozen
-    x_neg, e_pos, e_neg, sums, values, finite = mlp_adjusted_contrastive_divergence(
+    x_neg, e_pos, e_neg, sums, values, finite, log_step = mlp_adjusted_contrastive_divergence(
         *(batch.x, batch.chains, chain.network, k_steps),
         *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
         rng.state("cpu"),
@@ -130,6 +130,8 @@ def points_by_formulas(
         energy_reg_weight=energy_reg_weight,
     )
     rng.advance(k_steps - 1)
+    if adapts:
+        step.log_step.copy_(log_step)
     loss, *of_phases, norm, acceptance, jump_acceptance = values
     metrics = {**_metrics(of_phases), "grad_norm": norm}
     if k_steps > n_jumps:
@@ -143,9 +145,8 @@ def points_by_formulas(
 
 
 def _adapted(step: AdaptiveStep) -> AdaptedStep:
-    step.value("cpu")  # moves there
     largest = math.inf if step.largest is None else math.log(step.largest)
-    return AdaptedStep(step.log_step, step.target_acceptance, step.gain, largest, ROUND)
+    return AdaptedStep(step.log_step.item(), step.target_acceptance, step.gain, largest, ROUND)
 
 
 def _jumps(sampler: LangevinDynamics, n: int, population: Tensor) -> Jumps:

@@ -141,7 +141,7 @@ def test_log_likelihood_of_a_gaussian_is_found():
 def test_best_rival_is_the_least_kl_that_did_not_diverge(tmp_path):
     store, plan = auto_cells.Store(tmp_path / "cells.jsonl"), auto_plan.Plan("x")
     cells = plan.candidates("ring", auto_rivals.DEMO)
-    assert len(cells) == 8 and len(plan.candidates("ring", auto_rivals.FAIR)) == 8
+    assert len(cells) == 20 and len(plan.candidates("ring", auto_rivals.FAIR)) == 20
     for i, cell in enumerate(cells):
         store.add(cell, {"kl": None if i == 0 else 1.0 + i, "diverged": "so" if i < 3 else None})
     best = plan.best(store, "ring", auto_rivals.DEMO)

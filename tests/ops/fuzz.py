@@ -91,7 +91,10 @@ def choice(r):
     size = r.choice([1, 5, 127, 128, 5000, 2**40])
     slots = f"whole({r.randrange(99)}, -2, {size + 2}, {r.randrange(20)})"
     n, rng = r.randrange(min(size, 40) + 1), stream(r, 1)["rng"]
-    return {"rng": rng, "size": str(size), "n": str(n), "slots": r.choice(["None", slots])}
+    return {
+        **{"rng": rng, "size": str(size), "n": str(n), "slots": r.choice(["None", slots])},
+        "t": str(r.choice([0, 5])),
+    }
 
 
 def references(r, m, shape):
@@ -231,6 +234,33 @@ def loss(r):
     return {**points, **network(r, math.prod(shape)), **common, **term}
 
 
+def means(r):
+    m, d, n = r.randrange(1, 60), r.randrange(1, 20), r.randrange(20)
+    chosen, k = f"whole({r.randrange(99)}, 0, {m}, {n})", r.randrange(1, min(m, 16) + 1)
+    return {"y": floats(r, m, d) + r.choice(LAWS), "chosen": chosen, "k": str(k)}
+
+
+def adjusted_loss(r):
+    n, d, steps, times = r.randrange(1, 20), r.randrange(1, 20), r.randrange(2, 7), r.choice([1, 2])
+    size, faces = (
+        r.randrange(2, 60),
+        r.choice([("None", "None"), ("-2.0", "None"), ("-2.0", "3.0")]),
+    )
+    step = {"step_size": "0.1", "noise_std": r.choice(["None", "0.3"]), "noise_scale": "1.0"}
+    step |= {"temperature": "0.5", "log_step": r.choice(["None", "-1.0"]), "gain": "0.05"}
+    step |= {"target_acceptance": "0.7", "largest": "0.0", "round": str(r.randrange(1, 4))}
+    share = r.choice(["0.0", "0.1"]) if "None" not in faces else "0.0"
+    jumps = {"n_jumps": str(r.randrange(steps + 1)), "population": floats(r, size, d)}
+    jumps |= {"n_centres": str(min(size, 16)), "n_neighbors": str(min(size, 3))}
+    units = {"mean": floats(r, d), "std": f"{floats(r, d)}.abs()"}
+    points = {"x": floats(r, n * times, d), "start": floats(r, n, d), "n_steps": str(steps)}
+    return {
+        **{**points, **network(r, d), **step, **stream(r, n), **jumps, "uniform_share": share},
+        **{**r.choice([units, {"mean": "None", "std": "None"}]), "energy_reg_weight": "0.1"},
+        **dict(zip(("lo", "hi"), faces, strict=True)),
+    }
+
+
 CALLS = {
     "langevin_step_": lambda r: step(r, True),
     "langevin_step": lambda r: step(r, False),
@@ -241,12 +271,14 @@ CALLS = {
     "nearest_neighbor": search,
     "nn_log_distance": search,
     "nearest_neighbor_backward": search_backward,
+    "neighbor_means": means,
     "replay_gather": gather,
     "mlp_chain_": chain,
     "mlp_adjusted_chain_": adjusted,
     "population_jump": jump,
     "mlp_gradient": gradient,
     "mlp_contrastive_divergence": loss,
+    "mlp_adjusted_contrastive_divergence": adjusted_loss,
 }
 
 # What an argument is changed to, by its type. A valid n_steps or n that is large takes for ever.

@@ -11,7 +11,7 @@ from fastebm.ops.metropolis import population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
-from fastebm.ops.mlp.loss import mlp_contrastive_divergence
+from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contrastive_divergence
 from fastebm.ops.mlp.network import Network
 
 RNG = ChainRNG(0).state()
@@ -117,6 +117,11 @@ def test_the_operator_itself_refuses_what_torch_does():
         assert torch.equal(x, torch.zeros(2))
 
 
+def adjusted_loss(x, n_steps=2, rng=RNG):
+    noise = None, 1.0, 1.0
+    return mlp_adjusted_contrastive_divergence(x, x, network(), n_steps, 0.1, noise, rng)
+
+
 X = torch.randn(6, 2)
 FUNCTIONS = {
     "langevin_step, x": lambda v: ops.langevin_step(v, X, 0.1, 0.0, RNG),
@@ -133,7 +138,9 @@ FUNCTIONS = {
     "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
     "mlp_adjusted_chain_": lambda v: adjusted(v.clone()),
     "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
+    "neighbor_means": lambda v: neighbor.neighbor_means(v, torch.arange(3), 2)[0],
     "mlp_gradient": lambda v: mlp_gradient(network(), v),
+    "mlp_adjusted_contrastive_divergence": lambda v: adjusted_loss(v)[0],
     "mlp_contrastive_divergence": lambda v: mlp_contrastive_divergence(
         X, X, network()._replace(weights=[v[:4], torch.ones(1, 4)]), 1, 0.1, 0.1, RNG
     )[4],
@@ -201,6 +208,8 @@ def test_a_chain_that_would_pass_the_end_does_not_begin():
     with pytest.raises(RuntimeError, match="rng is at 4294967294, t is 0, for 3 steps"):
         rng = ChainRNG(0, 2**32 - 2).state()
         mlp_contrastive_divergence(x, x, network(), 2, 0.1, 0.1, rng)
+    with pytest.raises(RuntimeError, match="rng is at 4294967294, t is 0, for 3 steps"):
+        adjusted_loss(x, 3, rng)
     assert torch.equal(x, torch.zeros(3, 2))
 
 

@@ -12,6 +12,8 @@ from fastebm import (
     ContrastiveDivergence,
     ImprovedContrastiveDivergence,
     LangevinDynamics,
+    PersistentContrastiveDivergence,
+    ReplayBuffer,
 )
 from fastebm.ops import choice, langevin, neighbor
 
@@ -43,11 +45,23 @@ def formulas(batch):
     return results
 
 
+def adjusted_formulas(batch):
+    """By adjusted chains with jumps, in one operator."""
+    layers = nn.Linear(8, 40), nn.SiLU(), nn.Linear(40, 16), nn.SiLU(), nn.Linear(16, 1)
+    model, x = nn.Sequential(*layers), torch.randn(batch, 8)
+    sampler = LangevinDynamics(model, "auto", adjusted=True, clamp=(-5.0, 5.0))
+    buffer = ReplayBuffer(8000, 8, seed=0)
+    loss = PersistentContrastiveDivergence(model, sampler, buffer, 4, jumps=2)
+    out = loss(x, seed=1)
+    return [out.loss, out.x_neg, *torch.autograd.grad(out.loss, model.parameters())]
+
+
 CASES = {
     "Langevin step": langevin_steps,
     "direct search": lambda: neighbors(9000, 700, 6),
     "search by tiles": lambda: neighbors(700, 900, 100),
     **{f"formulas, {n}": functools.partial(formulas, n) for n in (50, 65, 128, 1000, 7000)},
+    **{f"adjusted chains, {n}": functools.partial(adjusted_formulas, n) for n in (50, 128, 1000)},
     "choice": lambda: choice.choose_slots(
         ChainRNG(1).state(), 20_000, 9000, torch.randint(20_000, (200,))
     ),

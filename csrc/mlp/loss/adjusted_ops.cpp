@@ -69,51 +69,28 @@ Units checked_units(const OptionalTensor& means, const OptionalTensor& stds, con
   return units;
 }
 
-// The step size, and how it follows what is accepted: AdaptiveStep of the samplers. sigma is
-// noise_std, or noise_scale sqrt(2 temperature step).
-class Step {
- public:
-  Step(double size, std::optional<double> noise_std, double noise_scale, double temperature,
-       const OptionalTensor& log_step, double target, double gain, double largest)
-      : size_(size),
-        noise_std_(noise_std),
-        noise_scale_(noise_scale),
-        temperature_(temperature),
-        target_(target),
-        gain_(gain),
-        largest_(largest) {
-    if (!log_step) return;
-    FASTEBM_CHECK(log_step->scalar_type() == ScalarType::Double && log_step->dim() == 0, kOp,
-                  ": log_step must be a 0-d float64 tensor");
-    Tensor written = *log_step;
-    check_written(kOp, "log_step", written);
-    log_ = static_cast<double*>(written.mutable_data_ptr());
-  }
+// The step size, and how its logarithm follows what is accepted: AdaptiveStep of the samplers.
+// sigma is noise_std, or noise_scale sqrt(2 temperature step).
+struct Step {
+  double size;
+  std::optional<double> noise_std;
+  double noise_scale, temperature;
+  std::optional<double> log;  // of a step that adapts; then size is not looked at
+  double target, gain, largest;
 
-  bool adapts() const { return log_; }
   // Of the transitions to come, in `p`.
   void set(const Tensor& x, LangevinParams* p) const {
-    const double step = log_ ? std::exp(*log_) : size_;
-    const double sigma =
-        noise_std_ ? *noise_std_ : noise_scale_ * std::sqrt(2 * temperature_ * step);
+    const double step = log ? std::exp(*log) : size;
+    const double sigma = noise_std ? *noise_std : noise_scale * std::sqrt(2 * temperature * step);
     check_coefficient(kOp, "step_size", step, x);
-    check_coefficient(kOp, "noise_std", sigma, x);
-    FASTEBM_CHECK(static_cast<float>(sigma) > 0, kOp, ": noise must be > 0, also in float32, got ",
-                  sigma);
+    FASTEBM_CHECK(static_cast<float>(sigma) > 0 && sigma < kInfinity, kOp,
+                  ": noise must be finite and > 0, also in float32, got ", std::abs(sigma));
     p->step_size = step;
     p->noise_std = sigma;
   }
-  void follow(double acceptance, int64_t proposals) const {
-    const double log = *log_ + gain_ * static_cast<double>(proposals) * (acceptance - target_);
-    *log_ = std::min(log, largest_);
+  void follow(double acceptance, int64_t proposals) {
+    log = std::min(*log + gain * static_cast<double>(proposals) * (acceptance - target), largest);
   }
-
- private:
-  double size_;
-  std::optional<double> noise_std_;
-  double noise_scale_, temperature_;
-  double* log_ = nullptr;
-  double target_, gain_, largest_;
 };
 
 // Local means of the population, drawn by seed and step.
@@ -133,12 +110,12 @@ std::tuple<Tensor, Tensor> modes_of(const Tensor& population, const Tensor& rng,
   return means_of_neighbors_cpu(population, chosen, n_neighbors);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool>
+std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool, Tensor>
 mlp_adjusted_contrastive_divergence(
     const Tensor& x_in, const Tensor& start_in, const std::vector<Tensor>& weights,
     const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
     int64_t n_steps, double step_size, std::optional<double> noise_std, double noise_scale,
-    double temperature, OptionalTensor log_step, double target_acceptance, double gain,
+    double temperature, std::optional<double> log_step, double target_acceptance, double gain,
     double largest, int64_t round, const Tensor& rng, std::optional<double> lo,
     std::optional<double> hi, int64_t n_jumps, const OptionalTensor& population, int64_t n_centres,
     int64_t n_neighbors, double uniform_share, const OptionalTensor& means,
@@ -158,8 +135,8 @@ mlp_adjusted_contrastive_divergence(
                 ", got ", n_jumps);
   check_finite(kOp, "energy_reg_weight", energy_reg_weight);
   const Units units = checked_units(means, stds, x);
-  const Step step(step_size, noise_std, noise_scale, temperature, log_step, target_acceptance, gain,
-                  largest);
+  Step step{step_size, noise_std,         noise_scale, temperature,
+            log_step,  target_acceptance, gain,        largest};
 
   Tensor points = rows_of_floats(x, n, dim);
   std::vector<Tensor> kept;
@@ -207,7 +184,7 @@ mlp_adjusted_contrastive_divergence(
   const int64_t thin = std::max<int64_t>(1, n_steps / (2 * times));
   std::set<int64_t> cuts{n_steps};
   if (last_jump > 0) cuts.insert(last_jump);
-  for (int64_t k = round; step.adapts() && k < n_steps; k += round) cuts.insert(k);
+  for (int64_t k = round; step.log && k < n_steps; k += round) cuts.insert(k);
   for (int64_t i = 1; i < times; ++i) cuts.insert(n_steps - i * thin);
   float* seen = values(both) + all * dim;
   int64_t begin = 0, proposals = 0;
@@ -223,7 +200,7 @@ mlp_adjusted_contrastive_divergence(
     proposals += end - begin - (p.every ? end / every - begin / every : 0);
     const int64_t back = n_steps - end;
     if (back % thin == 0 && back / thin < times) seen = std::copy_n(values(points), n * dim, seen);
-    if (step.adapts() && proposals && (end % round == 0 || end == n_steps)) {
+    if (step.log && proposals && (end % round == 0 || end == n_steps)) {
       const double sum = mean(values(accepted), n);
       step.follow((sum - before) / static_cast<double>(proposals), proposals);
       before = sum;
@@ -248,9 +225,10 @@ mlp_adjusted_contrastive_divergence(
       scalars(x, {of.loss, of.pos.mean, of.neg.mean, of.pos.std, of.neg.std, of.gap, of.squares,
                   norm / static_cast<double>(n), share(0, n_steps - n_jumps), share(1, n_jumps)});
   const double sum = sum_of(all * dim, [&](int64_t i) { return values(x_neg)[i]; });
-  return {x_neg,    of.e_pos,
-          of.e_neg, parameter_gradient(x, gradient, chain.mlp),
-          metrics,  std::isfinite(of.gap + sum)};
+  const Tensor sums = parameter_gradient(x, gradient, chain.mlp);
+  Tensor last = empty_strided_on(x, nullptr, nullptr, 0, aoti_torch_dtype_float64());
+  *static_cast<double*>(last.mutable_data_ptr()) = step.log.value_or(std::log(step_size));
+  return {x_neg, of.e_pos, of.e_neg, sums, metrics, std::isfinite(of.gap + sum), last};
 }
 
 }  // namespace
@@ -260,10 +238,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "mlp_adjusted_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, "
       "Tensor?[] biases, int activation, float beta, float threshold, int n_steps, "
       "float step_size, float? noise_std, float noise_scale, float temperature, "
-      "Tensor(a!)? log_step, float target_acceptance, float gain, float largest, int round, "
+      "float? log_step, float target_acceptance, float gain, float largest, int round, "
       "Tensor rng, float? lo, float? hi, int n_jumps, Tensor? population, int n_centres, "
       "int n_neighbors, float uniform_share, Tensor? mean, Tensor? std, float energy_reg_weight) "
-      "-> (Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor[] metrics, bool finite)");
+      "-> (Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor[] metrics, bool finite, "
+      "Tensor log_step)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

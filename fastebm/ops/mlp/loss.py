@@ -74,14 +74,14 @@ def mlp_contrastive_divergence(
 
 
 class AdaptedStep(NamedTuple):
-    """A step that follows what is accepted, in place: see ``AdaptiveStep`` of the samplers.
+    """A step that follows what is accepted: see ``AdaptiveStep`` of the samplers.
 
     Attributes:
-        log_step: 0-d float64 on a CPU. largest: that it may be, a logarithm.
+        log_step: where it is. largest: what it may be at most, a logarithm as well.
         every: transitions between two changes.
     """
 
-    log_step: Tensor | None
+    log_step: float | None
     target_acceptance: float
     gain: float
     largest: float
@@ -117,7 +117,7 @@ def mlp_adjusted_contrastive_divergence(
     jumps: Jumps | None = None,
     units: tuple[Tensor, Tensor] | None = None,
     energy_reg_weight: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], bool]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor], bool, Tensor]:
     """``n_steps`` transitions of Metropolis-adjusted chains from ``start``, as
     ``mlp_adjusted_chain_``, then the loss of ``mlp_contrastive_divergence`` without its terms of
     the last step, and its gradient, by formulas; on a CPU.
@@ -136,8 +136,8 @@ def mlp_adjusted_contrastive_divergence(
         The chains' points (m n, *event), time after time, the energies (m n,) of data and points,
         the gradient (P,) as ``mlp_gradient`` sums it, ten 0-d values (the first seven as those of
         ``mlp_contrastive_divergence``, gradient norm in the end, mean acceptance probability of the
-        Langevin proposals, share of the jumps that were accepted), and whether energies and points
-        are finite.
+        Langevin proposals, share of the jumps that were accepted), whether energies and points are
+        finite, and the logarithm of the step in the end, 0-d float64.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
@@ -160,7 +160,7 @@ def _(x, start, weights, *rest):
 
 @torch.library.register_fake("fastebm::mlp_adjusted_contrastive_divergence")
 def _(x, start, weights, *rest):
-    return torch.empty_like(x), *_phases(x, weights)
+    return torch.empty_like(x), *_phases(x, weights), x.new_empty((), dtype=torch.float64)
 
 
 def _phases(x: Tensor, weights: list[Tensor]) -> tuple:
