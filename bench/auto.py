@@ -6,9 +6,9 @@ Parts:
                    or looked at with and 5 that were not: KL(data || model) on a grid, MMD^2 of
                    chains from noise to test samples, the share of them on a mode or curve, seconds
                    of processor time. Rivals (`auto_rivals`): the best by KL on seed 0 of 4 methods
-                   x 2 steps with the demo's settings, and of the 2 with an energy penalty x 2 x 2
-                   rates given the rule's optimiser, average, batch and units; then 3 seeds (5 of
-                   the rule), and both again with as many steps as fit in the rule's time
+                   x 5 steps with the demo's settings, and of the 2 with an energy penalty x 5 x 2
+                   rates given the rule's optimiser, average, batch and units; then 5 seeds of
+                   each, and one of both with as many steps as fit in the rule's time
   extremes         the rule from absurd steps and rates, on data times 0.01 and 100
   turned           two laws turned by 45 degrees, where coordinates do not decouple
   high             8 Gaussians in 10-D and 50-D: what the modes hold
@@ -17,7 +17,7 @@ Parts:
                    twice the KL of the best of 4 rivals
 Each run is kept in runs/auto/cells.jsonl as soon as it is done, and none is run twice: an
 interrupted bench goes on where it was. Of the rule, runs by other code than the present are run
-again. On 2 cores about 25 minutes for the rule and 45 for the rivals.
+again. On 2 cores about 40 minutes for the rule and 80 for the rivals.
 """
 
 from __future__ import annotations

@@ -132,14 +132,12 @@ class Plan:
     # What the rule has to bear
 
     def extremes(self, name: str) -> dict[str, list[Cell]]:
-        seeds = range(1)
-        found = {
-            f"step {e['step_size']:g}, lr {e['lr']:g}": [self.auto(name, s, **e) for s in seeds]
-            for e in EXTREMES
+        changes = {f"step {e['step_size']:g}, lr {e['lr']:g}": e for e in EXTREMES}
+        changes |= {f"data x {scale:g}": {"scale": scale} for scale in SCALES}
+        return {
+            words: [self.auto(name, seed, **more) for seed in self.seeds]
+            for words, more in changes.items()
         }
-        for scale in SCALES:
-            found[f"data x {scale:g}"] = [self.auto(name, 0, scale=scale)]
-        return found
 
     def turned(self, store: Store, name: str) -> dict[str, list[Cell]]:
         """With the rivals that are the best where nothing is turned."""
