@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from fastebm.chains.adjusted import ROUND, UNIFORM_SHARE
 from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
+from fastebm.energies.standardized import Standardized
 from fastebm.losses.terms import Batch, Terms
 from fastebm.ops.mlp.gradient import with_gradient
 from fastebm.ops.mlp.loss import (
@@ -113,6 +113,8 @@ def points_by_formulas(
         return None
     if not all(_is_own(sampler, name) for name in ("plan", "coefficients")):
         return None
+    if type(units) not in (type(None), Standardized):
+        return None
     chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
     if chain is None or k_steps > steps_of_a_call(chain.network, batch.x):
         return None
@@ -126,7 +128,7 @@ def points_by_formulas(
         rng.state("cpu"),
         clamp=sampler.clamp,
         jumps=jumps,
-        units=units and (units.mean, units.std),
+        units=units and (units.mean.float(), units.std.float()),
         energy_reg_weight=energy_reg_weight,
     )
     rng.advance(k_steps - 1)
@@ -145,8 +147,8 @@ def points_by_formulas(
 
 
 def _adapted(step: AdaptiveStep) -> AdaptedStep:
-    largest = math.inf if step.largest is None else math.log(step.largest)
-    return AdaptedStep(step.log_step.item(), step.target_acceptance, step.gain, largest, ROUND)
+    log_step = step.log_step.item()
+    return AdaptedStep(log_step, step.target_acceptance, step.gain, *step.log_bounds, ROUND)
 
 
 def _jumps(sampler: LangevinDynamics, n: int, population: Tensor) -> Jumps:

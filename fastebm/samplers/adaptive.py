@@ -12,6 +12,7 @@ from fastebm.arguments import Setting, one_of, optional, share
 from fastebm.samplers.settings import number, setting
 
 _above_zero = partial(number, above_zero=True)
+_BOUNDS = 1e-30, 1e30  # of any step: its noise is a number in float32, and not zero
 
 
 class AdaptiveStep(nn.Module):
@@ -30,7 +31,7 @@ class AdaptiveStep(nn.Module):
         gain: of a proposal.
         largest: no step is larger. Of standardised data take 0.5, half the variance of a
             coordinate: what is accepted at larger ones is refused once the energy has sharpened.
-            None: any.
+            None: any up to 1e30. None is smaller than 1e-30.
 
     Attributes:
         frozen: True: the step stays as it is, and the chains' law is exact. May be set at any time.
@@ -86,9 +87,14 @@ class AdaptiveStep(nn.Module):
         other.frozen, other._buffers = True, self._buffers
         return other
 
+    @property
+    def log_bounds(self) -> tuple[float, float]:
+        """What ``log_step`` may be."""
+        least, largest = _BOUNDS
+        return math.log(least), math.log(min(largest, self.largest or largest))
+
     def _bound(self) -> None:
-        if self.largest is not None:
-            self.log_step.clamp_(max=math.log(self.largest))
+        self.log_step.clamp_(*self.log_bounds)
 
     def __float__(self) -> float:
         return math.exp(float(self.log_step))

@@ -132,6 +132,32 @@ def test_what_it_leaves_to_others(options, operator):
     assert pcd(**options)(normal(60, 2), seed=1).loss.isfinite() and not operator
 
 
+def test_units_of_other_types_and_views(operator):
+    data, wanted = normal(60, 2, 3), pcd(shape=(2, 3), units=True)
+    mean, std = wanted.model.mean, wanted.model.std
+    out = wanted(data, seed=1)
+    for change in (lambda t: t.double(), lambda t: t.T.contiguous().T):
+        criterion = pcd(shape=(2, 3), units=True)
+        criterion.model.mean, criterion.model.std = change(mean), change(std)
+        assert torch.equal(criterion(data, seed=1).x_neg, out.x_neg)
+    assert len(operator) == 3
+
+
+def test_units_of_a_subclass_are_its_own_affair(operator):
+    class Doubled(Standardized):
+        def standardize(self, x):
+            return 2 * super().standardize(x)
+
+        def restore(self, z):
+            return super().restore(z / 2)
+
+    criterion = pcd(clamp=None)
+    model = Doubled(criterion.model, normal(50, 2))
+    criterion.model = criterion.sampler.model = model
+    criterion(normal(60, 2), seed=1)
+    assert not operator
+
+
 def test_a_frozen_step_stays(operator):
     step = AdaptiveStep(0.3)
     step.frozen = True
@@ -174,6 +200,7 @@ def arguments(**changed):
         "log_step": -1.0,
         "target_acceptance": 0.7,
         "gain": 0.05,
+        "least": -9.0,
         "largest": 0.0,
         "round": 2,
         "rng": ChainRNG(1).state(),
@@ -217,7 +244,7 @@ def test_errors():
     fails("noise must be finite and > 0, also in float32, got 0", noise_std=0.0)
     fails("noise must be finite and > 0, also in float32, got nan", temperature=-1.0)
     fails("mean and std must be given together", std=None)
-    fails("std must be contiguous, of the shape of a sample", std=torch.ones(2))
+    fails("std must have the shape of a sample", std=torch.ones(2))
     fails(r"population must be \(P, \*event\), P >= 2, for jumps", population=None)
     fails("population must be float32, got Double", population=torch.randn(40, 3).double())
     fails("n_centres must be in 2..40, got 41", n_centres=41)

@@ -248,7 +248,12 @@ def adjusted_loss(r):
     )
     step = {"step_size": "0.1", "noise_std": r.choice(["None", "0.3"]), "noise_scale": "1.0"}
     step |= {"temperature": "0.5", "log_step": r.choice(["None", "-1.0"]), "gain": "0.05"}
-    step |= {"target_acceptance": "0.7", "largest": "0.0", "round": str(r.randrange(1, 4))}
+    step |= {
+        "target_acceptance": "0.7",
+        "largest": "0.0",
+        "least": "-9.0",
+        "round": str(r.randrange(1, 4)),
+    }
     share = r.choice(["0.0", "0.1"]) if "None" not in faces else "0.0"
     jumps = {"n_jumps": str(r.randrange(steps + 1)), "population": floats(r, size, d)}
     jumps |= {"n_centres": str(min(size, 16)), "n_neighbors": str(min(size, 3))}

@@ -33,6 +33,21 @@ def test_no_step_is_above_the_largest():
     assert float(step) == pytest.approx(0.5 * math.exp(-0.2))
 
 
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_no_step_leaves_what_float32_holds(backend):
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    for acceptance, end in ((1.0, 1e30), (0.0, 1e-30)):
+        step = AdaptiveStep(0.1, gain=1.0)
+        step.update(torch.tensor(acceptance), 1000)
+        assert float(step) == pytest.approx(end)
+        sampler = LangevinDynamics(net, step, adjusted=True, backend=backend)
+        assert sampler.sample(torch.randn(8, 2), 3, seed=0).isfinite().all()
+        buffer = ReplayBuffer(64, 2, seed=1)
+        loss = PersistentContrastiveDivergence(net, sampler, buffer, k_steps=3)
+        assert loss(torch.randn(8, 2), seed=0).loss.isfinite()
+        assert 1e-30 * (1 - 1e-9) <= float(step) <= 1e30 * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("initial, adjusted", [(1e-6, True), (1e6, True), (1e-3, False)])
 def test_a_gaussian_gets_the_acceptance_asked_for(initial, adjusted):
     step = AdaptiveStep(initial, target_acceptance=0.8, gain=0.15)

@@ -54,18 +54,19 @@ Tensor rows_of_floats(const Tensor& like, int64_t rows, int64_t columns) {
   return empty_strided_on(like, sizes, strides, 2, aoti_torch_dtype_float32());
 }
 
-Units checked_units(const OptionalTensor& means, const OptionalTensor& stds, const Tensor& x) {
+Units checked_units(const OptionalTensor& means, const OptionalTensor& stds, const Tensor& x,
+                    std::vector<Tensor>* kept) {
   FASTEBM_CHECK(means.has_value() == stds.has_value(), kOp,
                 ": mean and std must be given together");
   Units units{nullptr, nullptr, sample_dim(x)};
   if (!means) return units;
   for (const auto& [what, t] : {std::pair("mean", &*means), std::pair("std", &*stds)}) {
     check_float32(kOp, what, *t, x);
-    FASTEBM_CHECK(t->numel() == units.dim && t->is_contiguous(), kOp, ": ", what,
-                  " must be contiguous, of the shape of a sample");
+    FASTEBM_CHECK(t->numel() == units.dim, kOp, ": ", what, " must have the shape of a sample");
+    kept->push_back(dense(*t));
   }
-  units.mean = values(*means);
-  units.std = values(*stds);
+  units.mean = values(std::as_const((*kept)[0]));
+  units.std = values(std::as_const((*kept)[1]));
   return units;
 }
 
@@ -76,7 +77,7 @@ struct Step {
   std::optional<double> noise_std;
   double noise_scale, temperature;
   std::optional<double> log;  // of a step that adapts; then size is not looked at
-  double target, gain, largest;
+  double target, gain, least, largest;
 
   // Of the transitions to come, in `p`.
   void set(const Tensor& x, LangevinParams* p) const {
@@ -89,7 +90,8 @@ struct Step {
     p->noise_std = sigma;
   }
   void follow(double acceptance, int64_t proposals) {
-    log = std::min(*log + gain * static_cast<double>(proposals) * (acceptance - target), largest);
+    log = *log + gain * static_cast<double>(proposals) * (acceptance - target);
+    log = std::min(std::max(*log, least), largest);
   }
 };
 
@@ -116,7 +118,7 @@ mlp_adjusted_contrastive_divergence(
     const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
     int64_t n_steps, double step_size, std::optional<double> noise_std, double noise_scale,
     double temperature, std::optional<double> log_step, double target_acceptance, double gain,
-    double largest, int64_t round, const Tensor& rng, std::optional<double> lo,
+    double least, double largest, int64_t round, const Tensor& rng, std::optional<double> lo,
     std::optional<double> hi, int64_t n_jumps, const OptionalTensor& population, int64_t n_centres,
     int64_t n_neighbors, double uniform_share, const OptionalTensor& means,
     const OptionalTensor& stds, double energy_reg_weight) {
@@ -134,9 +136,10 @@ mlp_adjusted_contrastive_divergence(
   FASTEBM_CHECK(n_jumps >= 0 && n_jumps <= n_steps, kOp, ": n_jumps must be in 0..", n_steps,
                 ", got ", n_jumps);
   check_finite(kOp, "energy_reg_weight", energy_reg_weight);
-  const Units units = checked_units(means, stds, x);
-  Step step{step_size, noise_std,         noise_scale, temperature,
-            log_step,  target_acceptance, gain,        largest};
+  std::vector<Tensor> of_units;
+  const Units units = checked_units(means, stds, x, &of_units);
+  Step step{step_size,         noise_std, noise_scale, temperature, log_step,
+            target_acceptance, gain,      least,       largest};
 
   Tensor points = rows_of_floats(x, n, dim);
   std::vector<Tensor> kept;
@@ -238,7 +241,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "mlp_adjusted_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, "
       "Tensor?[] biases, int activation, float beta, float threshold, int n_steps, "
       "float step_size, float? noise_std, float noise_scale, float temperature, "
-      "float? log_step, float target_acceptance, float gain, float largest, int round, "
+      "float? log_step, float target_acceptance, float gain, float least, float largest, int "
+      "round, "
       "Tensor rng, float? lo, float? hi, int n_jumps, Tensor? population, int n_centres, "
       "int n_neighbors, float uniform_share, Tensor? mean, Tensor? std, float energy_reg_weight) "
       "-> (Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor[] metrics, bool finite, "

@@ -77,13 +77,14 @@ class AdaptedStep(NamedTuple):
     """A step that follows what is accepted: see ``AdaptiveStep`` of the samplers.
 
     Attributes:
-        log_step: where it is. largest: what it may be at most, a logarithm as well.
+        log_step: where it is. least, largest: what it may be, logarithms as well.
         every: transitions between two changes.
     """
 
     log_step: float | None
     target_acceptance: float
     gain: float
+    least: float
     largest: float
     every: int
 
@@ -142,7 +143,7 @@ def mlp_adjusted_contrastive_divergence(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    adapted = step_size if isinstance(step_size, AdaptedStep) else AdaptedStep(None, 0, 0, 0, 1)
+    adapted = step_size if isinstance(step_size, AdaptedStep) else AdaptedStep(None, 0, 0, 0, 0, 1)
     return library.call(
         library.op.mlp_adjusted_contrastive_divergence.default,
         *(x, start, network.weights, network.biases),
