@@ -240,7 +240,7 @@ def test_errors():
     fails("x must hold", n_steps=-1)
     fails("round must be >= 1, got 0", round=0)
     fails("n_jumps must be in 0..5, got 6", n_jumps=6)
-    fails("step_size must be finite and >= 0", log_step=None, step_size=-0.1)
+    fails("step_size must be >= 0, got -0.1", log_step=None, step_size=-0.1)
     fails("noise must be finite and > 0, also in float32, got 0", noise_std=0.0)
     fails("noise must be finite and > 0, also in float32, got nan", temperature=-1.0)
     fails("mean and std must be given together", std=None)

@@ -80,10 +80,11 @@ struct Step {
   double target, gain, least, largest;
 
   // Of the transitions to come, in `p`.
-  void set(const Tensor& x, LangevinParams* p) const {
+  void set(LangevinParams* p) const {
     const double step = log ? std::exp(*log) : size;
     const double sigma = noise_std ? *noise_std : noise_scale * std::sqrt(2 * temperature * step);
-    check_coefficient(kOp, "step_size", step, x);
+    FASTEBM_CHECK(step >= 0, kOp, ": step_size must be >= 0, got ", step);
+    check_finite(kOp, "step_size", step);
     FASTEBM_CHECK(static_cast<float>(sigma) > 0 && sigma < kInfinity, kOp,
                   ": noise must be finite and > 0, also in float32, got ", std::abs(sigma));
     p->step_size = step;
@@ -110,6 +111,56 @@ std::tuple<Tensor, Tensor> modes_of(const Tensor& population, const Tensor& rng,
   choice_table(&choice);
   choose_slots_cpu(choice, 0, n_centres);
   return means_of_neighbors_cpu(population, chosen, n_neighbors);
+}
+
+// The box (lo, hi) of the user's units in those of the chains.
+Box box_in(const Units& units, const Tensor& points, std::optional<double> lo,
+           std::optional<double> hi, std::vector<Tensor>* kept) {
+  OptionalTensor faces[2];
+  const double given[2] = {lo.value_or(-kInfinity), hi.value_or(kInfinity)};
+  for (int i = 0; (lo || hi) && i < 2; ++i) {
+    const std::vector<float> face(static_cast<size_t>(units.dim), static_cast<float>(given[i]));
+    faces[i] = floats(points, units.dim);
+    units.standardize(face.data(), 1, values(*faces[i]));
+  }
+  return sample_box(kOp, points, faces[0], faces[1], kept);
+}
+
+// All transitions, in rounds, as run_adjusted() of fastebm/chains/adjusted.py; copies where chains
+// are at `times` times of their second half, the last time in the end, to `seen`, one after
+// another.
+void run_to_points(MlpAdjustedParams p, int64_t n_steps, int64_t n_jumps, int64_t times,
+                   int64_t round, Step* step, float* seen) {
+  const int64_t n = p.chain.step.batch, size = n * p.chain.mlp.dim;
+  const int64_t every = n_jumps ? n_steps / n_jumps : 0, last_jump = every * n_jumps;
+  const int64_t thin = std::max<int64_t>(1, n_steps / (2 * times));
+  std::set<int64_t> ends{n_steps};
+  if (last_jump > 0) ends.insert(last_jump);
+  for (int64_t k = round; step->log && k < n_steps; k += round) ends.insert(k);
+  for (int64_t i = 1; i < times; ++i) ends.insert(n_steps - i * thin);
+  const uint32_t t = p.chain.step.t;
+  int64_t begin = 0, proposals = 0;
+  double before = 0;
+  for (const int64_t end : ends) {
+    step->set(&p.chain.step);
+    p.chain.step.t = t + static_cast<uint32_t>(begin);
+    p.chain.n_steps = end - begin;
+    p.known = begin > 0;
+    p.first = begin;
+    p.every = begin < last_jump ? every : 0;
+    run_mlp_adjusted_cpu(p);
+    proposals += end - begin - (p.every ? end / every - begin / every : 0);
+    const int64_t back = n_steps - end;
+    if (back % thin == 0 && back / thin < times)
+      seen = std::copy_n(static_cast<const float*>(p.chain.step.out), size, seen);
+    if (step->log && proposals && (end % round == 0 || end == n_steps)) {
+      const double sum = mean(p.acceptance, n);
+      step->follow((sum - before) / static_cast<double>(proposals), proposals);
+      before = sum;
+      proposals = 0;
+    }
+    begin = end;
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool, Tensor>
@@ -149,16 +200,7 @@ mlp_adjusted_contrastive_divergence(
       langevin_params(kOp, points, 0, 0, std::nullopt, std::nullopt, rng, 0, n_steps, std::nullopt,
                       std::nullopt, std::nullopt, std::nullopt, std::nullopt, kNoiseTag);
   chain.mlp = mlp_network(kOp, points, weights, biases, activation, beta, threshold, &kept);
-  OptionalTensor faces[2];
-  if (lo || hi) {
-    const double given[2] = {lo.value_or(-kInfinity), hi.value_or(kInfinity)};
-    for (int i = 0; i < 2; ++i) {
-      const std::vector<float> face(static_cast<size_t>(dim), static_cast<float>(given[i]));
-      faces[i] = floats(x, dim);
-      units.standardize(face.data(), 1, values(*faces[i]));
-    }
-  }
-  const Box box = sample_box(kOp, points, faces[0], faces[1], &kept);
+  const Box box = box_in(units, points, lo, hi, &kept);
   p.jumps.lo = box.lo;
   p.jumps.hi = box.hi;
   if (n_jumps > 0) {
@@ -182,35 +224,7 @@ mlp_adjusted_contrastive_divergence(
   p.acceptance = values(accepted);
   units.standardize(values(x), all, values(both));
 
-  // As run_adjusted() of fastebm/chains/adjusted.py.
-  const int64_t every = n_jumps ? n_steps / n_jumps : 0, last_jump = every * n_jumps;
-  const int64_t thin = std::max<int64_t>(1, n_steps / (2 * times));
-  std::set<int64_t> cuts{n_steps};
-  if (last_jump > 0) cuts.insert(last_jump);
-  for (int64_t k = round; step.log && k < n_steps; k += round) cuts.insert(k);
-  for (int64_t i = 1; i < times; ++i) cuts.insert(n_steps - i * thin);
-  float* seen = values(both) + all * dim;
-  int64_t begin = 0, proposals = 0;
-  double before = 0;
-  for (const int64_t end : cuts) {
-    step.set(points, &chain.step);
-    chain.step.t = static_cast<uint32_t>(begin);
-    chain.n_steps = end - begin;
-    p.known = begin > 0;
-    p.first = begin;
-    p.every = begin < last_jump ? every : 0;
-    run_mlp_adjusted_cpu(p);
-    proposals += end - begin - (p.every ? end / every - begin / every : 0);
-    const int64_t back = n_steps - end;
-    if (back % thin == 0 && back / thin < times) seen = std::copy_n(values(points), n * dim, seen);
-    if (step.log && proposals && (end % round == 0 || end == n_steps)) {
-      const double sum = mean(values(accepted), n);
-      step.follow((sum - before) / static_cast<double>(proposals), proposals);
-      before = sum;
-      proposals = 0;
-    }
-    begin = end;
-  }
+  run_to_points(p, n_steps, n_jumps, times, round, &step, values(both) + all * dim);
   const double norm = sum_of(n, [&](int64_t i) {
     const float* g = values(grad) + i * dim;
     return std::sqrt(dot(g, g, dim));
@@ -241,9 +255,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "mlp_adjusted_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, "
       "Tensor?[] biases, int activation, float beta, float threshold, int n_steps, "
       "float step_size, float? noise_std, float noise_scale, float temperature, "
-      "float? log_step, float target_acceptance, float gain, float least, float largest, int "
-      "round, "
-      "Tensor rng, float? lo, float? hi, int n_jumps, Tensor? population, int n_centres, "
+      "float? log_step, float target_acceptance, float gain, float least, float largest, "
+      "int round, Tensor rng, float? lo, float? hi, int n_jumps, Tensor? population, int "
+      "n_centres, "
       "int n_neighbors, float uniform_share, Tensor? mean, Tensor? std, float energy_reg_weight) "
       "-> (Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor[] metrics, bool finite, "
       "Tensor log_step)");
