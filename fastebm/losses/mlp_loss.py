@@ -11,7 +11,6 @@ from torch import Tensor
 from fastebm.chains.adjusted import ROUND, UNIFORM_SHARE
 from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
-from fastebm.energies.standardized import Standardized
 from fastebm.losses.terms import Batch, Terms
 from fastebm.ops.mlp.gradient import with_gradient
 from fastebm.ops.mlp.loss import (
@@ -27,7 +26,7 @@ from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.run import observe
-from fastebm.samplers.units import closed_box, units_of
+from fastebm.samplers.units import closed_box, has_formula, units_of
 
 
 class LastStepWeights(NamedTuple):
@@ -113,7 +112,7 @@ def points_by_formulas(
         return None
     if not all(_is_own(sampler, name) for name in ("plan", "coefficients")):
         return None
-    if type(units) not in (type(None), Standardized):
+    if not has_formula(units):
         return None
     chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
     if chain is None or k_steps > steps_of_a_call(chain.network, batch.x):

@@ -18,6 +18,11 @@ def units_of(model: Callable) -> Standardized | None:
     return model if isinstance(model, Standardized) else None
 
 
+def has_formula(units: Standardized | None) -> bool:
+    """Whether they are the user's, or ``(x - mean) / std``: a subclass may be anything."""
+    return units is None or type(units) is Standardized
+
+
 def inner_model(model: Callable) -> Callable:
     """What chains of a model run on."""
     units = units_of(model)
