@@ -17,7 +17,6 @@ from fastebm.ops.metropolis import population_jump
 from fastebm.rng import ACCEPT
 
 ROUND = 20  # transitions between two looks at what was accepted, and at the other chains
-UNIFORM_SHARE = 0.1  # of the jumps, to uniform points of the box
 
 
 class Points(NamedTuple):
@@ -54,6 +53,7 @@ class Moves(NamedTuple):
         rng: the stream's state. sample_ids: (B,) or None.
         lo, hi: None, or of the event's shape: the box that no proposal may leave.
         n_jumps: of all transitions; every so-many-th is one, until there were as many.
+        uniform_share: of the jumps, to uniform points of the box.
         modes: what jumps go by; None: those of the other half of the chains, for each half.
     """
 
@@ -62,11 +62,8 @@ class Moves(NamedTuple):
     lo: Tensor | None = None
     hi: Tensor | None = None
     n_jumps: int = 0
+    uniform_share: float = 0.0
     modes: Modes | None = None
-
-    @property
-    def uniform_share(self) -> float:
-        return 0.0 if self.lo is None or self.hi is None else UNIFORM_SHARE
 
 
 # (points, first, coefficients, moves, every, known): transitions first, first + 1, ..., of which

@@ -52,6 +52,7 @@ class Standardized(Energy):
         self.energy = energy if isinstance(energy, nn.Module) else GivenEnergy(energy)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self._least_std: tuple = (None, 0, 0.0)
 
     def forward(self, x: Tensor, **model_kwargs) -> Tensor:
         return energies_of(self.energy, self.standardize(x), **model_kwargs)
@@ -83,6 +84,18 @@ class Standardized(Energy):
             return None
         lo, hi = _box(clamp)
         return tuple(c if c is None else (c - self.mean) / self.std for c in (lo, hi))
+
+    @property
+    def least_std(self) -> float:
+        """The least of ``std``. Waits for its device where ``std`` has changed."""
+        std = self.std
+        if std.is_inference():  # which has no version
+            return std.min().item()
+        of, version, least = self._least_std
+        if of is not std or version != std._version:
+            least = std.min().item()
+            self._least_std = std, std._version, least
+        return least
 
     def _check(self, name: str, points: Tensor) -> None:
         if not isinstance(points, Tensor) or not points.is_floating_point():

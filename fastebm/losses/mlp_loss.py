@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastebm.chains.adjusted import ROUND, UNIFORM_SHARE
+from fastebm.chains.adjusted import ROUND
 from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
 from fastebm.losses.terms import Batch, Terms
@@ -26,7 +26,7 @@ from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.run import observe
-from fastebm.samplers.units import closed_box, has_formula, units_of
+from fastebm.samplers.units import has_formula, uniform_share, units_of
 
 
 class LastStepWeights(NamedTuple):
@@ -151,8 +151,8 @@ def _adapted(step: AdaptiveStep) -> AdaptedStep:
 
 
 def _jumps(sampler: LangevinDynamics, n: int, population: Tensor) -> Jumps:
-    closed = None not in closed_box(sampler.clamp)
-    return Jumps(n, population, *means_and_neighbors(len(population), n), UNIFORM_SHARE * closed)
+    share = uniform_share(sampler.model, sampler.clamp)
+    return Jumps(n, population, *means_and_neighbors(len(population), n), share)
 
 
 def _metrics(values: list[Tensor]) -> dict[str, Tensor]:

@@ -249,7 +249,8 @@ class LangevinDynamics:
             jumps: so many of the steps, evenly spread, are jumps between modes: to
                 ``c_i + (s_i / s_j) (x - c_j)``, c means and s widths of neighbours in the
                 population, c_j the nearest of 16, or in one of ten, where ``clamp`` has two faces,
-                to a uniform point of the box. They need ``adjusted``.
+                to a uniform point of the box (of ``Standardized``: where it is no wider than 100
+                standard deviations of any coordinate). They need ``adjusted``.
             population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
                 one half jumping by where the other is, anew after 20 steps and where states are
                 kept, so B >= 4.

@@ -14,7 +14,7 @@ from fastebm.energies.standardized import Standardized
 from fastebm.modes import outside_inference
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
-from fastebm.samplers.units import box_in, inner_model, units_of
+from fastebm.samplers.units import box_in, inner_model, uniform_share, units_of
 
 
 def run_chain(
@@ -155,7 +155,8 @@ def _run_adjusted(
     state = rng.state(x.device)
     given = n_jumps and population is not None
     modes = local_means(population, state, n_jumps=n_jumps) if given else None
-    moves = Moves(state, sample_ids, lo, hi, n_jumps, modes)
+    share = uniform_share(sampler.model, sampler.clamp) if n_jumps else 0.0
+    moves = Moves(state, sample_ids, lo, hi, n_jumps, share, modes)
     points, fused = Points.at(x), sampler.fused_chain(x, model_kwargs)
     adapts = isinstance(sampler.step_size, AdaptiveStep)
     plan = sampler.plan(range(1 if adapts else total), x.device)

@@ -191,3 +191,13 @@ def test_the_guard_lowers_the_rate_that_the_trust_region_owns():
     assert trainer.lr == pytest.approx(before / 2)
     assert float(trainer.sampler.step_size) == step
     assert isinstance(trainer.sampler, LangevinDynamics) and trainer.sampler.noise_std is None
+
+
+def test_columns_of_other_scales_need_nothing_to_tune(tmp_path):
+    g = np.random.default_rng(0)
+    x = g.normal(0, 1, (600, 3)) * [1, 100, 0.01]
+    np.savez(tmp_path / "v.npz", x=x.astype("float32"))
+    c = replace(SMALL, data=str(tmp_path / "v.npz"), samples=None, batch_size=64)
+    trainer = Trainer(c)
+    gaps = [abs(n["energy_gap"]) for n in numbers(trainer, 30)]
+    assert trainer.config.standardized and max(gaps) < 10

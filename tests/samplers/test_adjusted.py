@@ -8,6 +8,7 @@ from torch import nn
 
 from fastebm import Augmentation, LangevinDynamics, Standardized
 from fastebm.rng import ChainRNG
+from fastebm.samplers.units import uniform_share
 
 
 def bowl(x):
@@ -228,3 +229,34 @@ def test_wrong_calls_run_nothing():
         with pytest.raises(ValueError, match=said):
             sampler.sample(**{"x": x, "n_steps": 10, "seed": 0} | options)
     assert not calls
+
+
+def test_uniform_points_are_of_boxes_that_the_data_are_seen_in():
+    data = normal(500, 3) * torch.tensor([1.0, 100.0, 0.01])
+    units = Standardized(net(3), data)
+    assert units.least_std == data.std(0).min().item()
+    width = 100 * units.least_std
+    for model, clamp, share in (
+        (bowl, None, 0.0),
+        (bowl, (-1.0, None), 0.0),
+        (bowl, (-math.inf, 1.0), 0.0),
+        (bowl, (-1e9, 1e9), 0.1),
+        (units, (0.0, 0.99 * width), 0.1),
+        (units, (0.0, 1.01 * width), 0.0),
+        (units, None, 0.0),
+    ):
+        assert uniform_share(model, clamp) == share
+    units.std.mul_(2)
+    assert uniform_share(units, (0.0, 1.01 * width)) == 0.1
+    units.std = units.std / 4
+    assert uniform_share(units, (0.0, 0.99 * width)) == 0.0
+
+
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_jumps_of_columns_of_other_scales_stay_near_the_data(backend):
+    data = normal(500, 3) * torch.tensor([1.0, 100.0, 0.01])
+    model = Standardized(net(3), data)
+    sampler = LangevinDynamics(model, 0.3, adjusted=True, clamp=(-500.0, 500.0), backend=backend)
+    chains = sampler.sample(data[:100], 20, jumps=10, population=data, seed=0)
+    assert model.standardize(chains).abs().max() < 40  # the box goes to 50,000
+    assert not torch.equal(chains, data[:100])
