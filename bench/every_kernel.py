@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastebm import Augmentation, nearest_neighbor, ops
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
-from fastebm.ops.choice import choose_slots
+from fastebm.ops.choice import choose_slots, choose_strata
 from fastebm.ops.metropolis import population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
@@ -57,6 +57,7 @@ def neighbors(rng: Tensor) -> None:
 
 def replay(rng: Tensor) -> None:
     choose_slots(rng, 300, 40)
+    choose_strata(rng, 300, 40)
     index = torch.tensor([0, 3, -1, 2, 5, 1], device=rng.device)
     for shape in ((3, 16, 17), (1, 9, 11), (3, 64, 64), (3, 65, 66)):
         color = COLOR if shape[0] == 3 else {}

@@ -107,7 +107,10 @@ WAYS = {
             avoid=INITIAL + "|FMUL"),
         Way("augmentation, uint8, 3 channels", "augment_kernel<unsigned char, 3"),
     ),
-    "random_choice_cuda.cu": (Way("distinct slots", "choose_kernel"),),
+    "random_choice_cuda.cu": (
+        Way("distinct slots", "choose_kernel"),
+        Way("slots, one a stratum", "choose_strata_kernel"),
+    ),
     "metropolis_cuda.cu": (
         Way("jump between modes", "population_jump_kernel"),
     ),

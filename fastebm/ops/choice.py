@@ -1,4 +1,4 @@
-"""Distinct slots of a buffer, chosen at random: the operator's wrapper and fake."""
+"""Distinct slots of a buffer, chosen at random: the operators' wrappers and fakes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,50 @@ def choose_slots(
     return library.call(library.op.choose_slots.default, rng, size, n, slots, t)
 
 
+def choose_strata(
+    rng: Tensor, size: int, n: int, first: int = 0, total: int | None = None
+) -> Tensor:
+    """One number of 0 .. size - 1 for each of the rows first .. first + n - 1 of a batch, each from
+    the row's own stratum: of ``total`` rows, row i draws from floor(i size / total) ..
+    floor((i + 1) size / total) - 1, each of these as probable as any other (to 2^-64), and
+    independent of what other rows draw. So the numbers are distinct and ascend.
+
+    They are a function of the stream's seed and step and of the row's number, and not of its first
+    sample, the same on every device: processes that share a batch find theirs alone, as one that
+    has all rows would.
+
+    Args:
+        rng: int64 (4,), ``ChainRNG.state(device)``, where the result is.
+        size: 0..2^40.
+        n: 0..total - first.
+        first: the first row, 0..total.
+        total: rows of the whole batch, at most size and 2^22; n when None.
+
+    Returns:
+        chosen (n,) int64.
+
+    Raises:
+        RuntimeError: rng is no stream, or a value is out of range.
+    """
+    total = n if total is None else total
+    return library.call(library.op.choose_strata.default, rng, size, n, first, total)
+
+
 def register_operators(namespace: str) -> None:
-    """The fake of one built library, as ``fastebm.ops.langevin.register_operators``."""
-    library.record_no_gradient(namespace, "choose_slots")
+    """The fakes of one built library, as ``fastebm.ops.langevin.register_operators``."""
+    library.record_no_gradient(namespace, "choose_slots", "choose_strata")
 
     @torch.library.register_fake(f"{namespace}::choose_slots")
     def _(rng, size, n, slots, t):
         torch._check(n <= size, lambda: f"n must be in 0..{size}, the size, got {n}")
         return rng.new_empty(n), rng.new_empty(0 if slots is None else slots.shape[0])
+
+    @torch.library.register_fake(f"{namespace}::choose_strata")
+    def _(rng, size, n, first, total):
+        torch._check(total <= size, lambda: f"total must be in 0..{size}, the size, got {total}")
+        rows = total - first
+        torch._check(n <= rows, lambda: f"n must be in 0..{rows}, the rows from first on, got {n}")
+        return rng.new_empty(n)
 
 
 register_operators("fastebm")

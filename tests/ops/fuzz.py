@@ -97,6 +97,15 @@ def choice(r):
     }
 
 
+def strata(r):
+    size = r.choice([1, 5, 5000, 2**40])
+    total = r.randrange(min(size, 400) + 1)
+    first = r.randrange(total + 1)
+    n, rng = r.randrange(total - first + 1), stream(r, 1)["rng"]
+    rows = {"n": str(n), "first": str(first), "total": str(total)}
+    return {"rng": rng, "size": str(size), **rows}
+
+
 def references(r, m, shape):
     bytes_ = f"whole({r.randrange(99)}, 0, 256, {m}, {', '.join(map(str, shape))}).byte()"
     return r.choice([floats(r, m, *shape), f"{floats(r, m, *shape)}.half()", bytes_])
@@ -104,17 +113,8 @@ def references(r, m, shape):
 
 # What makes of normal samples such as a grid of bytes fits, and does not: heavy tails,
 # whole numbers, far from the origin, overflow, NaN.
-LAWS = [
-    "",
-    "",
-    ".pow(9)",
-    ".tan()",
-    ".round()",
-    ".add(1e6)",
-    ".mul(1e-38)",
-    ".exp().pow(40)",
-    ".log()",
-]
+LAWS = ["", "", ".pow(9)", ".tan()", ".round()", ".add(1e6)", ".mul(1e-38)"]
+LAWS += [".exp().pow(40)", ".log()"]
 GRIDS = [(0.5, -1.0), (0.5, -1.0), (-1 / 128, 1.0), (1e-3, 1e4), (0.0, 0.5), (1e36, 3e38)]
 
 
@@ -273,6 +273,7 @@ CALLS = {
     "bernoulli_sigmoid": bernoulli,
     "bernoulli_sigmoid_": bernoulli,
     "choose_slots": choice,
+    "choose_strata": strata,
     "nearest_neighbor": search,
     "nn_log_distance": search,
     "nearest_neighbor_backward": search_backward,
@@ -291,16 +292,8 @@ INTS = [-(2**63), -1, 0, 1, 2, 3, 16, 17, 255, 256, 2**31 - 1, 2**31, 2**32 - 1,
 FEW = [-(2**63), -1, 0, 1, 5, 2**40 + 1, 2**63 - 1]
 NUMBERS = ["math.nan", "math.inf", "-math.inf", "-1.0", "0.0", "-0.0", "1.0", "7.0", "63.0"]
 NUMBERS += ["1e-300", "1e-40", "1e38", "1e300", "-1e300", "0.5", "4294967295.0"]
-VIEWS = [
-    "[:0]",
-    "[1:]",
-    "[:, :1]",
-    "[..., ::2]",
-    ".flatten()",
-    "[None]",
-    "[0]",
-    ".transpose(0, -1)",
-]
+VIEWS = ["[:0]", "[1:]", "[:, :1]", "[..., ::2]", ".flatten()", "[None]", "[0]"]
+VIEWS += [".transpose(0, -1)"]
 VIEWS += [".repeat_interleave(2, 0)", "[:1].expand(5, *(-1,) * 9)", ".contiguous().t()", ".sum()"]
 VIEWS += [f".{dtype}()" for dtype in (*DTYPES, "byte", "int", "long", "bool", "cfloat")]
 VIEWS += [".mul(math.nan)", ".mul(1e30)", ".neg()", ".add(2**40)", ".sub(1)", ".to('meta')"]

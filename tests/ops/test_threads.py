@@ -65,6 +65,7 @@ CASES = {
     "choice": lambda: choice.choose_slots(
         ChainRNG(1).state(), 20_000, 9000, torch.randint(20_000, (200,))
     ),
+    "strata": lambda: [choice.choose_strata(ChainRNG(1).state(), 2**40, 9000)],
 }
 
 

@@ -40,14 +40,18 @@ inline void choice_table(ChoiceParams* p) {
   p->inverse = (uint64_t{1} << 62) / p->columns + 1;
 }
 
+// The upper half of a product.
+FASTEBM_HD uint64_t mul_high(uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH__
+  return __umul64hi(a, b);
+#else
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+#endif
+}
+
 // number / columns: exact, as number * columns < 2^62.
 FASTEBM_HD uint32_t row_of(const ChoiceParams& p, int64_t number) {
-  const uint64_t n = 4 * static_cast<uint64_t>(number);
-#ifdef __CUDA_ARCH__
-  return static_cast<uint32_t>(__umul64hi(n, p.inverse));
-#else
-  return static_cast<uint32_t>(static_cast<unsigned __int128>(n) * p.inverse >> 64);
-#endif
+  return static_cast<uint32_t>(mul_high(4 * static_cast<uint64_t>(number), p.inverse));
 }
 
 FASTEBM_HD int choice_rounds(const ChoiceParams& p) {

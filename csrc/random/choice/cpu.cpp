@@ -1,7 +1,7 @@
 // Distinct slots on a CPU.
 #include <algorithm>
 
-#include "random/choice/choice.h"
+#include "random/choice/strata.h"
 
 namespace fastebm {
 namespace {
@@ -26,6 +26,11 @@ int choose_slots_cpu(const ChoiceParams& p, int64_t begin, int64_t end) {
   for_groups(
       std::max(begin - p.n, int64_t{0}), end - p.n, [&](int64_t i) { find<kLanes>(p, key, i); },
       [&](int64_t i) { find<1>(p, key, i); });
+  return 0;
+}
+
+int choose_strata_cpu(const StrataParams& p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) choose_in_stratum(p, i);
   return 0;
 }
 

@@ -1,6 +1,6 @@
 // Distinct slots on a CUDA device.
 #include "launch/device.h"
-#include "random/choice/choice.h"
+#include "random/choice/strata.h"
 
 namespace fastebm {
 namespace {
@@ -21,12 +21,25 @@ __global__ void __launch_bounds__(kChoiceThreads) choose_kernel(ChoiceParams p) 
     find<1>(p, key, i - p.n);
 }
 
+// A thread takes one row: 8 B written.
+__global__ void __launch_bounds__(kChoiceThreads) choose_strata_kernel(StrataParams p) {
+  const int64_t i = blockIdx.x * static_cast<int64_t>(kChoiceThreads) + threadIdx.x;
+  if (i < p.n) choose_in_stratum(p, i);
+}
+
+unsigned choice_blocks(int64_t values) {
+  return static_cast<unsigned>((values + kChoiceThreads - 1) / kChoiceThreads);
+}
+
 }  // namespace
 
 int choose_slots_cuda(const ChoiceParams& p, void* stream) {
-  const int64_t blocks = (p.n + p.n_slots + kChoiceThreads - 1) / kChoiceThreads;
-  return launch(choose_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kChoiceThreads), 0, stream,
-                p);
+  return launch(choose_kernel, dim3(choice_blocks(p.n + p.n_slots)), dim3(kChoiceThreads), 0,
+                stream, p);
+}
+
+int choose_strata_cuda(const StrataParams& p, void* stream) {
+  return launch(choose_strata_kernel, dim3(choice_blocks(p.n)), dim3(kChoiceThreads), 0, stream, p);
 }
 
 }  // namespace fastebm

@@ -9,7 +9,7 @@ from fastebm.ops.reference.augmentation import (
     resized_crop,
 )
 from fastebm.ops.reference.bernoulli import bernoulli_sigmoid
-from fastebm.ops.reference.choice import choose_slots
+from fastebm.ops.reference.choice import choose_slots, choose_strata
 from fastebm.ops.reference.langevin import langevin_step
 from fastebm.ops.reference.metropolis import (
     State,
@@ -31,6 +31,7 @@ __all__ = [
     "bernoulli_sigmoid",
     "blur",
     "choose_slots",
+    "choose_strata",
     "jump_draws",
     "langevin_step",
     "log_ratio",

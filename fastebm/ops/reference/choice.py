@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastebm.ops.reference.random import words
-from fastebm.rng import CHOICE
+from fastebm.rng import CHOICE, STRATUM
 
 _LOW = 0xFFFFFFFF
 
@@ -33,6 +33,18 @@ def choose_slots(seed: int, step: int, size: int, n: int, slots: Tensor) -> tupl
     place = torch.full((size,), -1).index_copy(0, chosen, torch.arange(n))
     inside = (slots >= 0) & (slots < size)
     return chosen, torch.where(inside, place[slots.clamp(0, size - 1)], -1)
+
+
+def choose_strata(seed: int, step: int, size: int, n: int, first: int, total: int) -> Tensor:
+    """For each of the rows first .. first + n - 1 of ``total``, a number of its own stratum of
+    0 .. size - 1, int64 (n,): a fraction of 64 random bits of the stratum's length above its
+    beginning."""
+    drawn = words(seed, step, torch.arange(first, first + n), 4, STRATUM)[:, 0].tolist()
+    chosen = []
+    for row, (high, low, _, _) in enumerate(drawn, first):
+        begin, end = row * size // total, (row + 1) * size // total
+        chosen.append(begin + ((high << 32 | low) * (end - begin) >> 64))
+    return torch.tensor(chosen, dtype=torch.int64)
 
 
 def _line_shift(line: Tensor, word: Tensor, length: int) -> Tensor:
