@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
-from fastebm.arguments import integer
+from fastebm.arguments import integer, optional
+from fastebm.distributed.world import world
 
 NOISE = 0x80  # tag of the noise of Langevin steps
 INIT = 0x82  # tag of starting points
@@ -18,6 +20,7 @@ VISIBLE = 0x87  # tag of visible units drawn given hidden ones
 ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
 CHOICE = 0x89  # tag of the choice of distinct slots
 JUMP = 0x8A  # tag of jumps between modes of a population
+STRATUM = 0x8B  # tag of a row's slot in its stratum
 
 _STEPS, _SAMPLES = 2**32, 2**56  # of a stream
 
@@ -27,13 +30,16 @@ class ChainRNG:
 
     The noise of an element is a function of ``(seed, step, sample id, element)`` alone, where the
     step is ``t`` plus the number of steps taken since, and the sample id is ``sample_offset`` plus
-    the row in the batch. So it does not depend on batch split, device, threads or data type: rank
-    ``r`` of ``n``, each with ``B`` chains, uses ``ChainRNG(seed, sample_offset=r * B)``.
+    the row in the batch. So it does not depend on batch split, device, threads or data type.
+
+    In a process group of ``torch.distributed`` rank r with B chains numbers them from r * B: where
+    all ranks have as many, their chains are those of one process with all of them.
 
     Args:
         seed: any integer in [-2^63, 2^64); the 64-bit key of the stream.
         t: steps already taken, in [0, 2^32).
-        sample_offset: id of the first chain, in [0, 2^56).
+        sample_offset: id of the first chain, in [0, 2^56); None: by the rank, or 0 without a
+            process group.
 
     Raises:
         ValueError: an argument is out of range.
@@ -41,10 +47,10 @@ class ChainRNG:
 
     __slots__ = ("seed", "t", "sample_offset")
 
-    def __init__(self, seed: int, t: int = 0, sample_offset: int = 0) -> None:
+    def __init__(self, seed: int, t: int = 0, sample_offset: int | None = None) -> None:
         self.seed = integer("seed", seed, -(2**63), 2**64 - 1)
         self.t = integer("t", t, 0, _STEPS - 1)
-        self.sample_offset = integer("sample_offset", sample_offset, 0, _SAMPLES - 1)
+        self.sample_offset = _offset("sample_offset", sample_offset)
 
     @classmethod
     def from_generator(cls, generator: Generator | None = None) -> ChainRNG:
@@ -54,10 +60,15 @@ class ChainRNG:
         key = torch.empty((), dtype=torch.int64, device=device)
         return cls(int(key.random_(-(2**63), None, generator=generator)))
 
-    def state(self, device: torch.device | str = "cpu") -> Tensor:
-        """The stream as the operators read it: int64 (4,) = {key, t, sample_offset, 0}."""
+    def first_sample(self, n: int) -> int:
+        """Id of the first of ``n`` chains of this process."""
+        return _first_sample(self.sample_offset, n)
+
+    def state(self, device: torch.device | str = "cpu", n: int = 0) -> Tensor:
+        """The stream as the operators read it, for ``n`` chains: int64 (4,) = {key, t, id of the
+        first, 0}."""
         key = (self.seed + 2**63) % 2**64 - 2**63  # the same 64 bits, signed
-        values, device = (key, self.t, self.sample_offset, 0), torch.device(device)
+        values, device = (key, self.t, self.first_sample(n), 0), torch.device(device)
         if device.type == "cpu":
             return torch.frombuffer(array("q", values), dtype=torch.int64)  # in half the time
         pinned = device.type == "cuda"  # or the copy would wait for the device
@@ -81,16 +92,17 @@ class ChainRNG:
         """The stream from here on, advanced by itself."""
         return ChainRNG(self.seed, self.t, self.sample_offset)
 
-    def state_dict(self) -> dict[str, int]:
-        """The stream as plain integers, for a checkpoint."""
+    def state_dict(self) -> dict[str, int | None]:
+        """The stream as plain integers, for a checkpoint; the same on all ranks."""
         return {name: getattr(self, name) for name in self.__slots__}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
         """Continue where ``state_dict`` was taken."""
         self.__init__(**state)
 
     def __repr__(self) -> str:
-        return f"ChainRNG(seed={self.seed}, t={self.t}, sample_offset={self.sample_offset})"
+        first = "" if self.sample_offset is None else f", sample_offset={self.sample_offset}"
+        return f"ChainRNG(seed={self.seed}, t={self.t}{first})"
 
 
 class DeviceRNG:
@@ -108,14 +120,21 @@ class DeviceRNG:
         self.sample_offset = rng.sample_offset
         self._state = rng.state(device)
 
-    def state(self, device: torch.device | str) -> Tensor:
-        """The stream as the operators read it: always the same tensor, which ``advance`` changes.
+    def first_sample(self, n: int) -> int:
+        """Id of the first of ``n`` chains of this process."""
+        return _first_sample(self.sample_offset, n)
+
+    def state(self, device: torch.device | str, n: int = 0) -> Tensor:
+        """The stream as the operators read it, for ``n`` chains: always the same tensor, which
+        ``advance`` changes, and in a process group this.
 
         Raises:
             ValueError: ``device`` is of another type than the stream's.
         """
         if torch.device(device).type != self._state.device.type:
             raise ValueError(f"the stream is on {self._state.device}, it was asked for on {device}")
+        if self.sample_offset is None and world().size > 1:
+            self._state[2].fill_(self.first_sample(n))
         return self._state
 
     def check_room(self, n_steps: int) -> None:
@@ -133,8 +152,15 @@ class DeviceRNG:
 
     def host(self) -> ChainRNG:
         """The stream as three integers. Waits for the device."""
-        key, t, sample_offset, _ = self._state.tolist()
-        return ChainRNG(key, t % 2**32, sample_offset)
+        key, t, _, _ = self._state.tolist()
+        return ChainRNG(key, t % 2**32, self.sample_offset)
+
+
+_offset = optional(partial(integer, least=0, most=_SAMPLES - 1))
+
+
+def _first_sample(sample_offset: int | None, n: int) -> int:
+    return world().rank * n if sample_offset is None else sample_offset
 
 
 def as_rng(

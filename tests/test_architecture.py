@@ -17,20 +17,21 @@ FASTEBM = {
     "arguments": [],
     "modes": [],
     "caller": [],
-    "rng": ["arguments"],
+    "distributed": EVERYWHERE,
+    "rng": ["arguments", "distributed.world"],
     "ops": ["rng"],
     "info": ["ops.library"],
     "energies": ["ops", "rng", *EVERYWHERE],
     "entropy": ["ops", *EVERYWHERE],
-    "replay": ["ops", "rng", *EVERYWHERE],
+    "replay": ["ops", "rng", "distributed", *EVERYWHERE],
     "chains": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "samplers": ["chains", "replay.augmentation", "energies.standardized", "ops", "rng"]
     + [*ANY_ENERGY, *EVERYWHERE],
     "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
-    + ["energies.helmholtz", "energies.compose", *EVERYWHERE],
+    + ["energies.helmholtz", "energies.compose", "distributed", *EVERYWHERE],
     "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
-    "app": ["losses", "likelihood", "samplers", "replay", "energies", "info", "rng"],
+    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"],
 }
 # What the files of a folder of csrc/ may include; bindings.cpp and simt_kernel.cpp.in know it all.
 CSRC = {

@@ -164,7 +164,7 @@ class HelmholtzMachine(nn.Module):
 
 
 def _draw(logits: Tensor, rng: ChainRNG, tag: int) -> Tensor:
-    drawn = bernoulli_sigmoid_(logits, rng.state(logits.device), tag=tag)
+    drawn = bernoulli_sigmoid_(logits, rng.state(logits.device, len(logits)), tag=tag)
     rng.advance(1)
     return drawn
 

@@ -81,7 +81,7 @@ class _Restricted(Energy):
         check_sample_ids(sample_ids, len(v))
         with full_precision(self.W.device):
             logits = self.hidden_logits(v)
-        state = _state(seed, generator, logits)
+        state = _state(seed, generator, logits, len(logits))
         options = {"t": t, "sample_ids": sample_ids, "beta": beta}
         return bernoulli_sigmoid_(logits, state, tag=HIDDEN, **options)
 
@@ -95,7 +95,7 @@ class _Restricted(Energy):
         Returns:
             The new v (B, V), and the h (B, H) that it was drawn from.
         """
-        state = _state(seed, generator, self.b)
+        state = _state(seed, generator, self.b, len(v))
         h = self.sample_hidden(v, state, **options)
         return self.sample_visible(h, state, **options), h
 
@@ -158,7 +158,7 @@ class RBM(_Restricted):
         check_sample_ids(sample_ids, len(h))
         with full_precision(self.W.device):
             logits = self.visible_logits(h)
-        state = _state(seed, generator, logits)
+        state = _state(seed, generator, logits, len(logits))
         options = {"t": t, "sample_ids": sample_ids, "beta": beta}
         return bernoulli_sigmoid_(logits, state, tag=VISIBLE, **options)
 
@@ -251,7 +251,7 @@ class GaussianRBM(_Restricted):
         check_sample_ids(sample_ids, len(h))
         with full_precision(self.W.device):
             mean = self.visible_mean(h)
-        state = _state(seed, generator, mean)
+        state = _state(seed, generator, mean, len(mean))
         noise = langevin_step_(
             *(torch.zeros_like(mean), None, 0.0, beta**-0.5, state),
             t=t,
@@ -292,11 +292,12 @@ class GaussianRBM(_Restricted):
         return (-self.log_var).exp()
 
 
-def _state(seed: Seed, generator: Generator | None, like: Tensor) -> Tensor:
-    """The state that ``seed`` and ``generator`` name; a ``ChainRNG`` goes on by one step."""
+def _state(seed: Seed, generator: Generator | None, like: Tensor, n: int) -> Tensor:
+    """The state that ``seed`` and ``generator`` name, of ``n`` samples; a ``ChainRNG`` goes on by
+    one step."""
     if isinstance(seed, Tensor):
         return seed
     rng = as_rng(seed, generator)
-    state = rng.state(like.device)
+    state = rng.state(like.device, n)
     rng.advance(1)
     return state

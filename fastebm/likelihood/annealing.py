@@ -67,7 +67,7 @@ class GibbsChains:
         """At x, or at n samples of the base."""
         if x is None:
             logits = self.base_logits.repeat(n, 1)
-            x = bernoulli_sigmoid_(logits, rng.state(logits.device), tag=INIT)
+            x = bernoulli_sigmoid_(logits, rng.state(logits.device, n), tag=INIT)
             rng.advance(1)
         self._set(x.flatten(1).to(self.b))
 
@@ -80,7 +80,7 @@ class GibbsChains:
     def move(self, k: int, beta: float, rng: ChainRNG) -> Tensor:
         """Transitions that leave p_beta as it is; returns the share accepted."""
         for _ in range(self.n_steps):
-            state = rng.state(self.v.device)
+            state = rng.state(self.v.device, len(self.v))
             h = bernoulli_sigmoid(self.inputs, state, beta=beta, tag=HIDDEN)
             self._set(self._draw_visible(h, beta, state))
             rng.advance(1)
@@ -237,7 +237,7 @@ class MetropolisChains:
         return e.double(), grad, *self.base.energy(x)
 
     def _step(self, size: float, beta: float, rng: ChainRNG) -> Tensor:
-        x, here, state = self.x, self.at, rng.state(self.x.device)
+        x, here, state = self.x, self.at, rng.state(self.x.device, len(self.x))
         y = langevin_step_(x.clone(), _pull(here, beta), size, math.sqrt(2 * size), state)
         there = self._look(y)
         # log p_beta(y) q(x | y) / (p_beta(x) q(y | x)), q the law of the proposals

@@ -145,4 +145,4 @@ def _floating(dtype: torch.dtype) -> torch.dtype:
 
 def _normals(n: int, like: Tensor, rng: ChainRNG) -> Tensor:
     z = torch.zeros((n, *like.shape), dtype=like.dtype, device=like.device)
-    return langevin_step_(z, None, 0.0, 1.0, rng.state(z.device), tag=INIT)
+    return langevin_step_(z, None, 0.0, 1.0, rng.state(z.device, len(z)), tag=INIT)

@@ -9,13 +9,15 @@ import torch
 from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer, one_of, optional
+from fastebm.distributed.world import world
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.losses.loss import Loss
 from fastebm.losses.mlp_loss import points_by_formulas, terms_by_formulas
-from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, report
+from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, counts_of_ranks, report
 from fastebm.losses.output import LossOutput
 from fastebm.losses.points import run_to_points
+from fastebm.losses.ranks import agree_on_step, check_ranks, left_of
 from fastebm.losses.same_model import check_given, check_same_model
 from fastebm.losses.terms import Batch, Terms, spread, step_metrics
 from fastebm.modes import ordinary
@@ -125,6 +127,7 @@ class ContrastiveDivergence(Loss):
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(x, model_kwargs, seed, generator)
         self._check(x)
+        check_ranks(self, x)
         rng, x = as_rng(seed, generator), ordinary(x.detach())
         rng.check_room(self.k_steps)
         kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
@@ -136,20 +139,24 @@ class ContrastiveDivergence(Loss):
         self.calls += 1
         batch = self._batch(x, start, slots, kwargs)
         terms, before, finite = self._terms(batch, rng)
+        agree_on_step(self.sampler, terms.metrics)
         loss, x_neg, metrics, e_pos, e_neg, _ = terms
         ends = slice(-len(start), None)  # of chains that are looked at several times
-        stored, n_nonfinite = x_neg[ends], 0.0
+        stored, n_nonfinite, n_pos, n_neg = x_neg[ends], 0.0, 0, 0
         if not finite:
             pos, neg = finite_rows(e_pos), finite_rows(x_neg) & finite_rows(e_neg)
             stored = torch.where(neg[ends].view(-1, *(1,) * (x.dim() - 1)), stored, start)
             n_pos, n_neg = len(x) - pos.sum(), len(x_neg) - neg.sum()
             n_nonfinite = n_pos + n_neg
-            if self.on_nonfinite != "count":
-                where = f"call {self.calls} of {type(self).__name__}"
-                n_nonfinite = report(where, self.on_nonfinite, int(n_pos), int(n_neg), len(x))
+        if self.on_nonfinite != "count" and not (finite and world().size == 1):
+            counts = counts_of_ranks(int(n_pos), int(n_neg), len(x))
+            where = f"call {self.calls} of {type(self).__name__}"
+            n_nonfinite = report(where, self.on_nonfinite, counts)
             if self.on_nonfinite == "skip" and n_nonfinite:
-                rows = pos.nonzero()[:, 0], neg.nonzero()[:, 0]
-                left = batch._replace(chains=before).rows(*rows, rng.sample_offset)
+                if finite:  # here, but not on another rank
+                    pos, neg = (torch.ones(len(v), dtype=torch.bool) for v in (x, x_neg))
+                first = rng.first_sample(len(start))
+                left = left_of(batch._replace(chains=before), pos, neg, first, counts.kept)
                 at_points = self._sees_points
                 found = self._phases(left, left.chains, None) if at_points else None
                 loss, _, of_left, *_ = found or self._by_graph(left, rng)
@@ -215,7 +222,7 @@ class ContrastiveDivergence(Loss):
 
     def _population(self, x: Tensor) -> Tensor | None:
         """What jumps go by, on the device of ``x``: all chains that wait."""
-        return self.buffer.data.to(x.device) if self.jumps else None
+        return self.buffer.rows_of_ranks().to(x.device) if self.jumps else None
 
     def _by_formulas(
         self, batch: Batch, rng: ChainRNG | DeviceRNG
@@ -253,6 +260,8 @@ class ContrastiveDivergence(Loss):
         loss = gap = mean_pos - mean_neg
         if self.energy_reg_weight:
             loss = loss + self.energy_reg_weight * squares
+        if batch.weights != (1.0, 1.0):
+            loss = self._weighted(batch.weights, e_pos, e_neg)
         gap = gap.detach()
         metrics = {
             "loss_cd": gap,
@@ -265,6 +274,14 @@ class ContrastiveDivergence(Loss):
             **step_metrics(self.sampler, x_neg, grad),
         }
         return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg)
+
+    def _weighted(self, weights: tuple[float, float], e_pos: Tensor, e_neg: Tensor) -> Tensor:
+        """The loss of the phases on a rank that has more rows than others, or fewer."""
+        pos, neg = (
+            w * (sign * e.mean() + self.energy_reg_weight * e.square().mean())
+            for w, sign, e in zip(weights, (1, -1), (e_pos, e_neg), strict=True)
+        )
+        return pos + neg
 
     def _energy_neg(self, batch: Batch, x_neg: Tensor) -> Tensor:
         return energy(self.model, x_neg, **batch.kwargs_neg)

@@ -7,8 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastebm.arguments import Setting, integer, optional
+from fastebm.arguments import Setting, integer, one_of, optional
 from fastebm.chains.second_order import eager_code, uncompiled
+from fastebm.distributed.collectives import uneven_rows
+from fastebm.distributed.world import world
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer, check_jumps
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
@@ -54,6 +56,9 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             started from. Without a buffer the references are the other chains. With fewer than two
             references the entropy term is zero.
         jumps: as in ``PersistentContrastiveDivergence``, of all steps but the last.
+        local_refs: of several ranks, whether the references are this rank's own samples alone. Else
+            they are of all ranks, and travel in each call: ``n_entropy_refs`` of them, or all, in
+            the buffer's dtype; without a buffer the chains, in float32.
         others, metrics: as ``ContrastiveDivergence``, and ``kl_energy``, ``entropy``, unweighted.
 
     Source: Du, Li, Tenenbaum, Mordatch, Improved contrastive divergence training of energy-based
@@ -63,6 +68,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     kl_weight, entropy_weight = Setting(real), Setting(real)
     entropy_eps = Setting(partial(number, above_zero=True))
     n_entropy_refs = Setting(optional(partial(integer, least=2)))
+    local_refs = Setting(one_of(False, True))
 
     def __init__(
         self,
@@ -77,6 +83,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
         jumps: int = 0,
+        local_refs: bool = False,
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         if not isinstance(sampler, LangevinDynamics):
@@ -87,6 +94,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         check_jumps(sampler, buffer, jumps)
         self.kl_weight, self.entropy_weight = kl_weight, entropy_weight
         self.entropy_eps, self.n_entropy_refs = entropy_eps, n_entropy_refs
+        self.local_refs = local_refs
 
     @property
     def _sees_points(self) -> bool:
@@ -97,16 +105,25 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         batch = super()._batch(x, start, slots, kwargs)
         if self.buffer is None or not self.entropy_weight:
             return batch
-        y, own, y_scale = self.buffer.references(slots, self.n_entropy_refs)
+        found = self.buffer.references(slots, self.n_entropy_refs, self.local_refs)
+        y, own, y_scale = found
         return batch._replace(references=References(y.to(x.device), own.to(x.device), y_scale))
 
     def _by_formulas(
         self, batch: Batch, rng: ChainRNG | DeviceRNG
     ) -> tuple[Terms, Tensor, bool] | None:
+        if self._gathers_chains:  # which the operator's last step could not wait for
+            return None
         last_step = LastStepWeights(self.kl_weight, self.entropy_weight, self.entropy_eps)
         return terms_by_formulas(
             *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight, last_step)
         )
+
+    @property
+    def _gathers_chains(self) -> bool:
+        """Whether the chains of other ranks are references."""
+        alone = self.local_refs or world().size == 1
+        return self.buffer is None and bool(self.entropy_weight) and not alone
 
     @uncompiled
     @torch.enable_grad()
@@ -121,22 +138,28 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         terms = self._phases(batch, leaf, grad)
         (v,) = torch.autograd.grad(terms.mean_neg, leaf, retain_graph=True)
         kl = terms.mean_neg.detach() + (v * (x_kl - x_neg)).sum()
-        entropy = self._entropy(x_kl, batch.references)
+        entropy = self._entropy(x_kl, batch)
         if entropy is None:
             entropy = torch.zeros_like(kl)
-        loss = terms.loss + (self.kl_weight * kl - self.entropy_weight * entropy)
+        last = self.kl_weight * kl - self.entropy_weight * entropy
+        if batch.weights[1] != 1:
+            last = batch.weights[1] * last
         terms.metrics.update(kl_energy=kl.detach(), entropy=entropy.detach())
-        return terms._replace(loss=loss, x_neg=x_neg)
+        return terms._replace(loss=terms.loss + last, x_neg=x_neg)
 
     def _energy_neg(self, batch: Batch, x_neg: Tensor) -> Tensor:
         with eager_code():  # its graph is walked twice
             return super()._energy_neg(batch, x_neg)
 
-    def _entropy(self, x_kl: Tensor, references: References | None) -> Tensor | None:
+    def _entropy(self, x_kl: Tensor, batch: Batch) -> Tensor | None:
         """None where there is no entropy term, or too few references for it."""
+        references = batch.references
         if self.entropy_weight and self.buffer is None:
-            own = torch.arange(len(x_kl), device=x_kl.device)
-            references = References(x_kl.detach(), own, (1.0, 0.0))
+            y, own = x_kl.detach(), torch.arange(len(x_kl), device=x_kl.device)
+            if self._gathers_chains:
+                y, first = uneven_rows(y, batch.chains_of_ranks)
+                own = own + first
+            references = References(y, own, (1.0, 0.0))
         if references is None or len(references.y) < 2:
             return None
         y, own, y_scale = references

@@ -13,7 +13,7 @@ from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.likelihood.exact import enumerable_layer, log_partition
 from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.loss import Loss
-from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.nonfinite import NonFiniteError, counts_of_ranks
 from fastebm.losses.output import LossOutput
 from fastebm.modes import full_precision, ordinary
 from fastebm.ops.langevin import langevin_step_
@@ -73,9 +73,10 @@ class ExactMaximumLikelihood(Loss):
             self.model.check_data(x)
         with full_precision(x.device):  # as log Z
             e = sum_scales(energy(self.model, ordinary(x))).double()
-        n_bad = int((~finite_rows(e)).sum())
-        if n_bad:
-            raise NonFiniteError(f"{n_bad} of {len(x)} energies of the data are not finite")
+        counts = counts_of_ranks(int((~finite_rows(e)).sum()), 0, len(x))
+        if counts.n_pos:
+            of = f"{counts.n_pos} of {counts.n}"
+            raise NonFiniteError(f"{of} energies of the data are not finite")
         log_z = log_partition(self.model, self.n_units)
         loss = e.mean() + log_z
         metrics = {
@@ -123,7 +124,7 @@ class MaximumLikelihood(ContrastiveDivergence):
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, None]:
         noise = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        langevin_step_(noise, None, 0.0, 1.0, rng.state(x.device), tag=INIT)
+        langevin_step_(noise, None, 0.0, 1.0, rng.state(x.device, len(x)), tag=INIT)
         if self.init == "uniform":
             lo, hi = self.value_range
             noise = lo + (hi - lo) * torch.special.ndtr(noise)

@@ -124,7 +124,7 @@ def points_by_formulas(
     x_neg, e_pos, e_neg, sums, values, finite, log_step = mlp_adjusted_contrastive_divergence(
         *(batch.x, batch.chains, chain.network, k_steps),
         *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
-        rng.state("cpu"),
+        rng.state("cpu", len(batch.chains)),
         clamp=sampler.clamp,
         jumps=jumps,
         units=units and (units.mean.float(), units.std.float()),
@@ -192,7 +192,7 @@ def _terms(
     y, own, y_scale = batch.references or (None, None, (1.0, 0.0))
     before, x_neg, e_pos, e_neg, sums, values, finite = mlp_contrastive_divergence(
         *(batch.x, batch.chains, network, len(steps) - 1, step_sizes, noise_stds),
-        rng.state(batch.x.device),
+        rng.state(batch.x.device, len(batch.chains)),
         grad_clip=options.grad_clip,
         grad_norm_clip=options.grad_norm_clip,
         clamp=options.clamp,

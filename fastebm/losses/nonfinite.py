@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fastebm.caller import warn
+from fastebm.distributed.collectives import gather_integers
 
 ON_NONFINITE = ("raise", "warn", "skip", "count")
 
@@ -21,17 +23,48 @@ def all_finite(metrics: dict[str, Tensor | float], x_neg: Tensor) -> bool:
     return math.isfinite(metrics["energy_gap"] + x_neg.sum())
 
 
-def report(where: str, on_nonfinite: str, n_pos: int, n_neg: int, n: int) -> float:
-    """How many energies of the data and chains, of n each, are not finite. If any, raises or warns.
+class Counts(NamedTuple):
+    """How many energies of the data and chains, of ``n`` each, are not finite, of all ranks; and of
+    every rank how many of them are ``kept``."""
+
+    n_pos: int
+    n_neg: int
+    n: int
+    kept: list[list[int]]
+
+
+def counts_of_ranks(n_pos: int, n_neg: int, n: int) -> Counts:
+    """Of the counts of this rank those of all, which every rank must call for.
+
+    Raises:
+        ValueError: the ranks' batches are not of one size; on all of them.
+    """
+    counts = gather_integers([n_pos, n_neg, n])
+    sizes = [c[2] for c in counts]
+    if len(set(sizes)) > 1:
+        got = ", ".join(map(str, sizes))
+        raise ValueError(f"all ranks must have the same batch size, got {got}: drop_last=True?")
+    kept = [[n - bad for bad in c[:2]] for c in counts]
+    bad_pos, bad_neg, total = (sum(column) for column in zip(*counts, strict=True))
+    return Counts(bad_pos, bad_neg, total, kept)
+
+
+def report(where: str, on_nonfinite: str, counts: Counts) -> float:
+    """How many energies of the data and chains are not finite. If any, raises or warns.
 
     Raises:
         NonFiniteError: with "raise", or with "skip" if nothing is left.
     """
+    n_pos, n_neg, n, kept = counts
     if not n_pos and not n_neg:
         return 0.0
     message = (
         f"{where}: not finite are {n_pos} of {n} energies of the data and {n_neg} of {n} chains"
     )
+    if len(kept) > 1:
+        each = n // len(kept)
+        ranks = [str(r) for r, left in enumerate(kept) if left != [each, each]]
+        message += f" of all ranks, of rank {', '.join(ranks)}"
     left = n_pos < n and n_neg < n
     if on_nonfinite == "raise" or (on_nonfinite == "skip" and not left):
         raise NonFiniteError(message)

@@ -18,6 +18,8 @@ class Batch(NamedTuple):
         kwargs_pos, kwargs_neg: further arguments of the model for data and chains.
         sample_ids: whose noise each chain gets; None: that of its row.
         references: stored samples, for losses that keep chains away from them.
+        weights: of the terms of data and of chains, on this rank.
+        chains_of_ranks: how many chains each rank has; None: as many as this one.
     """
 
     x: Tensor
@@ -26,6 +28,8 @@ class Batch(NamedTuple):
     kwargs_neg: dict
     sample_ids: Tensor | None = None
     references: References | None = None
+    weights: tuple[float, float] = (1.0, 1.0)
+    chains_of_ranks: list[int] | None = None
 
     def rows(self, pos: Tensor, neg: Tensor, sample_offset: int) -> Batch:
         """Some rows of the data and of the chains, as int64. The chains' last step comes out the

@@ -12,6 +12,7 @@ from fastebm.chains.graph import GraphWarning
 from fastebm.chains.settings import settings_key
 from fastebm.chains.snapshot import Snapshot
 from fastebm.chains.waits import Reads
+from fastebm.distributed.gradients import average_gradients
 from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.output import LossOutput
 from fastebm.rng import ChainRNG, DeviceRNG
@@ -32,6 +33,9 @@ class GraphedTrainStep:
     in every call: where something is not what was captured (a weight of the loss, a learning rate,
     a tensor that a checkpoint replaced), that step runs eagerly and the next is captured anew,
     which a ``GraphWarning`` says once. What is to change often must be a tensor, changed in place.
+
+    In a process group the gradients are averaged over the ranks, in the graph: the loss's model is
+    your module itself, in no DistributedDataParallel.
 
     Args:
         loss: a loss with ``on_nonfinite="count"``, its model on a CUDA device. A buffer must be of
@@ -105,7 +109,7 @@ class GraphedTrainStep:
             else:
                 self.loss.calls += 1  # what the step counts on the host
                 if self.loss.buffer is not None:
-                    self.loss.buffer.n_pushed += self.loss.n_chains or len(x)
+                    self.loss.buffer.count(self.loss.n_chains or len(x))
                 self._replay()
             return self._out
 
@@ -165,6 +169,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     out = loss(x, seed=rng)
     out.loss.backward()
+    average_gradients(loss.model.parameters())
     if max_grad_norm is not None:
         nn.utils.clip_grad_norm_(loss.model.parameters(), max_grad_norm)
     optimizer.step()

@@ -9,7 +9,7 @@ from fastebm.arguments import Setting
 from fastebm.energies.helmholtz import HelmholtzMachine
 from fastebm.energies.protocol import check_batch
 from fastebm.losses.loss import Loss
-from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.nonfinite import NonFiniteError, counts_of_ranks
 from fastebm.losses.output import LossOutput
 from fastebm.rng import ChainRNG, as_rng
 
@@ -68,9 +68,10 @@ class WakeSleep(Loss):
         rng.check_room(2)
         awake, dream = self.model.recognise(x, rng), self.model.dream(len(x), rng)
         log_p, log_q = self.model.log_joint(awake), self.model.log_recognition(dream)
-        n_bad = int((~(log_p.isfinite() & log_q.isfinite())).sum())
-        if n_bad:
-            raise NonFiniteError(f"the log-probabilities of {n_bad} of {len(x)} are not finite")
+        counts = counts_of_ranks(int((~(log_p.isfinite() & log_q.isfinite())).sum()), 0, len(x))
+        if counts.n_pos:
+            of = f"{counts.n_pos} of {counts.n}"
+            raise NonFiniteError(f"the log-probabilities of {of} are not finite")
         wake, sleep = -log_p.mean(), -log_q.mean()
         with torch.no_grad():
             bound = (log_p - self.model.log_recognition(awake)).mean()

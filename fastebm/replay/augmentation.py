@@ -163,7 +163,7 @@ class Augmentation:
         """
         rng = as_rng(seed, generator)
         rng.check_room(1)
-        out = self.transform(x, rng.state(x.device), sample_ids=sample_ids)
+        out = self.transform(x, rng.state(x.device, len(x)), sample_ids=sample_ids)
         rng.advance(1)
         return out
 

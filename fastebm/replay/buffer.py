@@ -7,29 +7,34 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from fastebm.arguments import Fixed, Setting, finite_range, integer, one_of, share, sizes
+from fastebm.distributed.collectives import all_rows, rows_of_slots
+from fastebm.distributed.world import World, world
 from fastebm.modes import outside_inference
-from fastebm.ops.choice import choose_slots
+from fastebm.ops.choice import choose_slots, choose_strata
 from fastebm.ops.replay import replay_gather
 from fastebm.replay.augmentation import Augmentation
 from fastebm.replay.references import References
+from fastebm.replay.reservoir import push_reservoir
+from fastebm.replay.state import StoredTensors
+from fastebm.replay.storage import DTYPES, as_rows, converted, middle_of_steps, read, stored
 from fastebm.rng import ChainRNG, as_rng
 
 MODES = ("slot", "fifo", "reservoir")
-DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _FILL = 1 << 24  # elements of the buffer filled at once
 Init = str | Callable[[int], Tensor]
 
 
-class ReplayBuffer(nn.Module):
+class ReplayBuffer(StoredTensors):
     """Samples of past chains, from which new chains start.
 
     Modes: ``"slot"``, persistent chains: full of initial samples from the start, ``sample`` lends
-    distinct slots and ``push`` writes them back; ``"fifo"``, the last ``capacity`` samples pushed;
-    ``"reservoir"``, a uniform choice of all samples ever pushed (Vitter's algorithm R).
+    distinct slots and ``push`` writes them back; row i of n has its slot from the i-th of n equal
+    parts of the buffer, each slot of it as probable as any other. ``"fifo"``, the last ``capacity``
+    samples pushed; ``"reservoir"``, a uniform choice of all samples ever pushed (Vitter's algorithm
+    R); from both, distinct samples, every choice as probable as any other.
 
     As uint8, x in ``[lo, hi)`` is stored as ``q = floor(256 u)``, ``u = (x - lo) / (hi - lo)``, and
     read as ``u = (q + U) / 256`` with U uniform in (0, 1): a sample stays in its step however often
@@ -41,30 +46,42 @@ class ReplayBuffer(nn.Module):
     steps), else refused. ``to``, ``half`` and the like of a module that holds the buffer move the
     samples to another device, but never to another dtype.
 
+    In a process group of ``torch.distributed`` the buffers of all ranks are one, from its first use
+    on: with equal settings and seeds N ranks that draw n samples each get those that one process
+    gets that draws N n. In mode slot each holds ``capacity / N`` slots and draws from these alone:
+    nothing travels. In the other modes each holds all samples, and what is pushed travels, once, in
+    the storage's dtype. Its tensors are no buffers in ``nn.Module``'s sense, which
+    DistributedDataParallel would overwrite. A ``state_dict`` is of the rank's part:
+    ``fastebm.distributed.full_state_dict`` has the whole, which any number of ranks can load.
+
     Args:
-        capacity: number of samples.
+        capacity: number of samples; of all ranks together, and then a multiple of their number.
         shape: shape of one, ``*event``; a number for vectors.
         reinit_prob: probability that a sample is replaced by an initial one as it is drawn.
         mode: above.
         init: initial samples: ``"uniform"`` in value_range, ``"normal"`` (standard), or a function
-            n -> (n, *event), whose random state is its own.
+            n -> (n, *event), whose random state is its own, and called with the n of the rank.
         device, dtype: of the storage; float32, bfloat16 or uint8. Samples come out as float32.
         value_range: (lo, hi) of ``"uniform"`` and of uint8.
         augmentation: a transition that every stored sample makes as it is drawn by ``sample``;
             initial ones do not. Its value_range must be the buffer's. ``references`` and ``all``
             give samples as they are.
         seed, generator: an integer, or a generator to draw one from (None: torch's default one).
+        shared: False: the buffer is this rank's alone, ``capacity`` and all, with numbers of its
+            own.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
+    tensors = ("data", "visits", "stream")
     _outside_graphs = ("n_pushed",)  # what no graph of a step bakes in
 
     capacity = Fixed(partial(integer, least=1))
     shape = Fixed(sizes)
     mode = Fixed(one_of(*MODES))
     value_range = Fixed(finite_range)
+    shared = Fixed(one_of(False, True))
     reinit_prob = Setting(share)
 
     def __init__(
@@ -80,8 +97,10 @@ class ReplayBuffer(nn.Module):
         augmentation: Augmentation | None = None,
         seed: int | None = None,
         generator: Generator | None = None,
+        shared: bool = True,
     ) -> None:
         super().__init__()
+        self.shared, self.part = shared, World(0, 1)  # which part of the ranks' buffer this is
         self.capacity, self.shape, self.mode = capacity, shape, mode
         self.value_range, self.reinit_prob, self.init = value_range, reinit_prob, init
         if not callable(init) and init not in ("uniform", "normal"):
@@ -97,54 +116,62 @@ class ReplayBuffer(nn.Module):
                 )
         self.augmentation = augmentation
         self.n_pushed = 0
-        rng = ChainRNG(as_rng(seed, generator).seed)
+        self.is_seeded = seed is not None or generator is not None
+        rng = as_rng(seed, generator)
+        if not shared and world().rank:  # another stream than rank 0's of the same seed
+            rng = ChainRNG((rng.seed + world().rank * 0x9E3779B97F4A7C15) % 2**64)
         with outside_inference():
-            data = torch.zeros((self.capacity, *self.shape), dtype=dtype, device=device)
-            self.register_buffer("data", data)
+            rows = self._take_part()
+            size = (rows.stop - rows.start, *self.shape)
+            self.data = torch.zeros(size, dtype=dtype, device=device)
             # Mode slot: how often the chain in a slot has been drawn since it started.
-            self.register_buffer(
-                "visits", torch.zeros(self.capacity, dtype=torch.int32, device=device)
-            )
-            self.register_buffer("stream", rng.state(data.device))
-            if mode == "slot":  # in parts, as float32 may be four times the storage
-                for part in data.split(max(1, _FILL // math.prod(self.shape))):
-                    none = torch.full((len(part),), -1, device=data.device)
-                    part.copy_(self._store(self._draw(none)[0]))
+            self.visits = torch.zeros(size[0], dtype=torch.int32, device=self.data.device)
+            self.stream = ChainRNG(rng.seed, sample_offset=0).state(self.data.device)
+            if mode == "slot":
+                self._fill()
 
     def __len__(self) -> int:
-        """Number of samples stored."""
+        """Number of samples stored, of all ranks."""
         return self.capacity if self.mode == "slot" else min(self.n_pushed, self.capacity)
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw ``n`` distinct samples, each replaced by an initial one with ``reinit_prob``; all
-        that the buffer does not hold yet are initial ones.
+        that the buffer does not hold yet are initial ones. In a process group, with as many on
+        every rank.
 
         Returns:
             x (n, *event) float32 and idx (n,) int64: the slot each came from, in modes fifo and
             reservoir -1 for an initial one. In mode slot give idx back to ``push``.
 
         Raises:
-            ValueError: n is not in 1..capacity.
+            ValueError: n is not in 1..capacity, of all ranks together.
         """
         n = integer("n", n, 0)
-        if not 1 <= n <= self.capacity:
+        rank, size = self.join()
+        total, first = size * n, rank * n
+        if not 1 <= total <= self.capacity:
+            ranks = "" if size == 1 else f" on each of {size} ranks"
             raise ValueError(
-                f"n must be in 1..{self.capacity}, the capacity of this ReplayBuffer, got a batch"
-                f" of {n}"
+                f"n must be in 1..{self.capacity // size}, the capacity of this ReplayBuffer, got a"
+                f" batch of {n}{ranks}"
             )
-        stored = min(n, len(self))
-        idx, _ = choose_slots(self.stream, len(self), stored)
-        if stored < n:
-            idx = torch.cat([idx, idx.new_full((n - stored,), -1)])
+        ids = None if size == 1 else first + torch.arange(n, device=self.data.device)
         if self.mode == "slot":
-            return self._draw(idx, self.visits)[0], idx
-        return self._draw(idx)
+            idx = choose_strata(self.stream, self.capacity, n, first, total)
+            return self._draw(idx - self._first, self.visits, ids)[0], idx
+        n_stored = min(total, len(self))
+        idx, _ = choose_slots(self.stream, len(self), n_stored)
+        if n_stored < total:
+            idx = torch.cat([idx, idx.new_full((total - n_stored,), -1)])
+        return self._draw(idx[first : first + n].contiguous(), sample_ids=ids)
 
     def push(self, x: Tensor, idx: Tensor | None = None) -> None:
-        """Store the samples ``x``, (n, *event) with n <= capacity.
+        """Store the samples ``x``, (n, *event) with n <= capacity. In a process group, with as many
+        on every rank.
 
         Args:
-            idx: (n,) int64, distinct: the slots to write, mode slot only (other modes ignore it).
+            idx: (n,) int64, distinct: the slots to write, mode slot only (other modes ignore it);
+                of those that this rank has.
 
         Raises:
             ValueError: a shape is wrong, or in mode slot idx is missing or no slot (on a device,
@@ -152,49 +179,134 @@ class ReplayBuffer(nn.Module):
                 nothing is stored then.
         """
         n = x.shape[0] if x.dim() else 0
-        if x.shape[1:] != self.shape or x.dim() != len(self.shape) + 1 or n > self.capacity:
+        size = self.join().size
+        most = self.capacity // size
+        if x.shape[1:] != self.shape or x.dim() != len(self.shape) + 1 or n > most:
             raise ValueError(
-                f"x must be (n, {', '.join(map(str, self.shape))}) with n <= {self.capacity}, the"
+                f"x must be (n, {', '.join(map(str, self.shape))}) with n <= {most}, the"
                 f" capacity of this ReplayBuffer, got {tuple(x.shape)}"
             )
         if self.mode == "slot":
             idx = self._slots(idx, n)
         if n == 0:
             return
-        q = self._store(x.detach().to(self.data.device))
+        q = stored(x.detach().to(self.data.device), self.data.dtype, self.value_range)
         if self.mode == "slot":
-            self.data[idx] = q
+            self.data[idx - self._first] = q
         elif self.mode == "fifo":
-            self.data[(self.n_pushed + torch.arange(n, device=q.device)) % self.capacity] = q
+            q = self._of_ranks(q)
+            self.data[(self.n_pushed + torch.arange(len(q), device=q.device)) % self.capacity] = q
         else:
-            self._push_reservoir(q)
-        self.n_pushed += n
+            push_reservoir(self.data, self._of_ranks(q), self.n_pushed, self.stream)
+        self.count(n)
 
-    def all(self) -> Tensor:
+    def count(self, n: int) -> None:
+        """Note that ``n`` more samples of this rank were pushed, as ``push`` does; for a graph."""
+        self.n_pushed += n * self.part.size
+
+    def all(self, of_ranks: bool = False) -> Tensor:
         """The samples stored, (len, *event) float32; uint8 at the middle of its steps, so nothing
-        random is drawn."""
-        return _read(self.data[: len(self)], self.value_range)
+        random is drawn. In a process group those of this rank, or with ``of_ranks``, which every
+        rank must call, of all, in the order of the slots."""
+        data = self.rows_of_ranks() if of_ranks else self.data
+        return read(data[: len(self)], self.value_range)
 
-    def references(self, slots: Tensor, n: int | None = None) -> References:
+    def rows_of_ranks(self) -> Tensor:
+        """All ``capacity`` rows of the storage as they are; every rank must call it. Where another
+        rank has some of them, they travel."""
+        self.join()
+        return all_rows(self.data) if self.is_sharded else self.data
+
+    def references(self, slots: Tensor, n: int | None = None, local: bool = False) -> References:
         """``n`` distinct stored samples as they are (None, or fewer stored: all of them, as a view
         of the storage, which the next ``push`` changes).
 
+        In a process group those of other ranks travel, in the storage's dtype: all of them, or of
+        ``n`` twice as many bytes.
+
         Args:
             slots: (b,) int64, as ``sample`` returned them.
+            local: of the samples that this rank has; nothing travels.
         """
-        size, n = len(self), None if n is None else integer("n", n, 0)
+        y_scale = middle_of_steps(self.value_range)
+        n = None if n is None else integer("n", n, 0)
+        data, size, first = self.data, len(self), 0
+        if self.is_sharded and local:
+            size, first = len(data), self._first
         if n is None or n >= size:
-            return References(self.data[:size], slots, self._y_scale)
-        chosen, own = choose_slots(self.stream, size, n, slots)
+            y = data[:size] if local or not self.is_sharded else self.rows_of_ranks()
+            return References(y, slots - first if first else slots, y_scale)
+        chosen, own = choose_slots(self.stream, size, n, slots - first if first else slots)
         self.stream[1].add_(1)
-        return References(self.data.index_select(0, chosen), own, self._y_scale)
+        if self.is_sharded and not local:
+            return References(rows_of_slots(data, chosen, self._first), own, y_scale)
+        return References(data.index_select(0, chosen), own, y_scale)
 
     @property
-    def _y_scale(self) -> tuple[float, float]:
-        """(scale, offset) of a uint8 sample at the middle of its step, as ``nearest_neighbor``."""
-        lo, hi = self.value_range
-        scale = (hi - lo) / 256
-        return scale, lo + scale / 2
+    def is_sharded(self) -> bool:
+        """Whether this is one of several parts."""
+        return self.mode == "slot" and self.part.size > 1
+
+    @property
+    def _first(self) -> int:
+        """The first slot that is here."""
+        return self.part.rank * len(self.data) if self.is_sharded else 0
+
+    def join(self) -> World:
+        """Become a part of the ranks' buffer, where there is a process group and it was made
+        before; returns which part.
+
+        Raises:
+            ValueError: the capacity is no multiple of the number of ranks, or this is a part of
+                another number.
+        """
+        now = world() if self.shared else self.part
+        if now == self.part:
+            return now
+        if self.part.size > 1:
+            raise ValueError(
+                f"this ReplayBuffer is part {self.part.rank} of {self.part.size} ranks' and cannot"
+                f" be used by rank {now.rank} of {now.size}: load its full_state_dict into another"
+            )
+        rows = self._take_part()
+        self.data, self.visits = self.data[rows].clone(), self.visits[rows].clone()
+        return self.part
+
+    def _take_part(self) -> slice:
+        """Which of all slots are here."""
+        now = world() if self.shared else self.part
+        if self.mode == "slot" and self.capacity % now.size:
+            raise ValueError(
+                f"capacity must be a multiple of the {now.size} ranks, each of which holds as many"
+                f" slots, got {self.capacity}"
+            )
+        self.part = now
+        return now.part(self.capacity) if self.is_sharded else slice(0, self.capacity)
+
+    def restart(self, key: int, t: int) -> None:
+        """Go on with another stream; where nothing has been pushed what is initial is drawn anew.
+        For ranks that were made with streams of their own."""
+        self.stream[0], self.stream[1] = key, t
+        if self.mode == "slot" and not self.n_pushed:
+            self.stream[1] = 0
+            self._fill()
+
+    def _fill(self) -> None:
+        """Initial samples in all slots, in parts, as float32 may be four times the storage."""
+        rows = max(1, _FILL // math.prod(self.shape))
+        begin, end = self._first, self._first + len(self.data)
+        for start in range(0, self.capacity, rows):
+            here = range(max(start, begin), min(start + rows, end))
+            if not here:
+                self.stream[1].add_(1)
+                continue
+            ids = torch.arange(here.start, here.stop, device=self.data.device)
+            x = self._draw(torch.full_like(ids, -1), sample_ids=ids - start)[0]
+            part = slice(here.start - begin, here.stop - begin)
+            self.data[part] = stored(x, self.data.dtype, self.value_range)
+
+    def _of_ranks(self, q: Tensor) -> Tensor:
+        return all_rows(q) if self.part.size > 1 else q
 
     def _slots(self, idx: Tensor | None, n: int) -> Tensor:
         """The slots that n samples go to."""
@@ -203,37 +315,20 @@ class ReplayBuffer(nn.Module):
             raise ValueError(
                 f"idx must be int64 and hold the {n} slots of x in mode slot, got {got}"
             )
+        first, end = self._first, self._first + len(self.data)
         if idx.device.type != "cpu":  # where -1 would be the last slot
-            return idx.masked_fill(idx < 0, self.capacity)
+            return idx.masked_fill(idx < first, end)
         values = idx.numpy()  # which no mode of torch takes for a wait
-        if values.view("u8").max(initial=0) >= self.capacity:  # negative ones are large there
-            got = values.min() if values.min() < 0 else values.max()
-            raise ValueError(f"idx must be in 0..{self.capacity - 1}, the slots, got {got}")
+        # Those before the first are large there.
+        if (values - first).view("u8").max(initial=0) >= len(self.data):
+            got = values.min() if values.min() < first else values.max()
+            raise ValueError(f"idx must be in {first}..{end - 1}, the slots, got {got}")
         return idx
 
-    def _push_reservoir(self, q: Tensor) -> None:
-        """Sample i of all (from 0) goes to slot i, or to u in 0..i where that is a slot."""
-        n = len(q)
-        i = self.n_pushed + torch.arange(n, device=q.device)
-        # Two uniform numbers of 24 bits each make one of 48.
-        nothing = torch.empty((0, 2), dtype=torch.float32, device=q.device)
-        none = torch.full_like(i, -1)
-        parts, _ = replay_gather(nothing, none, self.stream, init="uniform")
-        self.stream[1].add_(1)
-        high, low = parts.double().unbind(1)
-        u = torch.where(i < self.capacity, i, ((high + low * 2**-24) * (i + 1)).long())
-        keep, slot = u < self.capacity, u % self.capacity
-        # The last sample for a slot wins. Every other row writes what its slot holds in the end, so
-        # the order of writes does not matter and no row need be dropped (a wait for the device).
-        order = torch.arange(n, device=q.device)
-        last = torch.full((self.capacity,), -1, device=q.device)
-        last.scatter_reduce_(0, slot, torch.where(keep, order, -1), "amax")
-        winner = last[slot]
-        taken = _as_rows(winner >= 0, self.shape)
-        self.data[slot] = torch.where(taken, q[winner.clamp(min=0)], self.data[slot])
-
-    def _draw(self, idx: Tensor, visits: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Samples float32 and where they came from, -1 for initial ones."""
+    def _draw(
+        self, idx: Tensor, visits: Tensor | None = None, sample_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Samples float32 of rows of the storage, and which these were, -1 for initial ones."""
         stream = self.stream
         x, slot = replay_gather(
             *(self.data, idx, stream),
@@ -242,10 +337,11 @@ class ReplayBuffer(nn.Module):
             init=self.init if isinstance(self.init, str) else None,
             augmentation=() if self.augmentation is None else self.augmentation.parameters,
             visits=visits,
+            sample_ids=sample_ids,
         )
         stream[1].add_(1)
         if not isinstance(self.init, str):
-            x = torch.where(_as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
+            x = torch.where(as_rows(slot < 0, self.shape), self._custom_initial(len(idx)), x)
         return x, slot
 
     @torch.no_grad()
@@ -256,88 +352,43 @@ class ReplayBuffer(nn.Module):
             raise ValueError(f"init({n}) must return a tensor of shape {shape}, got {got}")
         return x.detach().to(self.data.device, torch.float32)
 
-    def _store(self, x: Tensor) -> Tensor:
-        if self.data.dtype != torch.uint8:
-            return x.to(self.data.dtype)
-        lo, hi = self.value_range
-        return ((x - lo) * (256 / (hi - lo))).floor().clamp(0, 255).to(torch.uint8)
-
     def get_extra_state(self) -> dict:
-        return {"mode": self.mode, "n_pushed": self.n_pushed, "value_range": self.value_range}
+        part = {"shard": tuple(self.part)} if self.is_sharded else {}
+        own = {"mode": self.mode, "n_pushed": self.n_pushed, "value_range": self.value_range}
+        return own | part
 
     def set_extra_state(self, state: dict) -> None:
         self.n_pushed = state["n_pushed"]
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        """What does not fit is refused before anything changes."""
-        extra = state_dict.get(f"{prefix}_extra_state")
-        if extra is not None:
-            given = {name: state_dict.get(prefix + name) for name in self._buffers}
-            fitting = self._fitting({k: v for k, v in given.items() if v is not None}, extra)
-            state_dict = state_dict | {prefix + name: v for name, v in fitting.items()}
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _fitting(self, tensors: dict[str, Tensor], extra: dict) -> dict[str, Tensor]:
-        """A state's tensors, the samples in the dtype of this buffer."""
+    def fitting(self, tensors: dict[str, Tensor], extra: dict) -> dict[str, Tensor]:
+        """A state's tensors, the samples in the dtype of this buffer, of a whole one this part."""
         if extra["mode"] != self.mode:
             raise ValueError(
                 f"the state is of mode {extra['mode']!r}, this buffer is {self.mode!r}"
             )
         integer("the state's n_pushed", extra["n_pushed"], 0)
-        for name, tensor in tensors.items():
-            own = self._buffers[name]
-            if tensor.shape != own.shape:
-                raise ValueError(
-                    f"the state's {name} must be {tuple(own.shape)}, got {tuple(tensor.shape)}"
-                )
-        if "data" in tensors:
-            tensors["data"] = self._converted(tensors["data"], extra.get("value_range"))
-        return tensors
-
-    def _converted(self, data: Tensor, value_range: tuple[float, float] | None) -> Tensor:
-        """Samples of a state, which may not say of which value_range its uint8 is."""
-        own = f"this buffer is {self.data.dtype} of value_range {self.value_range}"
-        if data.dtype == torch.uint8:
-            same = value_range is None or tuple(value_range) == self.value_range
-            if self.data.dtype == torch.uint8 and same:
-                return data
-            if self.data.dtype == torch.float32 and value_range is not None:
-                return _read(data, tuple(value_range))
+        theirs, ours = tuple(extra.get("shard", (0, 1))), self.join()
+        if theirs[1] > 1 and theirs != tuple(ours):
             raise ValueError(
-                f"the state's samples are torch.uint8 of value_range {value_range}, {own}"
+                f"the state is of rank {theirs[0]} of {theirs[1]} and holds its part of the slots,"
+                f" this is rank {ours.rank} of {ours.size}: save what"
+                " fastebm.distributed.full_state_dict gives"
             )
-        if torch.promote_types(data.dtype, self.data.dtype) != self.data.dtype:
-            raise ValueError(f"the state's samples are {data.dtype}, {own}: they would be rounded")
-        return data.to(self.data.dtype)
-
-    def _apply(self, fn, recurse: bool = True):
-        """As nn.Module's, but the samples go as integers, which casts of floating-point tensors
-        pass by."""
-
-        def move(tensor: Tensor) -> Tensor:
-            bits = tensor.view(_BITS.get(tensor.dtype, tensor.dtype))
-            moved = fn(bits)
-            if moved.dtype != bits.dtype:  # type(...) casts integers too
-                moved = bits.to(moved.device)
-            return moved.view(tensor.dtype)
-
-        if recurse:  # init may be a module
-            for child in self.children():
-                child._apply(fn)
-        with outside_inference():
-            return super()._apply(move, recurse=False)
+        is_whole = self.is_sharded and theirs[1] == 1
+        for name, tensor in tensors.items():
+            shape = getattr(self, name).shape
+            if is_whole and name != "stream":
+                shape = (self.capacity, *shape[1:])
+            if tensor.shape != shape:
+                raise ValueError(
+                    f"the state's {name} must be {tuple(shape)}, got {tuple(tensor.shape)}"
+                )
+            if is_whole and name != "stream":
+                tensors[name] = tensor[ours.part(self.capacity)]
+        if "data" in tensors:
+            own = self.data.dtype, self.value_range
+            tensors["data"] = converted(tensors["data"], extra.get("value_range"), *own)
+        return tensors
 
     def extra_repr(self) -> str:
         return f"{self.capacity}, {self.shape}, mode={self.mode!r}, stored={len(self)}"
-
-
-def _read(data: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """Stored samples as float32, uint8 at the middle of its steps; nothing random is drawn."""
-    everyone = torch.arange(len(data), device=data.device)
-    stream = ChainRNG(0).state(data.device)
-    return replay_gather(data, everyone, stream, value_range=value_range, dither=False)[0]
-
-
-def _as_rows(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(n,) as (n, 1, ..., 1), to go with (n, *shape)."""
-    return mask.reshape(-1, *(1,) * len(shape))

@@ -122,7 +122,7 @@ class GibbsSampler:
         elif x.device.type == "cpu":
             self.model.check_data(x)
         check_sample_ids(sample_ids, len(x))
-        state = rng.state(x.device)
+        state = rng.state(x.device, len(x))
         v = x.detach().flatten(1).to(self.model.c.dtype, copy=True)
         log = Log(v.view(x.shape), burn_in, thin, energy=(len(v),), change=())
         with full_precision(x.device), sampling_mode(self.model, freeze=False):
@@ -168,7 +168,7 @@ class GibbsSampler:
         if create_graph:
             raise TypeError(NO_DERIVATIVE)
         rng = as_rng(seed, generator)
-        state = rng.state(x.device)
+        state = rng.state(x.device, len(x))
         v, _ = self.model.gibbs_step(x, state, sample_ids=sample_ids, beta=self._beta(k))
         rng.advance(1)
         return v.view(x.shape), None

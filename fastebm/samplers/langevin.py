@@ -286,7 +286,7 @@ class LangevinDynamics:
         jumps = checked_jumps(jumps, total, self.adjusted, x, population)
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
-        state = rng.state(x.device)
+        state = rng.state(x.device, len(x))
         log = Log(x, burn_in, thin, energy=(len(x),), grad_norm=(len(x),))
 
         def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
@@ -351,7 +351,7 @@ class LangevinDynamics:
         self._check_way()
         (coefficients,) = self.plan(range(k, k + 1), x.device)
         out = take_last_step(
-            *(self, x, coefficients, rng.state(x.device), create_graph),
+            *(self, x, coefficients, rng.state(x.device, len(x)), create_graph),
             *(model_kwargs or {}, sample_ids),
         )
         rng.advance(1)
@@ -393,7 +393,7 @@ class LangevinDynamics:
         parameters = parameters_of(modules_of(self.model))
         like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
-        state = rng.state(x.device)
+        state = rng.state(x.device, len(x))
         with torch.no_grad():
             return langevin_step_(
                 x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT

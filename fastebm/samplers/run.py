@@ -150,9 +150,9 @@ def _run_adjusted(
     **options,
 ) -> Points:
     if n_jumps and population is None and sample_ids is None:
-        sample_ids = rng.sample_offset + torch.arange(len(x), device=x.device)
+        sample_ids = rng.first_sample(len(x)) + torch.arange(len(x), device=x.device)
     lo, hi = box_in(sampler.model, sampler.clamp, x)
-    state = rng.state(x.device)
+    state = rng.state(x.device, len(x))
     given = n_jumps and population is not None
     modes = local_means(population, state, n_jumps=n_jumps) if given else None
     share = uniform_share(sampler.model, sampler.clamp) if n_jumps else 0.0
@@ -196,7 +196,7 @@ def _unadjusted(
     callbacks: tuple,
 ) -> None:
     on_step, seen, before_step, changed = callbacks
-    plan, state = sampler.plan(range(total), x.device), rng.state(x.device)
+    plan, state = sampler.plan(range(total), x.device), rng.state(x.device, len(x))
     fused = sampler.fused_chain(x, model_kwargs)
     if fused is not None:
         return fused.run(x, plan, state, sampler.options, sample_ids, *callbacks)

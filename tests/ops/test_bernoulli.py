@@ -31,7 +31,7 @@ def test_values(device, dtype, beta):
     rng = ChainRNG(2**64 - 5, 2**32 - 9, 2**40 + 3)
     got = draw(logits, rng, device, t=7, beta=beta)
     assert got.dtype == dtype and got.shape == logits.shape
-    ids = torch.arange(200) + rng.sample_offset
+    ids = torch.arange(200) + rng.first_sample(0)
     expected, distance = reference.bernoulli_sigmoid(logits, rng.seed, rng.t + 7, ids, beta)
     assert (distance[got.cpu().double() != expected] < NEAR).all()
     assert (distance < NEAR).sum() < 20  # so nearly all of them were compared

@@ -41,7 +41,7 @@ def test_philox_known_answers(counter, key, expected):
 def test_noise_is_box_muller_of_philox(device, rng):
     n_rows, dim = 40, 1000
     got = noise((n_rows, dim), rng, device, tag=0x81).double().cpu().reshape(-1, 2)
-    ids = torch.arange(n_rows) + rng.sample_offset
+    ids = torch.arange(n_rows) + rng.first_sample(0)
     exact = reference.normals(rng.seed, rng.t, ids, dim, tag=0x81).reshape(-1, 2)
     # u is rounded to 24 bits (6e-8 near 1, twice that in -2 log u), the polynomial is good to 7e-8
     # and each of a few roundings to 2^-24 of r^2; the angle is good to 3e-8 plus roundings.

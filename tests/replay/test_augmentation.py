@@ -37,7 +37,7 @@ def images(shape=SHAPE, n=N, low=0.0, high=1.0):
 def expected(augmentation, x, rng):
     rows = []
     for i, image in enumerate(x.double()):
-        sample = rng.sample_offset + i
+        sample = rng.first_sample(0) + i
         drawn = reference.augmentation_of(
             augmentation.parameters, rng.seed, rng.t, sample, image.shape
         )

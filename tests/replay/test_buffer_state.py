@@ -77,7 +77,7 @@ def test_casts_of_a_module_leave_the_samples_alone(dtype):
     loss = PersistentContrastiveDivergence(
         net := nn.Linear(2, 1), LangevinDynamics(net, 0.1), buffer
     )
-    before = {name: value.clone() for name, value in buffer.named_buffers()}
+    before = {name: getattr(buffer, name).clone() for name in buffer.tensors}
     for cast in (
         lambda m: m.half(),
         lambda m: m.bfloat16(),
@@ -87,7 +87,8 @@ def test_casts_of_a_module_leave_the_samples_alone(dtype):
         lambda m: m.double(),
     ):
         cast(loss)
-        for name, value in buffer.named_buffers():
+        for name in buffer.tensors:
+            value = getattr(buffer, name)
             assert value.dtype == before[name].dtype and torch.equal(value, before[name]), name
     assert buffer.init.at.dtype == torch.float64 and not buffer.data.is_shared()
     loss.share_memory()

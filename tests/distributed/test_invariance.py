@@ -1,0 +1,180 @@
+"""N ranks of B chains are one rank of N B: slots, starts and chains to the bit, weights up to the
+rounding of sums."""
+
+import process_group
+import pytest
+import torch
+from torch import nn
+
+import fastebm
+from fastebm.distributed import average_gradients, full_state_dict, world
+
+STEPS, ROWS = 50, 8  # rows of all ranks
+
+
+class Wells(nn.Module):
+    """An energy whose gradient of a row has the same bits in any batch."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([1.0, 0.6], dtype=dtype))
+        self.b = nn.Parameter(torch.tensor([0.5, -0.4], dtype=dtype))
+
+    def forward(self, x):
+        return (self.a * x.square() + self.b * x.cos()).sum(1)
+
+
+class Picture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 1)
+        ).double()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def perceptron():
+    return fastebm.energies.MLPEnergy(2, (8, 8))
+
+
+def criterion(loss, model, sampler, buffer, **options):
+    if loss == "cd":
+        return fastebm.ContrastiveDivergence(model, sampler, 6, **options)
+    if loss == "pcd":
+        return fastebm.PersistentContrastiveDivergence(model, sampler, buffer, 6, **options)
+    if loss == "mle":
+        return fastebm.MaximumLikelihood(model, sampler, 6, **options)
+    options = {"n_entropy_refs": 10 if loss == "icd-refs" else None, **options}
+    buffer = None if loss == "icd-alone" else buffer
+    return fastebm.ImprovedContrastiveDivergence(model, sampler, buffer, 6, **options)
+
+
+def train(make, loss, shape=(2,), lr=0.02, dtype=torch.float32, bad=(), seeded=False, **given):
+    """A run of STEPS steps of ROWS rows; what happened, and the whole buffer at the end."""
+    torch.manual_seed(3)
+    model = make().to(dtype)
+    way, of_buffer = given.pop("way", {}), given.pop("of_buffer", {})
+    sampler = fastebm.LangevinDynamics(model, 0.02, **{"clamp": (-2, 2), **way})
+    buffer = fastebm.ReplayBuffer(
+        40, shape, **{"reinit_prob": 0.2, "value_range": (-2, 2), **of_buffer}
+    )
+    rng = fastebm.ChainRNG(7) if seeded else None
+    step = criterion(loss, model, sampler, buffer, energy_reg_weight=0.01, **given)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    rank, size = world()
+    seen, data = {"slots": [], "start": [], "x_neg": [], "weights": [], "metrics": []}, step._start
+
+    def start(x, rng):
+        found = data(x, rng)
+        seen["start"].append(found[0].clone())
+        seen["slots"].append(found[1])
+        return found
+
+    step._start = start
+    for i in range(STEPS):
+        g = torch.Generator().manual_seed(i)
+        x = torch.randn((ROWS, *shape), generator=g, dtype=torch.float64).to(dtype)
+        if i % 5 == 2:
+            for row in bad:
+                x[row] = torch.nan
+        x = x[world().part(ROWS)]
+        out = step(x, seed=rng)
+        optimizer.zero_grad()
+        out.loss.backward()
+        average_gradients(model.parameters())
+        optimizer.step()
+        seen["x_neg"].append(out.x_neg)
+        seen["weights"].append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
+        seen["metrics"].append(fastebm.distributed.average_metrics(out.metrics))
+    if buffer.n_pushed:
+        seen["buffer"] = full_state_dict(buffer)
+    return seen
+
+
+def several(cases):
+    return [train(*args, **options) for args, options in cases]
+
+
+def rows(parts, name, i):
+    found = [p[name][i] for p in parts]
+    return None if found[0] is None else torch.cat(found)
+
+
+UINT8 = {"dtype": torch.uint8}
+FIXED = [
+    ((Wells, loss), {"lr": 0.0, "kl_weight": 1.0} if "icd" in loss else {"lr": 0.0})
+    for loss in ("cd", "pcd", "icd", "icd-refs", "icd-alone", "mle")
+]
+FIXED += [
+    ((Wells, "pcd"), {"lr": 0.0, "of_buffer": {"mode": mode, **more}})
+    for mode, more in (("fifo", {}), ("reservoir", UINT8), ("slot", UINT8), ("slot", {"seed": 5}))
+]
+FIXED += [
+    ((Wells, "icd-refs"), {"lr": 0.0, "of_buffer": {"mode": "fifo"}}),
+    ((Wells, "icd-refs"), {"lr": 0.0, "of_buffer": UINT8, "seeded": True}),
+    ((Wells, "icd"), {"lr": 0.0, "bad": (1, 6, 7), "on_nonfinite": "skip"}),
+    ((Wells, "pcd"), {"lr": 0.0, "bad": (1,), "on_nonfinite": "warn"}),
+    ((Wells, "pcd"), {"lr": 0.0, "bad": (1,), "on_nonfinite": "count"}),
+]  # fmt: skip
+PICTURES = {
+    "shape": (1, 8, 8),
+    "dtype": torch.float64,
+    "of_buffer": {"dtype": torch.uint8, "augmentation": fastebm.Augmentation(
+        hflip_p=0.5, scale=(0.5, 1.0), value_range=(-2, 2))},
+}  # fmt: skip
+EXACT = {"dtype": torch.float64}
+SKIP = {"bad": (1, 6, 7), "on_nonfinite": "skip", **EXACT}
+TRAINED = [
+    (1e-9, (Picture, loss), PICTURES) for loss in ("pcd", "icd", "icd-refs")
+]
+TRAINED += [(1e-9, (perceptron, loss), EXACT) for loss in ("cd", "pcd", "icd-alone", "mle")]
+TRAINED += [(1e-9, (perceptron, loss), SKIP) for loss in ("cd", "pcd", "icd", "icd-alone")]
+TRAINED += [
+    (2e-5, (perceptron, loss), {"way": way})
+    for loss in ("cd", "icd", "icd-alone")
+    for way in ({"backend": "fused"}, {"backend": "eager"})
+]
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Of each case, by the number of ranks, what every rank saw."""
+    cases = [(args, options) for args, options in FIXED]
+    cases += [(args, options) for _, args, options in TRAINED]
+    return {n: process_group.results(n, several, cases) for n in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("case", range(len(FIXED)), ids=lambda i: f"{FIXED[i][0][1]}-{i}")
+def test_everything_has_the_same_bits_while_weights_stay(found, n, case):
+    (whole,), parts = ([rank[case] for rank in found[k]] for k in (1, n))
+    for i in range(STEPS):
+        for name in ("slots", "start", "x_neg"):
+            ours, theirs = whole[name][i], rows(parts, name, i)
+            assert theirs is None if ours is None else torch.equal(ours, theirs), (name, i)
+    assert len({m["n_nonfinite"] for m in whole["metrics"]}) == (2 if "bad" in FIXED[case][1] else 1)
+    for name, value in whole.get("buffer", {}).items():
+        for part in parts:
+            same = part["buffer"][name]
+            assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("case", range(len(TRAINED)), ids=lambda i: f"{TRAINED[i][1][1]}-{i}")
+def test_weights_are_the_same_up_to_rounding(found, n, case):
+    tolerance = TRAINED[case][0]
+    (whole,), parts = ([rank[case + len(FIXED)] for rank in found[k]] for k in (1, n))
+    moved = (whole["weights"][-1] - whole["weights"][0]).abs().max()
+    assert moved > 1e3 * tolerance
+    for i in range(STEPS):
+        ours, theirs = whole["slots"][i], rows(parts, "slots", i)
+        assert ours is None or torch.equal(ours, theirs)
+        for part in parts:
+            assert torch.equal(part["weights"][i], parts[0]["weights"][i])
+            assert (part["weights"][i] - whole["weights"][i]).abs().max() < tolerance
+        if "bad" in TRAINED[case][2]:
+            continue
+        for name, value in whole["metrics"][i].items():
+            assert parts[0]["metrics"][i][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
