@@ -39,14 +39,19 @@ def choose_slots(
 def choose_strata(
     rng: Tensor, size: int, n: int, first: int = 0, total: int | None = None
 ) -> Tensor:
-    """One number of 0 .. size - 1 for each of the rows first .. first + n - 1 of a batch, each from
-    the row's own stratum: of ``total`` rows, row i draws from floor(i size / total) ..
-    floor((i + 1) size / total) - 1, each of these as probable as any other (to 2^-64), and
-    independent of what other rows draw. So the numbers are distinct and ascend.
+    """One number of 0 .. size - 1 for each of the rows first .. first + n - 1 of a batch of
+    ``total``: distinct, and each number is among those of the batch with probability total / size.
 
-    They are a function of the stream's seed and step and of the row's number, and not of its first
-    sample, the same on every device: processes that share a batch find theirs alone, as one that
-    has all rows would.
+    With g the greatest common divisor of size and total, the numbers are g blocks of L = size / g
+    and the rows g blocks of m = total / g. A row has a number of its own block, each of its L as
+    probable as any other (to 2^-64). Blocks are independent of each other. Within one, row j draws
+    from floor(j L / m) .. floor((j + 1) L / m) - 1, independently of others, and where m > 1 a
+    random amount is added to what all of them drew, mod L.
+
+    The numbers are a function of the stream's seed and step and of the row's number, and not of its
+    first sample, the same on every device: processes that share a batch find theirs alone, as one
+    that has all rows would. Where N divides size and total, the rows of the k-th N-th of the batch
+    have numbers of the k-th N-th of all.
 
     Args:
         rng: int64 (4,), ``ChainRNG.state(device)``, where the result is.

@@ -21,8 +21,14 @@ def draws(size, n, keys):
 
 def assert_uniform(cells, n_cells):
     """Chi-square of how often each of ``n_cells`` equally probable ones came."""
-    expected, df = len(cells) / n_cells, n_cells - 1
-    assert expected > 5
+    assert_law(cells, torch.full((n_cells,), 1 / n_cells, dtype=torch.double))
+
+
+def assert_law(cells, probability):
+    """The same for cells of any probabilities above 0."""
+    n_cells = len(probability)
+    expected, df = len(cells) * probability, n_cells - 1
+    assert (expected > 5).all()
     count = cells.bincount(minlength=n_cells).double()
     statistic = ((count - expected) ** 2 / expected).sum().item()
     # Wilson and Hilferty: the cube root of chi-square over df is about normal.

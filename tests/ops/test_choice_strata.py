@@ -1,10 +1,12 @@
 """A slot for each row from its own stratum: the operator against its twin, its law, its errors."""
 
+import itertools
+import math
 import random
 
 import pytest
 import torch
-from test_choice import assert_uniform
+from test_choice import assert_law, assert_uniform
 
 from fastebm import ChainRNG
 from fastebm.ops import library, reference
@@ -14,16 +16,21 @@ SIZES = [(1, 1), (5, 5), (7, 3), (1000, 128), (1001, 128), (2**40, 1), (2**40 - 
 SIZES += [(2**22, 2**22), (2**32 + 11, 97), (2**40, 2**22), (2**40 - 1, 2**22)]
 
 
+UNEVEN = [(8, 3), (10, 6), (12, 8), (9, 7), (101, 100), (1000, 128), (1001, 128)]
+
+
 def draws(size, n, keys):
     """(keys, n): choices by ``keys`` streams, each second one a step of the one before."""
     states = (ChainRNG(i // 2, i % 2).state() for i in range(keys))
     return torch.stack([choose_strata(state, size, n) for state in states])
 
 
-def above_beginning(chosen, size, total):
-    """Each row's slot counted from its stratum's beginning, and its stratum's length."""
-    edges = torch.arange(total + 1) * size // total
-    return chosen - edges[:-1], edges.diff()
+def of_blocks(length, rows, blocks, seed=0, step=0):
+    """(blocks, rows): what one call chooses in each block of ``length`` slots, counted from its
+    first one."""
+    assert math.gcd(length, rows) == 1
+    chosen = choose_strata(ChainRNG(seed, step).state(), blocks * length, blocks * rows)
+    return chosen.view(blocks, rows) - length * torch.arange(blocks)[:, None]
 
 
 def assert_equals_twin(device, size, n, first, total, stream):
@@ -31,9 +38,12 @@ def assert_equals_twin(device, size, n, first, total, stream):
     chosen = choose_strata(state, size, n, first, total).cpu()
     twin = reference.choose_strata(stream.seed, stream.t, size, n, first, total)
     assert chosen.dtype == torch.int64 and torch.equal(chosen, twin)
-    row = torch.arange(first, first + n)
-    assert (chosen >= row * size // total).all() and (chosen < (row + 1) * size // total).all()
-    assert (chosen.diff() > 0).all()
+    blocks = math.gcd(size, total)
+    block = torch.arange(first, first + n) // (total // blocks)
+    assert torch.equal(chosen // (size // blocks), block)
+    # In a block the slots ascend on a ring: in numbers they fall once at most.
+    assert (block[1:][chosen.diff() < 0].bincount() <= 1).all()
+    assert len(chosen.unique()) == n
 
 
 @pytest.mark.parametrize("size, total", SIZES)
@@ -98,12 +108,62 @@ def test_every_slot_of_a_stratum_is_equally_probable(length):
         assert_uniform(steps[:, row] - length * row, length)
 
 
-def test_strata_of_other_lengths_by_one():
-    rows, size = 40_000, 40_000 * 7 // 2 + 11  # 3 slots, or 4
-    slot, lengths = above_beginning(choose_strata(ChainRNG(1).state(), size, rows), size, rows)
-    assert lengths.unique().tolist() == [3, 4]
-    for length in (3, 4):
-        assert_uniform(slot[lengths == length], length)
+@pytest.mark.parametrize("size, total", UNEVEN)
+def test_every_slot_is_equally_probable_where_rows_do_not_divide_slots(size, total):
+    keys, p = 8000, total / size
+    chosen = draws(size, total, keys)
+    slots = chosen.sort(1).values
+    assert (slots.diff(dim=1) > 0).all()  # distinct
+    # Of each slot a binomial number of keys; six of its deviations, 2e-9 for a normal.
+    count = chosen.flatten().bincount(minlength=size)
+    assert ((count - keys * p).abs() < 6 * math.sqrt(keys * p * (1 - p))).all()
+    length, rows = size // math.gcd(size, total), total // math.gcd(size, total)
+    for row in {0, rows - 1, rows, total // 2, total - 1} - {total}:
+        assert_uniform(chosen[:, row] - row // rows * length, length)
+
+
+@pytest.mark.parametrize("length, rows", [(8, 3), (5, 3), (3, 2), (5, 4), (7, 2)])
+def test_the_joint_law_of_a_block_is_that_of_strata_turned(length, rows):
+    strata = [range(j * length // rows, (j + 1) * length // rows) for j in range(rows)]
+    ways = torch.tensor(list(itertools.product(range(length), *strata)))
+    code = length ** torch.arange(rows)
+    codes, ways = ((ways[:, 1:] + ways[:, :1]) % length @ code).unique(return_counts=True)
+    probability = ways.double() / ways.sum()
+    single = draws(length, rows, 8000)
+    for slots in (of_blocks(length, rows, 40_000), single):
+        drawn = slots @ code
+        cells = torch.searchsorted(codes, drawn).clamp(max=len(codes) - 1)
+        assert torch.equal(codes[cells], drawn)
+        assert_law(cells, probability)
+
+
+def test_blocks_and_steps_are_independent():
+    length, rows, blocks = 5, 3, 2**16
+    slot = torch.stack([of_blocks(length, rows, blocks, 9, step) for step in (0, 1)])
+    for one, other in itertools.product(range(rows), repeat=2):
+        assert_uniform(length * slot[0, :, one] + slot[1, :, other], length**2)
+        for lag in (1, 2, 256):
+            pair = slot[0].view(-1, 2, lag, rows)  # no block is in two pairs
+            cells = length * pair[:, 0, :, one] + pair[:, 1, :, other]
+            assert_uniform(cells.flatten(), length**2)
+
+
+def test_large_blocks_are_turned_by_any_amount():
+    one = draws(2**40 - 1, 4, 8000)  # strata of a quarter each, and more than 32 bits
+    for row in range(4):
+        assert_uniform(one[:, row] >> 34, 64)
+        assert_uniform(one[:, row] % 64, 64)
+
+
+@pytest.mark.parametrize("size, total", [(24, 16), (1000, 128), (12_344, 5000), (2**40 - 8, 4096)])
+def test_a_share_of_the_rows_stays_in_that_share_of_the_slots(device, size, total):
+    assert size % total and size % 8 == total % 8 == 0
+    for processes, step in itertools.product((2, 4, 8), range(5)):
+        n, state = total // processes, ChainRNG(3, step).state(device)
+        parts = [choose_strata(state, size, n, k * n, total).cpu() for k in range(processes)]
+        for k, part in enumerate(parts):
+            assert (part // (size // processes) == k).all()
+        assert len(torch.cat(parts).unique()) == total
 
 
 def test_large_strata_are_uniform_at_both_ends_of_the_number():

@@ -80,8 +80,12 @@ Tensor choose_strata(const Tensor& rng, int64_t size, int64_t n, int64_t first, 
                 ", the rows from first on, got ", n);
   Tensor chosen = int64s_on(rng, n);
   if (n == 0) return chosen;
-  const StrataParams p{static_cast<const int64_t*>(rng.const_data_ptr()), size, n, first, total,
-                       static_cast<int64_t*>(chosen.mutable_data_ptr())};
+  StrataParams p{};
+  p.rng = static_cast<const int64_t*>(rng.const_data_ptr());
+  p.first = first;
+  p.n = n;
+  p.chosen = static_cast<int64_t*>(chosen.mutable_data_ptr());
+  strata_blocks(&p, size, total);
   run<kCpu>(
       kStrataOp, rng, n, [&](int64_t begin, int64_t end) { choose_strata_cpu(p, begin, end); },
       [&](void* stream) { return choose_strata_cuda(p, stream); });

@@ -36,15 +36,27 @@ def choose_slots(seed: int, step: int, size: int, n: int, slots: Tensor) -> tupl
 
 
 def choose_strata(seed: int, step: int, size: int, n: int, first: int, total: int) -> Tensor:
-    """For each of the rows first .. first + n - 1 of ``total``, a number of its own stratum of
-    0 .. size - 1, int64 (n,): a fraction of 64 random bits of the stratum's length above its
-    beginning."""
-    drawn = words(seed, step, torch.arange(first, first + n), 4, STRATUM)[:, 0].tolist()
+    """For each of the rows first .. first + n - 1 of ``total``, a number of 0 .. size - 1, int64
+    (n,): of its block of numbers, one of the row's own stratum, and the block turned."""
+    blocks = math.gcd(size, total)
+    length, rows = size // blocks, total // blocks
+    row = torch.arange(first, first + n)
+    own = words(seed, step, row, 4, STRATUM)[:, 0, :2].tolist()
+    of_block = words(seed, step, row // rows * rows, 4, STRATUM)[:, 0, 2:].tolist()
     chosen = []
-    for row, (high, low, _, _) in enumerate(drawn, first):
-        begin, end = row * size // total, (row + 1) * size // total
-        chosen.append(begin + ((high << 32 | low) * (end - begin) >> 64))
+    for i in range(n):
+        block, j = divmod(first + i, rows)
+        begin, end = j * length // rows, (j + 1) * length // rows
+        turn = _fraction(of_block[i], length) if rows > 1 else 0
+        position = begin + _fraction(own[i], end - begin)
+        chosen.append(block * length + (position + turn) % length)
     return torch.tensor(chosen, dtype=torch.int64)
+
+
+def _fraction(high_low: list[int], length: int) -> int:
+    """64 random bits, brought to 0 .. length - 1."""
+    high, low = high_low
+    return (high << 32 | low) * length >> 64
 
 
 def _line_shift(line: Tensor, word: Tensor, length: int) -> Tensor:
