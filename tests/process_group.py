@@ -1,6 +1,7 @@
 """Processes of a gloo group that tests run functions in."""
 
 import multiprocessing
+import pickle
 import tempfile
 import time
 import traceback
@@ -31,7 +32,7 @@ def run(n, work, *args, seconds=120):
             for r, (ours, _) in enumerate(pipes):
                 assert ours.poll(max(0, until - time.monotonic())), f"rank {r} has not ended"
                 try:
-                    found.append(ours.recv())
+                    found.append(pickle.loads(ours.recv_bytes()))
                 except EOFError:
                     found.append("died")
             return found
@@ -56,9 +57,10 @@ def _rank(rank, n, folder, pipe, work, args):
         "gloo", store=store, rank=rank, world_size=n, timeout=timedelta(seconds=60)
     )
     try:
-        pipe.send(work(*args))
+        # By value: what torch shares would go with this process.
+        pipe.send_bytes(pickle.dumps(work(*args)))
     except BaseException:
-        pipe.send(traceback.format_exc())
+        pipe.send_bytes(pickle.dumps(traceback.format_exc()))
     finally:
         # A thread of gloo may ask for Python's lock while DDP's end holds it and waits for it.
         time.sleep(0.1)

@@ -158,7 +158,7 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             y, own = x_kl.detach(), torch.arange(len(x_kl), device=x_kl.device)
             if self._gathers_chains:
                 y, first = uneven_rows(y, batch.chains_of_ranks)
-                own = own + first
+                own = torch.where(own + first < len(y), own + first, -1)  # a stand-in is none
             references = References(y, own, (1.0, 0.0))
         if references is None or len(references.y) < 2:
             return None

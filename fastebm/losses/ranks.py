@@ -55,8 +55,8 @@ def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
         "k_steps": loss.k_steps,
         "on_nonfinite": loss.on_nonfinite,
         "parameters": [(tuple(p.shape), str(p.dtype)) for p in parameters],
-        "buffer": buffer and (buffer.mode, str(buffer.data.dtype), buffer.shape, buffer.shared),
-        "capacity": buffer and buffer.capacity,
+        "buffer": None if buffer is None else (buffer.mode, str(buffer.data.dtype), buffer.shape),
+        **{name: getattr(buffer, name, None) for name in ("capacity", "shared")},
         **{name: getattr(loss, name, None) for name in ("n_entropy_refs", "local_refs")},
     }
     others = gather_objects(own)

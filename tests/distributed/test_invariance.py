@@ -84,7 +84,8 @@ def train(make, loss, shape=(2,), lr=0.02, dtype=torch.float32, bad=(), seeded=F
         optimizer.zero_grad()
         out.loss.backward()
         average_gradients(model.parameters())
-        optimizer.step()
+        if lr:  # which a gradient of NaN would turn to NaN at 0 too
+            optimizer.step()
         seen["x_neg"].append(out.x_neg)
         seen["weights"].append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
         seen["metrics"].append(fastebm.distributed.average_metrics(out.metrics))
