@@ -47,8 +47,10 @@ def average_gradients(parameters: Iterable[Tensor] | Tensor) -> None:
 def _average(group: list[Tensor], size: int) -> None:
     present = [p.grad is not None for p in group]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-    flags = torch.tensor(present, dtype=group[0].dtype, device=group[0].device)
-    flat = sum_of_ranks(torch.cat([*(g.reshape(-1) for g in grads), flags]))
+    flags = [p.new_full((1,), float(has)) for p, has in zip(group, present, strict=True)]
+    if all(present):  # no copy from the host, which no CUDA graph may hold; and few launches
+        flags = [group[0].new_ones(len(group))]
+    flat = sum_of_ranks(torch.cat([*(g.reshape(-1) for g in grads), *flags]))
     somewhere = present if all(present) else (flat[-len(group) :] > 0).tolist()
     flat /= size
     means = flat[: -len(group)].split([g.numel() for g in grads])
@@ -78,8 +80,9 @@ def check_parameters(parameters: Iterable[Tensor], where: str, advice: str) -> N
 def _digest(parameters: list[Tensor]) -> int:
     """63 bits of all of them, where one element's change shows."""
     total = 0
-    for i, p in enumerate(parameters):
-        raw = p.detach().contiguous().reshape(-1).view(torch.uint8).to(torch.int64)
-        weights = torch.arange(1, len(raw) + 1, device=raw.device) * 0x9E3779B1
-        total = (total * 31 + int((raw * weights).sum()) + i) % (1 << 63)
+    for p in parameters:
+        raw = p.detach().contiguous().reshape(-1).view(torch.uint8)
+        for part in raw.split(1 << 22):  # which take eight times their bytes
+            weights = torch.arange(1, len(part) + 1, device=raw.device) * 0x9E3779B1
+            total = (total * 31 + int((part * weights).sum())) % (1 << 63)
     return total

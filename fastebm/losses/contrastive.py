@@ -139,7 +139,6 @@ class ContrastiveDivergence(Loss):
         self.calls += 1
         batch = self._batch(x, start, slots, kwargs)
         terms, before, finite = self._terms(batch, rng)
-        agree_on_step(self.sampler, terms.metrics)
         loss, x_neg, metrics, e_pos, e_neg, _ = terms
         ends = slice(-len(start), None)  # of chains that are looked at several times
         stored, n_nonfinite, n_pos, n_neg = x_neg[ends], 0.0, 0, 0
@@ -188,15 +187,18 @@ class ContrastiveDivergence(Loss):
         before their last step or the points; and whether energies and chains are finite."""
         if self._sees_points:
             terms, finite = self._at_points(batch, rng)
+            agree_on_step(self.sampler, terms.metrics)
             return terms, terms.x_neg, finite
         found = self._by_formulas(batch, rng)
         if found is not None:
+            agree_on_step(self.sampler, found[0].metrics)
             return found
         population = self._population(batch.x)
         more = {"jumps": self.jumps, "population": population} if self.jumps else {}
         before = self.sampler.sample(
             batch.chains, self.k_steps - 1, seed=rng, model_kwargs=batch.kwargs_neg, **more
         )
+        agree_on_step(self.sampler, {})
         terms = self._by_graph(batch._replace(chains=before), rng)
         return terms, before, self._is_finite(terms)
 

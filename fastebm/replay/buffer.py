@@ -31,10 +31,10 @@ class ReplayBuffer(StoredTensors):
     """Samples of past chains, from which new chains start.
 
     Modes: ``"slot"``, persistent chains: full of initial samples from the start, ``sample`` lends
-    distinct slots and ``push`` writes them back; row i of n has its slot from the i-th of n equal
-    parts of the buffer, each slot of it as probable as any other. ``"fifo"``, the last ``capacity``
-    samples pushed; ``"reservoir"``, a uniform choice of all samples ever pushed (Vitter's algorithm
-    R); from both, distinct samples, every choice as probable as any other.
+    distinct slots, each as probable as any other, and ``push`` writes them back; the first half of
+    the rows have theirs from the first half of the buffer, and so do all parts that both can be cut
+    into. ``"fifo"``, the last ``capacity`` samples pushed; ``"reservoir"``, a uniform choice of all
+    samples ever pushed (Vitter's algorithm R); of both every choice is as probable as any other.
 
     As uint8, x in ``[lo, hi)`` is stored as ``q = floor(256 u)``, ``u = (x - lo) / (hi - lo)``, and
     read as ``u = (q + U) / 256`` with U uniform in (0, 1): a sample stays in its step however often
