@@ -8,6 +8,8 @@ from torch.optim import Optimizer
 from fastebm.app.batch_rule import BatchRule, agreement
 from fastebm.app.config import MACHINES, TrainConfig
 from fastebm.app.evaluation import total_energy
+from fastebm.distributed.collectives import all_rows
+from fastebm.distributed.world import world
 from fastebm.losses.output import LossOutput
 from fastebm.losses.trust_region import TrustRegion, kl_step
 from fastebm.samplers.adaptive import AdaptiveStep
@@ -38,30 +40,32 @@ class Adaptation:
     def step(
         self, model: nn.Module, x: Tensor, out: LossOutput, iteration: int, share: float
     ) -> dict[str, Tensor | float]:
-        """The step of the optimiser, its gradients being there; returns metrics of it.
+        """The step of the optimiser, its gradients being there; returns metrics of it. Of several
+        ranks all take the same step.
 
         Args:
-            x, out: the batch and what the loss gave.
+            x, out: the batch and what the loss gave, of this rank.
             iteration: from 0.
             share: of the learning rate that the schedule leaves; the trust region, a square, gets
                 its square.
         """
         c, metrics = self._config, {}
-        chains = out.x_neg[-c.batch_size :]
+        size = world().size
+        chains = out.x_neg[-(c.batch_size // size) :]
         if self.batch_rule is not None:
             if self.batch_rule.due(iteration):
                 args = (model, x, out.x_neg, c.energy_reg_weight, c.batch_size)
                 self.batch_rule.update(agreement(*args))
-            metrics["batch_size"] = float(len(x))
+            metrics["batch_size"] = float(size * len(x))
         if self.trust_region is not None:
             self.trust_region.nats = c.trust_region * max(share, LEAST_SHARE) ** 2
             return metrics | {"kl_step": self.trust_region.step(model, chains)}
         if c.energy in MACHINES or iteration % KL_EVERY != KL_EVERY - 1:
             self._optimizer.step()
             return metrics
-        before = total_energy(model, chains)
+        before = all_rows(total_energy(model, chains))
         self._optimizer.step()
-        return metrics | {"kl_step": kl_step(before, total_energy(model, chains))}
+        return metrics | {"kl_step": kl_step(before, all_rows(total_energy(model, chains)))}
 
     def state_dict(self) -> dict | None:
         """All of it as numbers; None where nothing adapts."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from fastebm.distributed.collectives import sum_of_ranks
+from fastebm.distributed.world import world
 from fastebm.energies.protocol import energy
 from fastebm.energies.sampling_mode import sampling_mode
 
@@ -76,28 +78,34 @@ def agreement(model, x: Tensor, x_neg: Tensor, energy_reg_weight: float, group: 
     E(x_neg)^2)`` over its half, scales averaged, in all parameters at once. Rows come in blocks of
     `group` chains, each block the same chains at another time; a half is the first ``group // 2``
     of each block, or the others, so that no chain is in both. The model is in eval mode meanwhile,
-    and ``.grad`` is left alone.
+    and ``.grad`` is left alone. In a process group a block is of all ranks, each of which has as
+    many of its rows; all must call this, and get one number.
 
     Args:
-        x, x_neg: (m * group, *event).
+        x, x_neg: (m * group, *event), of which a rank has its part of each block.
 
     Returns:
         The cosine; 0 where a gradient is, NaN where one is not finite.
     """
-    n = len(x)
-    if len(x_neg) != n or group < 2 or n == 0 or n % group:
+    rank, size = world()
+    n, own = size * len(x), group // size
+    if len(x_neg) != len(x) or group < 2 or n == 0 or n % group or group % size:
         raise ValueError(
             f"x and x_neg must be equally many blocks of group={group} >= 2 rows, got {n} and"
-            f" {len(x_neg)} rows"
+            f" {size * len(x_neg)} rows"
         )
     parameters = [p for p in model.parameters() if p.requires_grad]
-    first = torch.arange(n, device=x.device) % group < group // 2
+    first = torch.arange(len(x), device=x.device) % own + rank * own < group // 2
     gradients = []
     with sampling_mode(model, freeze=False), torch.enable_grad():
-        for half in (first, ~first):
+        for half, rows in ((first, group // 2), (~first, group - group // 2)):
+            share = int(half.sum()) / (n // group * rows)  # of the half, on this rank
+            if share == 0:
+                gradients.append(torch.cat([p.new_zeros(p.numel()).double() for p in parameters]))
+                continue
             pos, neg = energy(model, x[half]), energy(model, x_neg[half])
             loss = pos.mean() - neg.mean()
             loss = loss + energy_reg_weight * (pos.square().mean() + neg.square().mean())
-            grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            grads = torch.autograd.grad(share * loss, parameters, materialize_grads=True)
             gradients.append(torch.cat([g.double().flatten() for g in grads]))
-    return cosine_similarity(*gradients, dim=0).item()
+    return cosine_similarity(*sum_of_ranks(torch.stack(gradients)), dim=0).item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastebm.app import processes
 from fastebm.app.config import MACHINES, ConfigError
 from fastebm.app.training import Trainer
 from fastebm.rng import ChainRNG
@@ -36,12 +37,20 @@ def generate(
     if trainer.config.energy in MACHINES:
         raise ConfigError(f"rounds are of Langevin chains; {trainer.config.energy} has none")
     name = trainer.config.augmentation if augment is None else augment
-    rng, sampler = ChainRNG(seed), trainer.eval_sampler
-    x = sampler.sample(
-        trainer.noise(n, seed),
-        rounds * steps_per_round,
-        seed=rng,
-        augmentation=trainer.augmentation(None if name == "none" else name),
-        augment_every=steps_per_round,
+    augmentation, sampler = (
+        trainer.augmentation(None if name == "none" else name),
+        trainer.eval_sampler,
     )
-    return sampler.sample(x, steps, seed=rng)
+
+    def run(x: Tensor, first: int) -> Tensor:
+        rng = ChainRNG(seed, sample_offset=first)
+        x = sampler.sample(
+            x,
+            rounds * steps_per_round,
+            seed=rng,
+            augmentation=augmentation,
+            augment_every=steps_per_round,
+        )
+        return sampler.sample(x, steps, seed=rng)
+
+    return processes.in_parts(trainer.noise(n, seed), run)

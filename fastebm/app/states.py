@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastebm.app.config import MOST, ConfigError
 from fastebm.app.stored import brief
+from fastebm.distributed.states import ROWS
 
 ENTRIES = {
     "config": dict, "data": str, "iteration": int, "guard": list, "model": dict,
@@ -140,19 +141,26 @@ def _check_tensor(found: object, wanted: Tensor, name: str) -> None:
 
 
 def _check_buffer(found: dict | None, own: dict | None) -> None:
-    """Sizes and ranges; the rest is for the buffer itself to say."""
+    """Sizes and ranges; the rest is for the buffer itself to say. Of several ranks `own` is a part,
+    and `found` that part or the whole."""
     if own is None or found is None:
         check_form(found, own, "buffer")
         return
     _check_keys(found.keys(), own.keys(), "buffer")
-    for name in (k for k, v in own.items() if isinstance(v, Tensor)):
-        check_form(found[name], own[name], f"buffer.{name}")
+    extra, part = found["_extra_state"], own["_extra_state"].get("shard")
+    _expect(isinstance(extra, dict), "buffer._extra_state", brief(extra))
+    is_whole = part is not None and "shard" not in extra
+    _expect(is_whole or extra.get("shard") == part, "buffer.shard", f"other than {part}")
+    for name, wanted in own.items():
+        if is_whole and name in ROWS:
+            rows = part[1] * len(wanted)
+            wanted = torch.empty((rows, *wanted.shape[1:]), dtype=wanted.dtype, device="meta")
+        if isinstance(wanted, Tensor):
+            check_form(found[name], wanted, f"buffer.{name}")
     _, t, offset, zero = found["stream"].tolist()
     ok = 0 <= t < 2**32 and 0 <= offset < 2**56 and zero == 0  # as ChainRNG has them
     _expect(ok, "buffer.stream", f"at step {t} of sample {offset}, {zero}")
     _expect(int(found["visits"].min()) >= 0, "buffer.visits", "negative")
-    extra = found["_extra_state"]
-    _expect(isinstance(extra, dict), "buffer._extra_state", brief(extra))
     mode, n = extra.get("mode"), extra.get("n_pushed")
     _expect(isinstance(mode, str), "buffer.mode", brief(mode))
     _expect(_is_count(n, 2**63), "buffer.n_pushed", brief(n))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastebm.app import files
+from fastebm.app import files, processes
 from fastebm.app.adaptation import Adaptation
 from fastebm.app.config import MACHINES, ConfigError, TrainConfig, versions
 from fastebm.app.data import Dataset, load
@@ -17,16 +18,23 @@ from fastebm.app.evaluation import total_energy
 from fastebm.app.networks import build_energy, weight_average
 from fastebm.app.run_samplers import build_sampler
 from fastebm.app.states import check_head, check_state
+from fastebm.distributed import alone, average_gradients, average_metrics, full_state_dict, world
+from fastebm.distributed.collectives import all_rows
 from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import MaximumLikelihood
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.replay.augmentation import Augmentation
 from fastebm.replay.buffer import ReplayBuffer
+from fastebm.rng import ChainRNG
 
 
 class Trainer:
     """One run: model, sampler, loss, optimiser, and the state to stop and go on exactly.
+
+    In a process group of ``torch.distributed`` a run of all ranks, each of which has its part of
+    the batches and of the buffer: the run that one process makes, up to the rounding of sums. All
+    of them call the same methods in the same order, and decide the same.
 
     Args:
         config: the run; resolved against the data here.
@@ -46,6 +54,7 @@ class Trainer:
     ):
         self.dataset = dataset or load(config.data, config.samples, config.dim, config.seed)
         self.config = config = config.resolve(self.dataset)
+        processes.check_parts(config)
         self.device = torch.device(device)
         self._range: tuple[Tensor, Tensor] | None = None
         self.x = self.dataset.train.to(self.device)
@@ -65,17 +74,11 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.buffer = None
         if config.uses_buffer:
-            self.buffer = ReplayBuffer(
-                config.buffer_size,
-                self.dataset.event_shape,
-                reinit_prob=config.reinit_prob,
-                init=self._near_data if config.standardized else "uniform",
-                value_range=self.box,
-                dtype=torch.uint8 if self._as_bytes else torch.float32,
-                device=self.device,
-                seed=config.seed,
-                augmentation=self.augmentation(config.augmentation),
-            )
+            with (
+                alone() if config.standardized else nullcontext()
+            ):  # whose points are drawn in turn
+                self.buffer = self._whole_buffer()
+            self.buffer.join()
         self.loss = self._loss(on_nonfinite)
         betas = config.adam_beta1, config.adam_beta2
         fused = self.device.type in ("cpu", "cuda")
@@ -91,6 +94,20 @@ class Trainer:
         self._order = (-1, torch.empty(0))  # epoch and its permutation
         self._fingerprint = self.dataset.fingerprint()
         self._data_clamp_share = float(self.dataset.clamp_share())
+
+    def _whole_buffer(self) -> ReplayBuffer:
+        c = self.config
+        return ReplayBuffer(
+            c.buffer_size,
+            self.dataset.event_shape,
+            reinit_prob=c.reinit_prob,
+            init=self._restarts if c.standardized else "uniform",
+            value_range=self.box,
+            dtype=torch.uint8 if self._as_bytes else torch.float32,
+            device=self.device,
+            seed=c.seed,
+            augmentation=self.augmentation(c.augmentation),
+        )
 
     def augmentation(self, name: str | None) -> Augmentation | None:
         """A preset for the box of the data, or None for None.
@@ -148,7 +165,7 @@ class Trainer:
         if c.loss == "cd":
             return ContrastiveDivergence(model, self.sampler, **common)
         if c.loss == "pcd":
-            n_chains = c.batch_size if c.auto_batch else None
+            n_chains = c.batch_size // world().size if c.auto_batch else None
             common |= {"jumps": c.jumps or 0, "n_chains": n_chains}
             return PersistentContrastiveDivergence(model, self.sampler, self.buffer, **common)
         if c.loss == "mle":
@@ -169,7 +186,8 @@ class Trainer:
         return len(self.x) // self.config.batch_size
 
     def _batch(self) -> Tensor:
-        """The data of this iteration; a function of the seed and the batches taken."""
+        """The data of this iteration, of all ranks; a function of the seed and the batches
+        taken."""
         rule = self.adaptation.batch_rule
         parts = [self._rows(self.batches + i) for i in range(rule.multiple if rule else 1)]
         self.batches += len(parts)
@@ -191,7 +209,12 @@ class Trainer:
         size = self.config.batch_size
         return self._order[1][index * size : (index + 1) * size]
 
-    def _near_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def _restarts(self, n: int) -> Tensor:
+        """Where n chains start anew, after those of the ranks before."""
+        rank, size = world()
+        return self._near_data(size * n, self.generator)[rank * n : (rank + 1) * n]
+
+    def _near_data(self, n: int, generator: torch.Generator) -> Tensor:
         """Uniform points in 1.2 times the range of each coordinate of the data, but in its box."""
         if self._range is None:
             low, high = self.dataset.train.amin(0), self.dataset.train.amax(0)
@@ -199,7 +222,7 @@ class Trainer:
             box = self.dataset.clamp
             self._range = (middle - half).clamp(*box), (middle + half).clamp(*box)
         shape = (n, *self.dataset.event_shape)
-        return torch.lerp(*self._range, torch.rand(shape, generator=generator or self.generator))
+        return torch.lerp(*self._range, torch.rand(shape, generator=generator))
 
     @property
     def _batch_seed(self) -> int:
@@ -222,10 +245,11 @@ class Trainer:
         """One iteration; returns the terms of the loss, each by its own name."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        x = self._batch()
+        x = processes.own_rows(self._batch(), self.config.batch_size)
         out = self.loss(x, generator=self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
+        average_gradients(self.model.parameters())
         bound = self.config.max_grad_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), bound)
         adapted = self.adaptation.step(self.model, x, out, self.iteration, self._share)
@@ -238,12 +262,12 @@ class Trainer:
 
     def probe(self) -> dict[str, float]:
         """The terms of the last step as numbers, mean |E| on data, the data's own share at the
-        clamp, and the settings that the guard may have changed. Waits for the device."""
-        e = total_energy(self.model, self.x[:512])
-        values = {name: float(value) for name, value in self.metrics.items()}
+        clamp, and the settings that the guard may have changed. Of all ranks, the same on each.
+        Waits for the device."""
+        with alone():  # the same data on all of them
+            e = total_energy(self.model, self.x[:512]).abs().mean()
         return {
-            **values,
-            "energy_abs": e.abs().mean().item(),
+            **average_metrics({**self.metrics, "energy_abs": e}),
             "data_clamp_share": self._data_clamp_share,
             "effective_temperature": float(self.sampler.effective_temperature),
             **(
@@ -253,8 +277,12 @@ class Trainer:
             ),
             "lr": self.lr,
             "n_rollbacks": self.n_rollbacks,
-            **({} if self.buffer is None else {"buffer_age": float(self.buffer.visits.median())}),
+            **({} if self.buffer is None else {"buffer_age": self._age()}),
         }
+
+    def _age(self) -> float:
+        visits = self.buffer.visits
+        return float((all_rows(visits) if self.buffer.is_sharded else visits).median())
 
     def as_seen(self, x: Tensor, seed: int = 1) -> Tensor:
         """Samples as the model sees them: bits drawn of them, where it is a model of bits."""
@@ -271,13 +299,19 @@ class Trainer:
         )
 
     def sample(self, n: int, n_steps: int, seed: int) -> Tensor:
-        """Chains of the training sampler from `noise`, (n, *event), which jump as in training."""
+        """Chains of the training sampler from `noise`, (n, *event), which jump as in training; of
+        several ranks each runs its part, and has all of them."""
         jumps = n_steps * (self.config.jumps or 0) // self.config.k_steps
-        more = {"jumps": jumps, "population": self.buffer.all()} if jumps else {}
-        return self.eval_sampler.sample(self.noise(n, seed), n_steps, seed=seed, **more)
+        more = {"jumps": jumps, "population": self.buffer.all(of_ranks=True)} if jumps else {}
+
+        def run(x: Tensor, first: int) -> Tensor:
+            stream = ChainRNG(seed, sample_offset=first)
+            return self.eval_sampler.sample(x, n_steps, seed=stream, **more)
+
+        return processes.in_parts(self.noise(n, seed), run)
 
     def state_dict(self) -> dict:
-        """All that the next steps depend on."""
+        """All that the next steps depend on; of the buffer, the part of this rank."""
         return {
             "config": asdict(self.config),
             "versions": versions(),
@@ -296,7 +330,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a `state_dict`.
+        """Go on from a `state_dict` of this rank, or from what `save` wrote on any number.
 
         Raises:
             ConfigError: it is of other samples, or not what this run's would be: then nothing has
@@ -330,6 +364,9 @@ class Trainer:
         self.set_factors(self.step_factor, self.lr_factor)
 
     def save(self, path: Path) -> None:
-        """Write the state so that the file is either the old one or the whole new one."""
+        """Write the state, with the whole buffer, so that the file is either the old one or the
+        whole new one; rank 0 does, and all raise its errors."""
         state = self.state_dict()
-        files.write(path, lambda file: torch.save(state, file))
+        if self.buffer is not None:
+            state["buffer"] = full_state_dict(self.buffer)
+        processes.on_rank_zero(lambda: files.write(path, lambda file: torch.save(state, file)))

@@ -13,6 +13,8 @@ from fastebm.distributed.faults import named
 from fastebm.distributed.world import world
 
 Result = TypeVar("Result")
+# Its name since torch 2.13, and before.
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def all_rows(x: Tensor) -> Tensor:
@@ -24,7 +26,7 @@ def all_rows(x: Tensor) -> Tensor:
     row = _bytes(x.contiguous())
     out = row.new_empty(size * len(row))
     with named("gather rows"):
-        dist.all_gather_into_tensor(out, row)
+        _gather(out, row)
     return out.to(x.device).view(x.dtype).view(size * x.shape[0], *x.shape[1:])
 
 
@@ -89,9 +91,9 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def on_rank_zero(work: Callable[[], Result]) -> Result:
+def on_rank_zero(work: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """What ``work`` returns on rank 0, which alone runs it, on all ranks; what it raises there,
-    all ranks raise."""
+    all ranks raise. ``group``: of all ranks, by whose timeout they wait (None: the default one)."""
     if world().size == 1:
         return work()
     outcome: list[Any] = [None, None]
@@ -101,7 +103,7 @@ def on_rank_zero(work: Callable[[], Result]) -> Result:
         except Exception as error:
             outcome[1] = error
     with named("wait for rank 0"):
-        dist.broadcast_object_list(outcome)
+        dist.broadcast_object_list(outcome, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

@@ -42,6 +42,24 @@ def tell(error: BaseException) -> None:
         _set(f"failed with {text}")
 
 
+def is_of_all(error: BaseException, seconds: float = 2.0) -> bool:
+    """``tell``, and whether all ranks tell the same, for which this waits so long at most."""
+    tell(error)
+    rank, size = world()
+    if size == 1 or isinstance(error, RankError):
+        return size == 1
+    try:
+        store, until = dist.distributed_c10d._get_default_store(), time.monotonic() + seconds
+        keys = [f"{_KEY}/{r}" for r in range(size)]
+        while not store.check(keys):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return len({store.get(key) for key in keys}) == 1
+    except Exception:  # the store is gone with the process that held it
+        return False
+
+
 def _message(what: str, error: RuntimeError) -> str:
     """Who did not come, by what each has left in the group's store."""
     rank, size = world()

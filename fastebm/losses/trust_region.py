@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastebm.arguments import Setting, integer, optional
+from fastebm.distributed.collectives import all_rows
+from fastebm.distributed.world import world
 from fastebm.energies.protocol import checked_energies, sum_scales, uncached_casts
 from fastebm.energies.sampling_mode import modules_of, parameters_of, sampling_mode
 from fastebm.losses.nonfinite import NonFiniteError
@@ -74,8 +76,9 @@ class TrustRegion:
 
     Each step takes the energies of the chains twice more, keeps a copy of the parameters and of the
     optimiser's state meanwhile, and waits for the device. A scheduler of learning rates would
-    overwrite what is found here: schedule ``nats``. Where several processes train one model, give
-    all of them the same chains, gathered, or their parameters part.
+    overwrite what is found here: schedule ``nats``. In a process group of ``torch.distributed`` the
+    change is that of all ranks' chains, as many on each, and the step the same on all: reduce the
+    gradients before, as for any optimiser.
 
     Args:
         optimizer: of the parameters, all of its groups.
@@ -120,7 +123,7 @@ class TrustRegion:
 
         Args:
             model: the energy that the optimiser trains. It is in eval mode for its energies here.
-            x_neg: chains (B, *event) of the model as it is, B >= 2.
+            x_neg: chains (B, *event) of the model as it is, B >= 2, of all ranks together.
             model_kwargs: further arguments of the model.
 
         Returns:
@@ -132,17 +135,17 @@ class TrustRegion:
                 has been changed.
         """
         self._check(model, x_neg)
-        before = _energies(model, x_neg, model_kwargs)
+        before = all_rows(_energies(model, x_neg, model_kwargs))
         n_bad = int((~before.isfinite()).sum())
         if n_bad:
             raise NonFiniteError(
-                f"not finite are {n_bad} of {len(x_neg)} energies of x_neg before the step"
+                f"not finite are {n_bad} of {len(before)} energies of x_neg before the step"
             )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         old, state = [p.detach().clone() for p in parameters], self._copied_state()
         self._multiply_rates(1.0)  # which may have been set above the bound
         self.optimizer.step()
-        kl = kl_step(before, _energies(model, x_neg, model_kwargs))
+        kl = kl_step(before, all_rows(_energies(model, x_neg, model_kwargs)))
         share, change = self._verdict(kl.item())
         if share == 0:
             self.optimizer.state.clear()
@@ -182,8 +185,9 @@ class TrustRegion:
             kind = type(x_neg).__name__
             got = f"{x_neg.dtype} {tuple(x_neg.shape)}" if isinstance(x_neg, Tensor) else kind
             raise TypeError(f"x_neg must be a floating-point tensor (B, *event), got {got}")
-        if len(x_neg) < 2:
-            raise ValueError(f"x_neg must hold at least 2 chains, got {len(x_neg)}")
+        n = world().size * len(x_neg)
+        if n < 2:
+            raise ValueError(f"x_neg must hold at least 2 chains, got {n}")
         theirs = {id(p) for p in parameters_of(modules_of(model))}
         ours = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         if theirs and theirs.isdisjoint(ours):
