@@ -16,8 +16,8 @@ COUNTS = ("n_nonfinite",)  # which all ranks know already, see the losses
 
 @torch.no_grad()
 def average_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """The metrics of a loss (``LossOutput.metrics``) over the samples of all ranks, of as many each:
-    one all_reduce, and a wait for the device. For where you log, on all ranks.
+    """The metrics of a loss (``LossOutput.metrics``) over the samples of all ranks, of as many on
+    each: one all_reduce, and a wait for the device. For where you log, on all ranks.
 
     Means are averaged. A ``_std`` is put together with the mean of its name, so that it is the
     standard deviation over all ranks' samples. ``n_nonfinite`` is of all ranks already, but with

@@ -1,4 +1,4 @@
-"""States of modules whose replay buffers are parts of one: put together, for any number of ranks."""
+"""States of modules whose replay buffers are parts of one, put together for any number of ranks."""
 
 from __future__ import annotations
 

@@ -127,9 +127,7 @@ PICTURES = {
 }  # fmt: skip
 EXACT = {"dtype": torch.float64}
 SKIP = {"bad": (1, 6, 7), "on_nonfinite": "skip", **EXACT}
-TRAINED = [
-    (1e-9, (Picture, loss), PICTURES) for loss in ("pcd", "icd", "icd-refs")
-]
+TRAINED = [(1e-9, (Picture, loss), PICTURES) for loss in ("pcd", "icd", "icd-refs")]
 TRAINED += [(1e-9, (perceptron, loss), EXACT) for loss in ("cd", "pcd", "icd-alone", "mle")]
 TRAINED += [(1e-9, (perceptron, loss), SKIP) for loss in ("cd", "pcd", "icd", "icd-alone")]
 # Steps that adapt to what all ranks' chains accept, and jumps by all ranks' samples.
@@ -175,7 +173,9 @@ def test_everything_has_the_same_bits_while_weights_stay(found, n, case):
         for name in ("slots", "start", "x_neg"):
             ours, theirs = whole[name][i], rows(parts, name, i)
             assert theirs is None if ours is None else torch.equal(ours, theirs), (name, i)
-    assert len({m["n_nonfinite"] for m in whole["metrics"]}) == (2 if "bad" in CASES[case][1] else 1)
+    assert len({m["n_nonfinite"] for m in whole["metrics"]}) == (
+        2 if "bad" in CASES[case][1] else 1
+    )
     for name, value in whole.get("buffer", {}).items():
         for part in parts:
             same = part["buffer"][name]
