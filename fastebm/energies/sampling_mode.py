@@ -83,8 +83,8 @@ def sampling_mode(model: Callable[..., Tensor], freeze: bool = True) -> Iterator
     were. Any other use of it by another thread meanwhile would be in eval mode, and is refused:
     calls of it and of its parts (not of compiled code), and ``check_unsampled``. Beside other
     threads of Python, parameters keep ``requires_grad``: a backward of theirs would lose what
-    belongs to a parameter that is frozen at that time. Chains only take gradients in x, so the
-    values are the same and frozen parameters just save some time.
+    belongs to a parameter that is frozen at that time; and so do DTensors. Chains only take
+    gradients in x, so the values are the same and frozen parameters just save some time.
 
     Raises:
         RuntimeError: another thread is calling the model; or the caller's own
@@ -156,7 +156,9 @@ class _Hold:
 
     def take(self) -> None:
         with _lock:
-            parameters = [p for p in self.parameters if p.requires_grad]
+            # FSDP2 copies requires_grad from DTensors to what it puts in their place, never back.
+            own = [p for p in self.parameters if not hasattr(p, "to_local")]
+            parameters = [p for p in own if p.requires_grad]
             weights = [m for m in self.modules if isinstance(m, parametrize.ParametrizationList)]
             if parameters and weights and parametrize._cache_enabled:
                 raise RuntimeError(

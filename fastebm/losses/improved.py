@@ -11,6 +11,7 @@ from fastebm.arguments import Setting, integer, one_of, optional
 from fastebm.chains.second_order import eager_code, uncompiled
 from fastebm.distributed.collectives import uneven_rows
 from fastebm.distributed.world import world
+from fastebm.energies.sampling_mode import modules_of
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer, check_jumps
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
@@ -99,6 +100,15 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     @property
     def _sees_points(self) -> bool:
         return False
+
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        if any(hasattr(m, "set_reshard_after_backward") for m in modules_of(self.model)):
+            raise NotImplementedError(
+                "FSDP2 (fully_shard) loses gradients of a second derivative, which the last step"
+                " needs: train by ContrastiveDivergence or PersistentContrastiveDivergence, or by"
+                " DistributedDataParallel in place of FSDP2"
+            )
 
     def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
         """With stored samples, and for each chain which of them is its own slot (or -1)."""
