@@ -1,4 +1,4 @@
-"""Weak scaling of a training step over processes: does a second one, with as many samples, cost time?
+"""Weak scaling of a training step: does a second process, with as many samples, cost time?
 
 A step is ICD's: draw from a buffer, chains, loss with the entropy of all stored samples, backward
 pass, mean of the gradients, Adam; one thread a process, gloo on one machine. Variants:

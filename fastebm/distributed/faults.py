@@ -15,6 +15,9 @@ WAIT = 10.0  # seconds for the other ranks to say that they are there
 _KEY = "fastebm/fault"
 
 
+seconds_waited = 0.0  # that this process has spent in calls that all ranks take part in
+
+
 class RankError(RuntimeError):
     """Another rank is gone, or has failed; the message names it."""
 
@@ -26,10 +29,14 @@ def named(what: str) -> Iterator[None]:
     Raises:
         RankError: it failed, and which ranks are gone or have failed.
     """
+    global seconds_waited
+    start = time.perf_counter()
     try:
         yield
     except RuntimeError as error:
         raise RankError(_message(what, error)) from error
+    finally:
+        seconds_waited += time.perf_counter() - start
 
 
 def tell(error: BaseException) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from fastebm.distributed.collectives import gather_integers
 from fastebm.replay.buffer import ReplayBuffer
 
-_ADVICE = "they are one buffer, of which each rank has other slots. For buffers of their own, shared=False"
+_ADVICE = (
+    "they are one buffer, of which each has other slots; for buffers of their own, shared=False"
+)
 
 
 def agree(buffer: ReplayBuffer) -> None:

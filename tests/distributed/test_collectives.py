@@ -161,7 +161,7 @@ def test_buffers_are_parts_of_one_in_every_state():
     found = process_group.results(2, states)
     whole, (one_early, one) = make_buffer(), (make_buffer(), make_buffer())
     reference = [use(b, n=4) for b in (one_early, one)]
-    for r, (before, first, second, own, state, later, again, error, everything) in enumerate(found):
+    for r, (before, first, second, own, state, later, again, error, _) in enumerate(found):
         assert torch.equal(before, whole.data)
         for ours, theirs in zip((first, second), reference, strict=True):
             for (x, idx), (y, slots) in zip(ours, theirs, strict=True):
