@@ -19,7 +19,7 @@ from fastebm.app import fit
 from fastebm.app.cli_eval import evaluate, likelihood, ood, sample
 from fastebm.app.cli_train import train
 from fastebm.app.config import ConfigError
-from fastebm.app.terminal import console, one_line_errors
+from fastebm.app.terminal import console, one_line_errors, rank_zero_alone
 
 app = typer.Typer(
     help="Energy-based models with fused Langevin steps.",
@@ -36,6 +36,7 @@ def info() -> None:
     """Print versions, instruction sets, and whether a GPU can be used and why not."""
     from fastebm.info import build_info
 
+    rank_zero_alone()
     table = Table(show_header=False, box=None)
     for name, value in build_info().items():
         table.add_row(name, str(value))
@@ -51,6 +52,7 @@ def demo(
     with one_line_errors():
         from fastebm.app.demo import run_demo
 
+        rank_zero_alone()
         with fit.hold(out, resume=True):
             run_demo(out, quick, console)
 
@@ -63,6 +65,7 @@ def demo(
 def bench(context: typer.Context) -> None:
     """Run the benchmarks (python -m bench), from a checkout of the sources."""
     with one_line_errors():
+        rank_zero_alone()
         run = subprocess.run([sys.executable, bench_folder(), *context.args])
         raise typer.Exit(run.returncode)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fastebm.app import checkpoints, files, quality, report
+from fastebm.app import checkpoints, files, processes, quality, report
 from fastebm.app import log_likelihood as density
 from fastebm.app import ood as ood_detection
 from fastebm.app.config import ConfigError
@@ -19,6 +19,8 @@ from fastebm.app.terminal import (
     check_seed,
     console,
     one_line_errors,
+    one_run,
+    rank_zero_alone,
     usable_device,
 )
 
@@ -47,7 +49,7 @@ def sample(
     device: str = "cpu",
 ) -> None:
     """Draw samples from a CHECKPOINT with the sampler it was trained with."""
-    with one_line_errors():
+    with one_line_errors(), one_run(device) as own_device:
         check_range("n", n, 1)
         check_range("steps", steps, 0 if rounds else 1)
         check_range("steps-per-round", steps_per_round, 1)
@@ -59,20 +61,22 @@ def sample(
             raise ConfigError(f"--out must end in .npz, got {out}")
         if png is not None and png.suffix.lower() not in FIGURES:
             raise ConfigError(f"--png must end in one of {', '.join(FIGURES)}, got {png}")
-        for path in (out, png):
-            if path is not None:
-                files.check(path)
-        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
+        paths = [path for path in (out, png) if path is not None]
+        processes.on_rank_zero(lambda: [files.check(path) for path in paths])
+        trainer = checkpoints.restore(checkpoint, device=own_device)
         x = generate(trainer, n, steps, rounds, steps_per_round, augment, seed).cpu()
         if not x.isfinite().all():
             raise ConfigError(f"{int((~x.isfinite()).sum())} values of the samples are not finite")
         title = f"{rounds} x {steps_per_round} + {steps} steps" if rounds else f"{steps} steps"
-        if out is not None:
-            files.write(out, lambda file: np.savez_compressed(file, x=x.numpy()))
-        if png is not None:
-            files.write_figure(png, report.samples_figure(trainer.dataset, x, title))
-        where = ", ".join(str(p) for p in (out, png) if p)
-        console.print(f"{n} samples: {where}", soft_wrap=True)
+
+        def write() -> None:
+            if out is not None:
+                files.write(out, lambda file: np.savez_compressed(file, x=x.numpy()))
+            if png is not None:
+                files.write_figure(png, report.samples_figure(trainer.dataset, x, title))
+
+        processes.on_rank_zero(write)
+        console.print(f"{n} samples: {', '.join(map(str, paths))}", soft_wrap=True)
 
 
 def ood(
@@ -95,10 +99,10 @@ def ood(
     device: str = "cpu",
 ) -> None:
     """Out-of-distribution detection by the energy: AUROC and FPR95, whole test sets."""
-    with one_line_errors():
+    with one_line_errors(), one_run(device) as own_device:
         check_range("bootstrap", bootstrap, 2)
         check_seed(seed)
-        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
+        trainer = checkpoints.restore(checkpoint, device=own_device)
         directory = directory or checkpoint.parent
         ood_detection.run(trainer, inside, out, directory, bootstrap, seed, console)
         console.print(f"{directory / 'ood.json'}, {directory / 'ood.png'}", soft_wrap=True)
@@ -118,11 +122,11 @@ def evaluate(
     device: str = "cpu",
 ) -> None:
     """Quality of short-run, long-run and buffer samples, with real data against real data."""
-    with one_line_errors():
+    with one_line_errors(), one_run(device) as own_device:
         check_range("n", n, 10, 5000)
         check_range("long-steps", long_steps, 1)
         check_seed(seed)
-        trainer = checkpoints.restore(checkpoint, device=usable_device(device))
+        trainer = checkpoints.restore(checkpoint, device=own_device)
         path = out or checkpoint.parent / "quality.json"
         quality.run(trainer, n, long_steps, features, seed, path, console)
         console.print(str(path), soft_wrap=True)
@@ -157,6 +161,7 @@ def likelihood(
 ) -> None:
     """Log-likelihood of held-out data: log Z exactly where it can be, else with an interval."""
     with one_line_errors():
+        rank_zero_alone()
         check_seed(seed)
         check_range("n-chains", n_chains, 2)
         check_range("n-importance", n_importance, 1)

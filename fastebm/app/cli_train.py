@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from fastebm.app import checkpoints, fit, report
+from fastebm.app import checkpoints, fit, processes, report
 from fastebm.app.config import MACHINES, ConfigError, TrainConfig
 from fastebm.app.data import Dataset, load
 from fastebm.app.presets import PRESETS
-from fastebm.app.terminal import console, errors, one_line_errors, usable_device
+from fastebm.app.terminal import console, errors, one_line_errors, one_run
 from fastebm.app.training import Trainer
+from fastebm.distributed import world
 
 DEFAULT = TrainConfig()
 
@@ -132,7 +133,7 @@ def train(
     ] = None,
 ) -> None:
     """Train an energy on DATA. Ctrl-C, SIGTERM and SIGHUP save a checkpoint."""
-    with one_line_errors(), ExitStack() as until_the_end:
+    with one_line_errors(), one_run(device) as own_device, ExitStack() as until_the_end:
         if log_every < 1 or checkpoint_every < 1:
             raise ConfigError("log_every and checkpoint_every must be at least 1")
         if resume is not None:
@@ -140,11 +141,12 @@ def train(
             if not resume.is_file():
                 raise ConfigError(f"{resume}: no such file")
             out = out or resume.parent
-            until_the_end.enter_context(fit.hold(out, resume=True))
-            trainer = checkpoints.restore(resume, steps, usable_device(device))
+            _hold(until_the_end, out, resume=True)
+            trainer = checkpoints.restore(resume, steps, own_device)
             left = trainer.config.steps - trainer.iteration
             is_over = left <= 0
-            if left < 0 or (is_over and report.is_written(trainer, out)):
+            made = is_over and processes.on_rank_zero(lambda: report.is_written(trainer, out))
+            if left < 0 or made:
                 raise ConfigError(
                     f"{resume} is at step {trainer.iteration}, the last one: give more --steps"
                 )
@@ -152,10 +154,11 @@ def train(
             config = _config(context)
             dataset = load(config.data, config.samples, config.dim, config.seed)
             config = _with_default_preset(context, config, dataset)
-            trainer, is_over = Trainer(config, dataset, device=usable_device(device)), False
+            trainer, is_over = Trainer(config, dataset, device=own_device), False
             c = trainer.config
-            out = out or _free(Path("runs") / f"{Path(c.data).stem}-{c.loss}-{c.seed}")
-            until_the_end.enter_context(fit.hold(out))
+            name = f"{Path(c.data).stem}-{c.loss}-{c.seed}"
+            out = out or processes.on_rank_zero(lambda: _free(Path("runs") / name))
+            _hold(until_the_end, out)
         if not json:
             console.print(_headline(trainer), highlight=False)
         if is_over:  # ended after its last step and before its figures
@@ -177,6 +180,11 @@ def train(
         except KeyboardInterrupt:
             errors.print(f"figures and evaluation are not made; {fit.how_to_go_on(out)}")
             raise
+
+
+def _hold(until_the_end: ExitStack, out: Path, resume: bool = False) -> None:
+    """Keep other runs out of the directory; rank 0 does."""
+    processes.on_rank_zero(lambda: until_the_end.enter_context(fit.hold(out, resume)))
 
 
 def _fit(trainer: Trainer, out: Path, **options) -> str:
@@ -275,6 +283,8 @@ def _headline(trainer: Trainer) -> str:
         f"{c.data}: {n} samples of {shape}; {c.energy}, {c.loss}, {c.steps} steps of"
         f" {c.batch_size} ({c.steps / trainer.batches_per_epoch:.1f} epochs)"
     )
+    if world().size > 1:
+        text += f", {world().size} processes"
     if c.loss != "wake-sleep":
         text += f", k = {c.k_steps}"
     if c.energy in MACHINES:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastebm.app import files, signals
+import torch
+
+from fastebm.app import files, processes, signals
 from fastebm.app.config import ConfigError
 from fastebm.app.data import MissingExtra, first_line, need
 from fastebm.app.guard import DivergedError, DivergenceGuard
 from fastebm.app.monitor import Monitor
 from fastebm.app.training import Trainer
+from fastebm.distributed import faults, world
+from fastebm.distributed.collectives import all_rows, gather_integers, gather_objects
 from fastebm.losses.nonfinite import NonFiniteError
 
 CHECKPOINT = "checkpoint.pt"
@@ -149,16 +154,19 @@ def fit(
     came in: a step cut in the middle would leave model, optimiser and buffer at different
     iterations. `monitor`: see `fastebm.app.monitor.Monitor`; the progress bar is there with "lines"
     only.
+
+    Of several ranks, all of which call this, rank 0 writes and prints, and all end after the same
+    step, whichever of them gets a signal.
     """
-    c = trainer.config
+    c, speaks = trainer.config, world().rank == 0
     if not trainer.sampler.step_size_checked:
         with suppress(ValueError):  # points that coincide have no scale to compare with
             trainer.sampler.check_step_size(trainer.x)
     settings = {**trainer.state_dict()["config"], "device": str(trainer.device)}
     settings["effective_temperature"] = float(trainer.sampler.effective_temperature)
     settings["versions"] = trainer.state_dict()["versions"]
-    files.write_json(out / "config.json", settings)
-    log = MetricsLog(out, trainer.iteration, tensorboard)
+    log = _Log(out, settings, trainer.iteration, tensorboard)
+    rates = _Rates(trainer.iteration)
     guard = DivergenceGuard(trainer, c.on_divergence, max_rollbacks=c.max_rollbacks)
     notes: list[str] = []
 
@@ -167,11 +175,12 @@ def fit(
         nonlocal notes
         bar.advance(task)
         if reason is None and _due(trainer, log_every):
-            values = trainer.probe()
-            log.write(trainer.iteration, values, "; ".join(notes) or None)
-            name = "energy_gap" if "energy_gap" in values else "bound"
-            bar.update(task, note=f"{name.removeprefix('energy_')} {values[name]:+.3f}")
-            watch.show(values)
+            values = trainer.probe() | rates.of_ranks(trainer.iteration)
+            with log.trying():
+                log.file.write(trainer.iteration, values, "; ".join(notes) or None)
+                name = "energy_gap" if "energy_gap" in values else "bound"
+                bar.update(task, note=f"{name.removeprefix('energy_')} {values[name]:+.3f}")
+                watch.show(values)
             reason = guard.check(values)
             notes = notes if reason else []
         if reason is not None:
@@ -179,38 +188,105 @@ def fit(
                 notes.append(guard.roll_back(reason))
             except DivergedError as error:
                 return str(error)
-            log.cut(trainer.iteration)
-            bar.update(task, completed=trainer.iteration)
-            say(bar.console, notes[-1])
+            rates.restart(trainer.iteration)
+            with log.trying():
+                log.file.cut(trainer.iteration)
+                bar.update(task, completed=trainer.iteration)
+                if speaks:
+                    say(bar.console, notes[-1])
         elif trainer.iteration % checkpoint_every == 0:
-            trainer.save(out / CHECKPOINT)
+            with log.trying():
+                trainer.save(out / CHECKPOINT)
         return None
 
     try:
-        with progress_bar(console, disable=monitor != "lines") as bar, signals.stopping() as stop:
-            watch = Monitor(trainer, bar.console, monitor)
+        bar = progress_bar(console, disable=monitor != "lines" or not speaks)
+        with bar, signals.stopping() as stop:
+            watch = Monitor(trainer, bar.console, monitor if speaks else "quiet")
             task = bar.add_task(c.loss, total=c.steps, completed=trainer.iteration, note="")
-            while trainer.iteration < c.steps and not stop.signum:
+            while True:
+                signum, failed = _agreed(stop.signum, log.trouble)
+                if signum or failed or trainer.iteration >= c.steps:
+                    break
                 reason = None
                 try:
                     trainer.step()
                 except NonFiniteError as error:
                     reason = first_line(error)
-                try:
-                    lost = after_step(reason)
-                except OSError:  # a terminal or a pipe that is gone, a full disk
-                    with suppress(OSError):
-                        trainer.save(out / CHECKPOINT)
-                    raise
+                lost = after_step(reason)
                 if lost is not None:
                     return _lost(out, lost)
-            trainer.save(out / CHECKPOINT)
+            with suppress(OSError) if failed else nullcontext():
+                trainer.save(out / CHECKPOINT)
+            if failed:
+                raise OSError(next(text for text in gather_objects(log.trouble) if text))
     finally:
-        log.close()
-    if stop.signum:
+        log.file.close()
+    if signum:
         where = f"stopped at step {trainer.iteration} of {c.steps}"
-        return Outcome("interrupted", f"{where}; {how_to_go_on(out)}", stop.signum)
+        return Outcome("interrupted", f"{where}; {how_to_go_on(out)}", signum)
     return Outcome("done", f"{c.steps} steps; checkpoint: {out / CHECKPOINT}")
+
+
+class _Log:
+    """The log of a run, which rank 0 has, and the first failure to write to it, to a checkpoint or
+    to a terminal that is gone: the run ends by it as soon as all ranks know, after a last
+    checkpoint."""
+
+    def __init__(self, out: Path, settings: dict, iteration: int, tensorboard: bool):
+        self.trouble, self.file = "", _NoLog()
+
+        def begin() -> None:
+            files.write_json(out / "config.json", settings)
+            self.file = MetricsLog(out, iteration, tensorboard)
+
+        processes.on_rank_zero(begin)
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.trouble = self.trouble or str(error)
+
+
+class _NoLog:
+    """Of another rank."""
+
+    def cut(self, iteration: int) -> None:
+        pass
+
+    def write(self, step: int, values: dict[str, float], note: str | None = None) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Rates:
+    """Steps a second that each rank would take if it never waited for another."""
+
+    def __init__(self, iteration: int):
+        self.restart(iteration)
+
+    def restart(self, iteration: int) -> None:
+        self._since = iteration, time.perf_counter() - faults.seconds_waited
+
+    def of_ranks(self, iteration: int) -> dict[str, float]:
+        """The least and the largest since the last call; nothing of one process."""
+        if world().size == 1:
+            return {}
+        before, start = self._since
+        self.restart(iteration)
+        rate = (iteration - before) / max(self._since[1] - start, 1e-9)
+        rates = all_rows(torch.tensor([rate], dtype=torch.float64))
+        return {"it_per_s_min": rates.min().item(), "it_per_s_max": rates.max().item()}
+
+
+def _agreed(signum: int, trouble: str) -> tuple[int, bool]:
+    """Of all ranks: a signal that one of them has got, or 0, and whether one has trouble."""
+    found = gather_integers([signum, bool(trouble)])
+    return max(s for s, _ in found), any(f for _, f in found)
 
 
 def how_to_go_on(out: Path) -> str:

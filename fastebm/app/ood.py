@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.app import files
+from fastebm.app import files, processes
 from fastebm.app.arrays import read_arrays
 from fastebm.app.config import ConfigError
 from fastebm.app.data import NAMES, DataError, Dataset, load, need
@@ -78,7 +78,11 @@ def read_set(name: str, data: Dataset) -> Tensor:
 
 def energies(trainer: Trainer, x: Tensor) -> np.ndarray:
     """Energies (n,) float64 of the model that samples, in eval mode, scales summed."""
-    parts = [total_energy(trainer.eval_model, p.to(trainer.device)) for p in x.split(BATCH)]
+
+    def of(part: Tensor) -> Tensor:
+        return total_energy(trainer.eval_model, part)
+
+    parts = [processes.numbered(p.to(trainer.device), of) for p in x.split(BATCH)]
     e = torch.cat(parts).cpu().numpy()
     if not np.isfinite(e).all():
         raise ConfigError(f"{int((~np.isfinite(e)).sum())} of {len(e)} energies are not finite")
@@ -139,31 +143,52 @@ def run(
         name: derived_set(name, x, data, seed) if name in DERIVED else read_set(name, data)
         for name in outside
     }
+    processes.on_rank_zero(lambda: _check(directory))
+    e_in = energies(trainer, x)
+    e_out = {name: energies(trainer, other) for name, other in sets.items()}
+    label = Path(inside or trainer.config.data).stem
+
+    def measure() -> dict:
+        result = _scores(label, e_in, e_out, n_boot, seed)
+        _write(directory, result, label, e_in, e_out)
+        if console is not None:
+            console.print(_table(result))
+        return result
+
+    return processes.on_rank_zero(measure)
+
+
+def _check(directory: Path) -> None:
+    """OSError unless the results can be written there; makes the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("ood.json", "ood.png"):
         files.check(directory / name)
-    e_in = energies(trainer, x)
-    e_out = {name: energies(trainer, other) for name, other in sets.items()}
-    found = {name: detection(e_in, e, n_boot, seed) for name, e in e_out.items()}
 
-    label = Path(inside or trainer.config.data).stem
-    result = {
+
+def _scores(
+    label: str, e_in: np.ndarray, e_out: dict[str, np.ndarray], n_boot: int, seed: int
+) -> dict:
+    found = {name: detection(e_in, e, n_boot, seed) for name, e in e_out.items()}
+    return {
         "inside": label,
-        "n_inside": len(x),
+        "n_inside": len(e_in),
         "energy_inside": [float(e_in.mean()), float(e_in.std())],
         "sets": {
             name: {"n": len(e), "energy": [float(e.mean()), float(e.std())], **found[name]}
             for name, e in e_out.items()
         },
     }
+
+
+def _write(
+    directory: Path, result: dict, label: str, e_in: np.ndarray, e_out: dict[str, np.ndarray]
+) -> None:
     files.write_json(directory / "ood.json", result)
     curves = {f"inside: {label}": e_in} | {
-        f"AUROC {found[name]['auroc']:.3f}: {Path(name).stem}": e for name, e in e_out.items()
+        f"AUROC {result['sets'][name]['auroc']:.3f}: {Path(name).stem}": e
+        for name, e in e_out.items()
     }
     files.write_figure(directory / "ood.png", histograms.energy_histograms(curves))
-    if console is not None:
-        console.print(_table(result))
-    return result
 
 
 def _table(result: dict):

@@ -94,7 +94,7 @@ def own_rows(x: Tensor, block: int) -> Tensor:
 
 
 def in_parts(x: Tensor, work: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """``work(x, 0)``, which has rows as ``x`` has; each rank does its own: ``work(rows, first)``."""
+    """``work(x, 0)``, with the rows of ``x``; each rank does its own, ``work(rows, first)``."""
     rank, size = world()
     if size == 1:
         return work(x, 0)

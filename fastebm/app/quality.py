@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm.app import evaluation, files
+from fastebm.app import evaluation, files, processes
 from fastebm.app.data import Dataset, need
 from fastebm.app.features import FeatureSpace
 from fastebm.app.training import Trainer
@@ -67,7 +67,9 @@ def buffer_samples(trainer: Trainer, n: int, seed: int) -> Tensor | None:
     if trainer.buffer is None or len(trainer.buffer) < n:
         return None
     g = torch.Generator().manual_seed(seed)
-    return trainer.buffer.all().cpu()[torch.randperm(len(trainer.buffer), generator=g)[:n]]
+    return trainer.buffer.all(of_ranks=True).cpu()[
+        torch.randperm(len(trainer.buffer), generator=g)[:n]
+    ]
 
 
 def sample_sets(trainer: Trainer, n: int, long_steps: int, seed: int = 1) -> dict[str, Tensor]:
@@ -130,9 +132,14 @@ def run(
     console=None,
 ) -> dict:
     """`evaluate`, written to `path` as JSON (null for what is not finite) and printed."""
-    files.check(path)
-    result = evaluate(trainer, sample_sets(trainer, n, long_steps, seed), features, seed)
-    files.write_json(path, result)
-    if console is not None:
-        console.print(table(result))
-    return result
+    processes.on_rank_zero(lambda: files.check(path))
+    sets = sample_sets(trainer, n, long_steps, seed)
+
+    def measure() -> dict:
+        result = evaluate(trainer, sets, features, seed)
+        files.write_json(path, result)
+        if console is not None:
+            console.print(table(result))
+        return result
+
+    return processes.on_rank_zero(measure)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.app import evaluation, files, quality
+from fastebm.app import evaluation, files, processes, quality
 from fastebm.app.config import MACHINES
 from fastebm.app.data import Dataset, need
 from fastebm.app.fit import METRICS, read_metrics
@@ -80,10 +80,16 @@ def is_written(trainer: Trainer, out: Path) -> bool:
 
 def write(trainer: Trainer, out: Path, console=None) -> None:
     """Write figures and evaluation.json into the directory of the run; print the table. Where the
-    directory has no record of the training, there is no figure of it."""
-    data, label = trainer.dataset, trainer.config.loss
-    n, steps = (MAX_PICTURES, PICTURE_STEPS) if data.is_image else (MAX_SAMPLES, CHAIN_STEPS)
+    directory has no record of the training, there is no figure of it. Of several ranks all draw
+    samples, and rank 0 does the rest."""
+    is_image = trainer.dataset.is_image
+    n, steps = (MAX_PICTURES, PICTURE_STEPS) if is_image else (MAX_SAMPLES, CHAIN_STEPS)
     sets = quality.sample_sets(trainer, n, steps)
+    processes.on_rank_zero(lambda: _write(trainer, out, sets, steps, console))
+
+
+def _write(trainer: Trainer, out: Path, sets: dict[str, Tensor], steps: int, console) -> None:
+    data, label = trainer.dataset, trainer.config.loss
     long = sets[f"long ({steps} steps)"]
     result = quality.evaluate(trainer, sets)
     records = read_metrics(out / METRICS)
