@@ -4,6 +4,7 @@ memory, and so bakes in every number; a replay runs no Python of the model."""
 from contextlib import nullcontext
 
 import torch
+from torch.distributed import Work
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastebm.chains.waits import Reads
@@ -61,7 +62,10 @@ class RecordedCaptures:
             self.replayed += 1
             with torch.no_grad():
                 for func, args, kwargs, recorded in recorder.tape:
-                    _again(recorded, func(*args, **(kwargs or {})))
+                    out = func(*args, **(kwargs or {}))
+                    if func.namespace == "c10d":  # a graph's collectives are in its order
+                        Work.unbox(out[-1] if isinstance(out, (tuple, list)) else out).wait()
+                    _again(recorded, out)
 
         return replay
 
