@@ -29,7 +29,7 @@ FIGURES = (".png", ".pdf", ".svg", ".jpg")  # formats of --png
 
 def sample(
     checkpoint: Path,
-    n: Annotated[int, typer.Option(help="Chains.")] = 64,
+    n: Annotated[int, typer.Option("--n", "-n", help="Chains.")] = 64,
     steps: Annotated[
         int, typer.Option(help="Langevin steps from uniform noise; after rounds, the refinement.")
     ] = 200,
@@ -110,7 +110,9 @@ def ood(
 
 def evaluate(
     checkpoint: Path,
-    n: Annotated[int, typer.Option(help="Samples of each kind, at most 5000.")] = 1000,
+    n: Annotated[
+        int, typer.Option("--n", "-n", help="Samples of each kind, at most 5000.")
+    ] = 1000,
     features: Annotated[
         str, typer.Option(help="Where distances are taken: pixels or classifier.")
     ] = "pixels",
