@@ -75,7 +75,6 @@ class ContrastiveDivergence(Loss):
     Source: Hinton, Training products of experts by minimizing contrastive divergence, 2002.
     """
 
-    _outside_graphs = ("calls",)  # what no graph of a step bakes in
     model = Setting(callable_model)
     sampler = Setting(_sampler)
     k_steps = Setting(partial(integer, least=1))
@@ -96,7 +95,7 @@ class ContrastiveDivergence(Loss):
         self.model, self.sampler, self.k_steps = model, sampler, k_steps
         self.energy_reg_weight, self.on_nonfinite = energy_reg_weight, on_nonfinite
         self.buffer: ReplayBuffer | None = None
-        self.jumps, self.n_chains, self.calls = 0, None, 0
+        self.jumps, self.n_chains = 0, None
         step_size = getattr(sampler, "step_size", None)
         if isinstance(step_size, AdaptiveStep):
             self.step_size = step_size  # so that it moves, and is saved, with the loss
@@ -126,8 +125,8 @@ class ContrastiveDivergence(Loss):
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(x, model_kwargs, seed, generator)
-        self._check(x)
         check_ranks(self, x)
+        self._check(x)
         rng, x = as_rng(seed, generator), ordinary(x.detach())
         rng.check_room(self.k_steps)
         kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}

@@ -15,6 +15,7 @@ from fastebm.energies.sampling_mode import modules_of
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer, check_jumps
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
+from fastebm.losses.nonfinite import counts_of_ranks
 from fastebm.losses.terms import Batch, Terms
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.replay.references import References
@@ -113,11 +114,13 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
     def _batch(self, x: Tensor, start: Tensor, slots: Tensor | None, kwargs: dict) -> Batch:
         """With stored samples, and for each chain which of them is its own slot (or -1)."""
         batch = super()._batch(x, start, slots, kwargs)
+        if self._gathers_chains and self.on_nonfinite != "count":  # which waits for no device
+            counts_of_ranks(0, 0, len(x))  # refuses batches of other sizes, before they travel
         if self.buffer is None or not self.entropy_weight:
             return batch
         found = self.buffer.references(slots, self.n_entropy_refs, self.local_refs)
-        y, own, y_scale = found
-        return batch._replace(references=References(y.to(x.device), own.to(x.device), y_scale))
+        y, own = found.y.to(x.device), found.own.to(x.device)
+        return batch._replace(references=found._replace(y=y, own=own))
 
     def _by_formulas(
         self, batch: Batch, rng: ChainRNG | DeviceRNG

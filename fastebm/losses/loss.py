@@ -9,7 +9,14 @@ from fastebm.arguments import Setting
 
 class Loss(nn.Module):
     """A loss, whose settings are attributes and never submodules: the parameters of its model are
-    not listed twice."""
+    not listed twice.
+
+    Attributes:
+        calls: of the loss so far.
+    """
+
+    calls = 0
+    _outside_graphs = ("calls",)  # what no graph of a step bakes in
 
     def __setattr__(self, name: str, value) -> None:
         if isinstance(getattr(type(self), name, None), Setting):

@@ -15,6 +15,7 @@ from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.loss import Loss
 from fastebm.losses.nonfinite import NonFiniteError, counts_of_ranks
 from fastebm.losses.output import LossOutput
+from fastebm.losses.ranks import check_ranks
 from fastebm.modes import full_precision, ordinary
 from fastebm.ops.langevin import langevin_step_
 from fastebm.rng import INIT, ChainRNG
@@ -66,9 +67,11 @@ class ExactMaximumLikelihood(Loss):
             NonFiniteError: energies of the data are not finite.
             ValueError: x is not what the machine takes; and what ``log_partition`` raises.
         """
+        check_ranks(self, x)
         check_unsampled(self.model)
         check_initialised(self.model)
         check_batch(x)
+        self.calls += 1
         if hasattr(self.model, "check_data"):
             self.model.check_data(x)
         with full_precision(x.device):  # as log Z

@@ -39,25 +39,24 @@ def check_ranks(loss, x: Tensor) -> None:
     parameters = list(parameters_of(modules_of(loss.model)))
     if n == 0:
         _check_settings(loss, x, parameters)
-        if loss.buffer is not None:
+        if getattr(loss, "buffer", None) is not None:
             agree(loss.buffer)
     where = f"call {n + 1} of {type(loss).__name__}"
     check_parameters(parameters, where, _NOT_REDUCED if n else _FROM_THE_START)
 
 
 def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
-    buffer = loss.buffer
+    shape, buffer = tuple(getattr(x, "shape", ())), getattr(loss, "buffer", None)
+    names = ("k_steps", "on_nonfinite", "n_entropy_refs", "local_refs", "jumps", "n_chains")
     own = {
         "loss": type(loss).__name__,
-        "batch size": len(x),
-        "sample shape": tuple(x.shape[1:]),
-        "dtype of x": str(x.dtype),
-        "k_steps": loss.k_steps,
-        "on_nonfinite": loss.on_nonfinite,
+        "batch size": shape[0] if shape else None,
+        "sample shape": shape[1:],
+        "dtype of x": str(getattr(x, "dtype", type(x))),
         "parameters": [(tuple(p.shape), str(p.dtype)) for p in parameters],
         "buffer": None if buffer is None else (buffer.mode, str(buffer.data.dtype), buffer.shape),
         **{name: getattr(buffer, name, None) for name in ("capacity", "shared")},
-        **{name: getattr(loss, name, None) for name in ("n_entropy_refs", "local_refs")},
+        **{name: getattr(loss, name, None) for name in names},
     }
     others = gather_objects(own)
     for name, value in others[0].items():

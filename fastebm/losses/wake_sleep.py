@@ -11,6 +11,7 @@ from fastebm.energies.protocol import check_batch
 from fastebm.losses.loss import Loss
 from fastebm.losses.nonfinite import NonFiniteError, counts_of_ranks
 from fastebm.losses.output import LossOutput
+from fastebm.losses.ranks import check_ranks
 from fastebm.rng import ChainRNG, as_rng
 
 
@@ -62,7 +63,9 @@ class WakeSleep(Loss):
             ValueError: x is not what it should be; nothing has run then.
             NonFiniteError: a log-probability is not finite.
         """
+        check_ranks(self, x)
         check_batch(x)
+        self.calls += 1
         self.model.check_data(x)
         rng = as_rng(seed, generator)
         rng.check_room(2)

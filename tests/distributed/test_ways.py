@@ -20,9 +20,8 @@ KINDS = ["cd", "pcd", "icd", "icd, some references"]
 
 
 def batch(i):
-    return torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(i)).double()[
-        world().part(ROWS)
-    ]
+    x = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(i))
+    return x.double()[world().part(ROWS)]
 
 
 class ByGraph(LangevinDynamics):
