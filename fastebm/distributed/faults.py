@@ -80,7 +80,7 @@ def _message(what: str, error: RuntimeError) -> str:
     failed = {r: word for r, word in others.items() if word.startswith("failed")}
     gone = sorted(set(range(size)) - {rank} - others.keys())
     parts = [f"rank {r} {word}" for r, word in sorted(failed.items())]
-    parts += [f"rank {r} is gone" for r in gone]
+    parts += [f"rank {r} is gone or stuck" for r in gone]
     return f"{here}: {'; '.join(parts) or 'all of them are there'} ({first})"
 
 
