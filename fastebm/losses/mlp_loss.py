@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fastebm.chains.adjusted import ROUND
 from fastebm.chains.local_means import means_and_neighbors
@@ -64,9 +65,9 @@ def terms_by_formulas(
     """
     if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
         return None
-    if model is not sampler.model or not _is_own(sampler, "last_step"):
+    if _inner(model) is not sampler.model or not _is_own(sampler, "last_step"):
         return None
-    if sampler.adjusted or units_of(model) is not None:
+    if sampler.adjusted or units_of(sampler.model) is not None:
         return None
     chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
     if chain is None:
@@ -81,7 +82,7 @@ def terms_by_formulas(
     steps = range(n_before, k_steps)
     found = _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
     observe(sampler, found[0].x_neg, len(steps), rng, {})
-    return found
+    return _reduced(found[0], model, batch.x), *found[1:]
 
 
 @torch.no_grad()
@@ -102,8 +103,8 @@ def points_by_formulas(
     Returns:
         The terms, with all metrics, and whether energies and points are finite.
     """
-    step, units = sampler.step_size, units_of(model)
-    if batch.x.device.type != "cpu" or model is not sampler.model or not sampler.adjusted:
+    step, units = sampler.step_size, units_of(sampler.model)
+    if batch.x.device.type != "cpu" or _inner(model) is not sampler.model or not sampler.adjusted:
         return None
     noise = sampler.noise_std, sampler.noise_scale, sampler.temperature
     adaptive = type(step) is AdaptiveStep
@@ -142,7 +143,22 @@ def points_by_formulas(
     if adaptive:
         metrics["step_size"] = step.value("cpu")
     loss = with_gradient(loss, chain.network, sums)
-    return Terms(loss, x_neg, metrics, e_pos, e_neg, metrics["energy_neg"]), finite
+    terms = Terms(loss, x_neg, metrics, e_pos, e_neg, metrics["energy_neg"])
+    return _reduced(terms, model, batch.x), finite
+
+
+def _inner(model: Callable) -> Callable:
+    """What DistributedDataParallel wraps."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@torch.enable_grad()
+def _reduced(terms: Terms, model: Callable, x: Tensor) -> Terms:
+    """With a loss whose gradient DistributedDataParallel reduces: it waits for the gradients of
+    parameters that its forward pass has used."""
+    if not isinstance(model, DistributedDataParallel):
+        return terms
+    return terms._replace(loss=terms.loss + 0 * model(torch.zeros_like(x[:1])).sum())
 
 
 def _adapted(step: AdaptiveStep) -> AdaptedStep:
