@@ -110,9 +110,7 @@ def ood(
 
 def evaluate(
     checkpoint: Path,
-    n: Annotated[
-        int, typer.Option("--n", "-n", help="Samples of each kind, at most 5000.")
-    ] = 1000,
+    n: Annotated[int, typer.Option("--n", "-n", help="Samples of each kind, at most 5000.")] = 1000,
     features: Annotated[
         str, typer.Option(help="Where distances are taken: pixels or classifier.")
     ] = "pixels",

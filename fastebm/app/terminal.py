@@ -56,7 +56,10 @@ def one_run(device: str) -> Iterator[torch.device]:
             warnings.simplefilter("ignore")
         try:
             processes.join(device)
-            yield usable_device(processes.own_device(device))
+            own = usable_device(processes.own_device(device))
+            if own.type == "cuda":
+                torch.cuda.set_device(own)
+            yield own
         except typer.Exit:  # of all of them
             processes.leave()
             raise

@@ -137,7 +137,7 @@ def commands(checkpoint, folder):
         assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("name", ["auto", "bytes", "helmholtz"])
+@pytest.mark.parametrize("name", ["auto", "helmholtz"])
 def test_samples_energies_and_measures_are_those_of_one_process(runs, tmp_path, name):
     for n in (1, 2):
         (tmp_path / str(n)).mkdir()
