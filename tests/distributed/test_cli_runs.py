@@ -22,6 +22,7 @@ COMMON = {"samples": 400, "steps": 30, "batch_size": 32, "buffer_size": 64, "hid
 AUTO = TrainConfig(**PRESETS["auto"] | COMMON | {"data": "ring"})
 RUNS = {
     "auto": AUTO,
+    "rounds": replace(AUTO, k_steps=40, steps=12),  # whose step is adapted twice in each
     "icd": TrainConfig(**PRESETS["2d"] | COMMON | {"data": "ring", "n_entropy_refs": 10}),
     "cd": TrainConfig(**COMMON, data="moons", loss="cd", trust_region=0.1),
     "mle": TrainConfig(**COMMON, data="moons", loss="mle", ema=0.9),
