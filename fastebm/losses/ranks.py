@@ -48,6 +48,8 @@ def check_ranks(loss, x: Tensor) -> None:
 def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
     shape, buffer = tuple(getattr(x, "shape", ())), getattr(loss, "buffer", None)
     names = ("k_steps", "on_nonfinite", "n_entropy_refs", "local_refs", "jumps", "n_chains")
+    weights = ("energy_reg_weight", "kl_weight", "entropy_weight", "entropy_eps")
+    sampler = getattr(loss, "sampler", None)
     own = {
         "loss": type(loss).__name__,
         "batch size": shape[0] if shape else None,
@@ -56,7 +58,8 @@ def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
         "parameters": [(tuple(p.shape), str(p.dtype)) for p in parameters],
         "buffer": None if buffer is None else (buffer.mode, str(buffer.data.dtype), buffer.shape),
         **{name: getattr(buffer, name, None) for name in ("capacity", "shared")},
-        **{name: getattr(loss, name, None) for name in names},
+        **{name: getattr(loss, name, None) for name in names + weights},
+        **{name: _number(getattr(sampler, name, None)) for name in ("step_size", "noise_std")},
     }
     others = gather_objects(own)
     for name, value in others[0].items():
@@ -64,6 +67,11 @@ def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
         if any(v != value for v in values):
             got = "; ".join(f"rank {r}: {str(v)[:80]}" for r, v in enumerate(values))
             raise ValueError(f"all ranks must have the same {name}, got {got}")
+
+
+def _number(value: object) -> float | None:
+    """None for a setting of another kind, which is not compared."""
+    return value if isinstance(value, (int, float)) else None
 
 
 @torch.no_grad()

@@ -108,6 +108,17 @@ def losses(rank):
     return lambda: step(data())
 
 
+def weights_of_terms(rank):
+    _, step = parts("icd", entropy_weight=0.3 * rank)  # else one waits for references of the other
+    return lambda: step(data())
+
+
+def steps_of_chains(rank):
+    _, step = parts()
+    step.sampler.step_size = 0.01 + 0.01 * rank
+    return lambda: step(data())
+
+
 def nan_of_one_rank(rank):
     _, step = parts()
     step(data())
@@ -134,6 +145,8 @@ TRAPS = {
     other_weights: "RuntimeError: call 1 .* same torch.manual_seed on all ranks, or wrap it",
     dtypes: "ValueError: .* same dtype of x, got rank 0: torch.float32; rank 1: torch.float64",
     losses: "ValueError: all ranks must have the same loss, got rank 0: Contrastive",
+    weights_of_terms: "ValueError: .* same entropy_weight, got rank 0: 0.0; rank 1: 0.3",
+    steps_of_chains: "ValueError: .* same step_size, got rank 0: 0.01; rank 1: 0.02",
     nan_of_one_rank: "NonFiniteError: call 2 .* 8 of 16 energies .* of rank 1",
     state_of_another_rank: "ValueError: the state is of rank . of 2 .*full_state_dict",
 }
