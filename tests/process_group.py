@@ -1,6 +1,8 @@
 """Processes of a gloo group that tests run functions in."""
 
+import fcntl
 import multiprocessing
+import os
 import pickle
 import tempfile
 import time
@@ -48,6 +50,20 @@ def results(n, work, *args, **options):
     errors = [f"rank {r}: {x}" for r, x in enumerate(found) if isinstance(x, str)]
     assert not errors, "\n".join(errors)
     return found
+
+
+def once(tmp_path_factory, name, make):
+    """What ``make(folder)`` returns, made by the first worker of pytest that asks for it: of a
+    fixture that takes both cores. The folder is one for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder / "made.pickle"
+        if not made.exists():
+            made.write_bytes(pickle.dumps(make(folder)))
+        return pickle.loads(made.read_bytes())
 
 
 def _rank(rank, n, folder, pipe, work, args):

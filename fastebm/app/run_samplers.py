@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from fastebm.app.config import LARGEST_STEP, MACHINES, TrainConfig
 from fastebm.app.networks import AutocastEnergy
-from fastebm.distributed.collectives import mean_of_ranks
 from fastebm.energies.helmholtz import HelmholtzMachine
 from fastebm.rng import ChainRNG
 from fastebm.samplers.adaptive import AdaptiveStep
@@ -37,14 +36,6 @@ class TimedGibbs(_Timed, GibbsSampler):
     pass
 
 
-class StepOfRanks(AdaptiveStep):
-    """A step that the chains of all ranks adapt together, each time as one process does."""
-
-    def update(self, acceptance: Tensor, n_proposals: int) -> None:
-        if not self.frozen:
-            super().update(mean_of_ranks(acceptance), n_proposals)
-
-
 class Dreams:
     """A Helmholtz machine where a run expects a sampler: what it draws is exact and independent of
     the start, however many steps are asked for."""
@@ -71,7 +62,7 @@ def build_sampler(
     step_size: AdaptiveStep | float = config.step_size
     if config.adaptive:
         largest = LARGEST_STEP if config.standardized else None
-        step_size = StepOfRanks(config.step_size, largest=largest)
+        step_size = AdaptiveStep(config.step_size, largest=largest)
     return TimedLangevin(
         AutocastEnergy(model) if config.precision == "bfloat16" else model,
         step_size,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastebm.distributed.collectives import sum_of_ranks
+from fastebm.distributed.collectives import all_rows
 from fastebm.distributed.world import world
 
 COUNTS = ("n_nonfinite",)  # which all ranks know already, see the losses
@@ -17,7 +17,7 @@ COUNTS = ("n_nonfinite",)  # which all ranks know already, see the losses
 @torch.no_grad()
 def average_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     """The metrics of a loss (``LossOutput.metrics``) over the samples of all ranks, of as many on
-    each: one all_reduce, and a wait for the device. For where you log, on all ranks.
+    each: one all_gather, and a wait for the device. For where you log, on all ranks.
 
     Means are averaged. A ``_std`` is put together with the mean of its name, so that it is the
     standard deviation over all ranks' samples. ``n_nonfinite`` is of all ranks already, but with
@@ -30,15 +30,17 @@ def average_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     size = world().size
     if size == 1:
         return values
-    spreads = {name: name.removesuffix("_std") for name in values if name.endswith("_std")}
-    sent = {
-        name: values[name] ** 2 + values[spreads[name]] ** 2 if name in spreads else value
-        for name, value in values.items()
-    }
-    total = sum_of_ranks(torch.tensor(list(sent.values()), dtype=torch.float64)).tolist()
-    out = {name: value / size for name, value in zip(sent, total, strict=True)}
-    for name, mean in spreads.items():
-        out[name] = max(0.0, out[name] - out[mean] ** 2) ** 0.5
+    own = torch.tensor(list(values.values()), dtype=torch.float64)
+    columns = zip(values, all_rows(own).view(size, -1).T.tolist(), strict=True)
+    of_ranks = dict(columns)
+    means = {name: sum(column) / size for name, column in of_ranks.items()}
+    out = dict(means)
+    for name in values:
+        mean = name.removesuffix("_std")
+        if mean != name and mean in of_ranks:  # within the ranks, and between their means
+            within = sum(std**2 for std in of_ranks[name]) / size
+            between = sum((m - means[mean]) ** 2 for m in of_ranks[mean]) / size
+            out[name] = (within + between) ** 0.5
     for name in COUNTS:
         if isinstance(metrics.get(name), Tensor):  # a count that nobody has waited for
             out[name] *= size

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 _alone: ContextVar[bool] = ContextVar("fastebm_alone", default=False)
+_together: ContextVar[bool] = ContextVar("fastebm_together", default=False)
 
 
 class World(NamedTuple):
@@ -41,3 +42,19 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Until the block ends, all ranks do the same, as in a call of a loss: so that what is deep
+    inside may ask the others."""
+    token = _together.set(True)
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+def is_together() -> bool:
+    """Whether there are other ranks, and they do the same now."""
+    return _together.get() and world().size > 1

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer, one_of, optional
-from fastebm.distributed.world import world
+from fastebm.distributed.world import together, world
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.energies.sampling_mode import check_initialised, check_unsampled
 from fastebm.losses.loss import Loss
@@ -17,7 +17,7 @@ from fastebm.losses.mlp_loss import points_by_formulas, terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, counts_of_ranks, report
 from fastebm.losses.output import LossOutput
 from fastebm.losses.points import run_to_points
-from fastebm.losses.ranks import agree_on_step, check_ranks, left_of
+from fastebm.losses.ranks import check_ranks, left_of
 from fastebm.losses.same_model import check_given, check_same_model
 from fastebm.losses.terms import Batch, Terms, spread, step_metrics
 from fastebm.modes import ordinary
@@ -137,7 +137,8 @@ class ContrastiveDivergence(Loss):
         start, slots = self._start(x, rng)
         self.calls += 1
         batch = self._batch(x, start, slots, kwargs)
-        terms, before, finite = self._terms(batch, rng)
+        with together():
+            terms, before, finite = self._terms(batch, rng)
         loss, x_neg, metrics, e_pos, e_neg, _ = terms
         ends = slice(-len(start), None)  # of chains that are looked at several times
         stored, n_nonfinite, n_pos, n_neg = x_neg[ends], 0.0, 0, 0
@@ -186,18 +187,15 @@ class ContrastiveDivergence(Loss):
         before their last step or the points; and whether energies and chains are finite."""
         if self._sees_points:
             terms, finite = self._at_points(batch, rng)
-            agree_on_step(self.sampler, terms.metrics)
             return terms, terms.x_neg, finite
         found = self._by_formulas(batch, rng)
         if found is not None:
-            agree_on_step(self.sampler, found[0].metrics)
             return found
         population = self._population(batch.x)
         more = {"jumps": self.jumps, "population": population} if self.jumps else {}
         before = self.sampler.sample(
             batch.chains, self.k_steps - 1, seed=rng, model_kwargs=batch.kwargs_neg, **more
         )
-        agree_on_step(self.sampler, {})
         terms = self._by_graph(batch._replace(chains=before), rng)
         return terms, before, self._is_finite(terms)
 

@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastebm.chains.adjusted import ROUND
 from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
+from fastebm.distributed.collectives import mean_of_ranks
+from fastebm.distributed.world import is_together
 from fastebm.losses.terms import Batch, Terms
 from fastebm.ops.mlp.gradient import with_gradient
 from fastebm.ops.mlp.loss import (
@@ -122,6 +124,8 @@ def points_by_formulas(
     if jumps is not None and jumps.n_centres > queries_of_a_call(population):
         return None
     adapts = adaptive and not step.frozen
+    if adapts and is_together() and k_steps > ROUND:  # and so more than once, asking the others
+        return None
     x_neg, e_pos, e_neg, sums, values, finite, log_step = mlp_adjusted_contrastive_divergence(
         *(batch.x, batch.chains, chain.network, k_steps),
         *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
@@ -133,7 +137,8 @@ def points_by_formulas(
     )
     rng.advance(k_steps - 1)
     if adapts:
-        step.log_step.copy_(log_step)
+        # Of one adaptation the ranks' mean is the adaptation to their mean acceptance.
+        step.log_step.copy_(mean_of_ranks(log_step) if is_together() else log_step)
     loss, *of_phases, norm, acceptance, jump_acceptance = values
     metrics = {**_metrics(of_phases), "grad_norm": norm}
     if k_steps > n_jumps:

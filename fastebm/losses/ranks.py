@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.capture import is_active
-from fastebm.distributed.collectives import gather_objects, mean_of_ranks
+from fastebm.distributed.collectives import gather_objects
 from fastebm.distributed.gradients import check_parameters
 from fastebm.distributed.world import world
 from fastebm.energies.sampling_mode import modules_of, parameters_of
 from fastebm.losses.terms import Batch
 from fastebm.replay.ranks import agree
-from fastebm.samplers.adaptive import AdaptiveStep
 
 _FROM_THE_START = (
     "build the model after the same torch.manual_seed on all ranks, or wrap it in"
@@ -72,18 +71,6 @@ def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
 def _number(value: object) -> float | None:
     """None for a setting of another kind, which is not compared."""
     return value if isinstance(value, (int, float)) else None
-
-
-@torch.no_grad()
-def agree_on_step(sampler, metrics: dict) -> None:
-    """Let an adaptive step be the mean of the ranks' logarithms: of chains that adapted it once,
-    as of all ranks' chains together."""
-    step = getattr(sampler, "step_size", None)
-    if world().size == 1 or not isinstance(step, AdaptiveStep) or step.frozen:
-        return
-    step.log_step.copy_(mean_of_ranks(step.log_step))
-    if "step_size" in metrics:
-        metrics["step_size"] = step.value(step.log_step.device)
 
 
 def left_of(batch: Batch, pos: Tensor, neg: Tensor, first: int, kept: list[list[int]]) -> Batch:

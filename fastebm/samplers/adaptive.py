@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.arguments import Setting, one_of, optional, share
+from fastebm.distributed.collectives import mean_of_ranks
+from fastebm.distributed.world import is_together
 from fastebm.samplers.settings import number, setting
 
 _above_zero = partial(number, above_zero=True)
@@ -75,9 +77,12 @@ class AdaptiveStep(nn.Module):
     @torch.no_grad()
     def update(self, acceptance: Tensor, n_proposals: int) -> None:
         """Adapt to ``n_proposals`` whose mean acceptance probability is ``acceptance``, 0-d on the
-        device of ``value``; nothing while ``frozen``."""
+        device of ``value``; nothing while ``frozen``. In a loss of several ranks, each of which has
+        as many chains: to what the proposals of all of them are."""
         if self.frozen:
             return
+        if is_together():
+            acceptance = mean_of_ranks(acceptance.double())
         self.log_step.add_(acceptance - self.target_acceptance, alpha=self.gain * n_proposals)
         self._bound()
 

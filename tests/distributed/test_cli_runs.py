@@ -67,10 +67,14 @@ def go_on(checkpoint):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Folders of the runs by how many ranks made them."""
-    folders = {n: tmp_path_factory.mktemp(f"of-{n}") for n in (1, 2, 4)}
-    for n, folder in folders.items():
-        process_group.results(n, several, folder)
-    return folders
+
+    def make(folder):
+        for n in (1, 2, 4):
+            (folder / str(n)).mkdir()
+            process_group.results(n, several, folder / str(n))
+        return {n: folder / str(n) for n in (1, 2, 4)}
+
+    return process_group.once(tmp_path_factory, "cli-runs", make)
 
 
 def weights(state):
@@ -148,10 +152,14 @@ def commands(runs, folder):
 @pytest.fixture(scope="module")
 def measured(runs, tmp_path_factory):
     """Folders by how many ranks ran the commands."""
-    folders = {n: tmp_path_factory.mktemp(f"measured-{n}") for n in (1, 2)}
-    for n, folder in folders.items():
-        process_group.results(n, commands, runs[1], folder)
-    return folders
+
+    def make(folder):
+        for n in (1, 2):
+            (folder / str(n)).mkdir()
+            process_group.results(n, commands, runs[1], folder / str(n))
+        return {n: folder / str(n) for n in (1, 2)}
+
+    return process_group.once(tmp_path_factory, "cli-measured", make)
 
 
 @pytest.mark.parametrize("name", MEASURED)

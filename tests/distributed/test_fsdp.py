@@ -97,7 +97,11 @@ def several():
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(tmp_path_factory):
+    return process_group.once(tmp_path_factory, "fsdp", all_ranks)
+
+
+def all_ranks(_):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not finite")
         return [several()], process_group.results(2, several, seconds=60)

@@ -153,8 +153,12 @@ STEPS = [50 if i in OF_FOUR else 20 for i in range(len(CASES))]
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(tmp_path_factory):
     """By the number of ranks, of each case what every rank saw."""
+    return process_group.once(tmp_path_factory, "invariance", all_ranks)
+
+
+def all_ranks(_):
     chosen = {1: range(len(CASES)), 2: range(len(CASES)), 4: OF_FOUR}
     ran = {n: process_group.results(n, several, cases) for n, cases in chosen.items()}
     return {

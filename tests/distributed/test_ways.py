@@ -71,8 +71,11 @@ def all_graphed():
 
 
 @pytest.fixture(scope="module")
-def steps():
-    return {n: process_group.results(n, all_graphed) for n in (1, 2)}
+def steps(tmp_path_factory):
+    def make(_):
+        return {n: process_group.results(n, all_graphed) for n in (1, 2)}
+
+    return process_group.once(tmp_path_factory, "ways", make)
 
 
 @pytest.mark.parametrize("kind", KINDS)
