@@ -34,7 +34,7 @@ ONE, APART, BOTH, LOCAL = (
     *("2 processes", "2 processes, local"),
 )
 CASES = {
-    "conv 1x28x28, B = 64, K = 20, 2000 uint8": ((1, 28, 28), 64, 20, 2000),
+    "conv 1x28x28, B = 128, K = 20, 2000 uint8": ((1, 28, 28), 128, 20, 2000),
     "MLP 2-D, 64-64, B = 128, K = 20, 2000 float32": ((2,), 128, 20, 2000),
 }
 LEAST = 1.8  # times the work of one process in the same time, of the convolutional energy
