@@ -289,6 +289,7 @@ class ReplayBuffer(StoredTensors):
         self.stream[0], self.stream[1] = key, t
         if self.mode == "slot" and not self.n_pushed:
             self.stream[1] = 0
+            self.visits.zero_()
             self._fill()
 
     def _fill(self) -> None:
