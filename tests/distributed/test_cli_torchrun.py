@@ -37,7 +37,7 @@ def start(n, *command):
     return subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def call(n, *command, seconds=60):
+def call(n, *command, seconds=120):
     """Exit code, and what was printed."""
     process = start(n, *command)
     try:

@@ -75,7 +75,7 @@ def several():
 
 @pytest.fixture(scope="module")
 def found():
-    return several(), process_group.results(2, several, seconds=30)
+    return several(), process_group.results(2, several, seconds=90)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: "-".join(CASES[i][:2]))

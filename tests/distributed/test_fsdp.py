@@ -104,7 +104,7 @@ def found(tmp_path_factory):
 def all_ranks(_):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*not finite")
-        return [several()], process_group.results(2, several, seconds=60)
+        return [several()], process_group.results(2, several, seconds=120)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: "-".join(map(str, CASES[i][0])))
@@ -138,6 +138,6 @@ def all_refused():
 
 
 def test_icd_and_average_gradients_refuse_it_before_they_do_anything():
-    for icd, average in sum(process_group.results(2, all_refused, seconds=30), []):
+    for icd, average in sum(process_group.results(2, all_refused, seconds=90), []):
         assert "FSDP2" in icd and "Persistent" in icd and "DistributedDataParallel" in icd
         assert "FSDP reduces its gradients itself" in average

@@ -115,7 +115,7 @@ def by_hand():
 
 @pytest.fixture(scope="module")
 def found():
-    return process_group.results(2, by_hand, seconds=30)
+    return process_group.results(2, by_hand, seconds=90)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: "-".join(map(str, CASES[i])))

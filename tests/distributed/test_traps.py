@@ -159,7 +159,7 @@ def trapped(name):
 @pytest.fixture(scope="module")
 def raised():
     names = [trap.__name__ for trap in TRAPS]
-    return process_group.results(2, all_trapped, names, seconds=30)
+    return process_group.results(2, all_trapped, names, seconds=90)
 
 
 def all_trapped(names):
@@ -284,7 +284,7 @@ def all_well():
 @pytest.fixture(scope="module")
 def well():
     """Of each case what it gives on each rank."""
-    found = process_group.results(2, all_well, seconds=30)
+    found = process_group.results(2, all_well, seconds=90)
     return dict(zip(WELL, zip(*found, strict=True), strict=True))
 
 
@@ -310,10 +310,10 @@ def runs(states=None):
 
 
 def test_a_run_goes_on_with_another_number_of_ranks():
-    two = process_group.results(2, runs, seconds=30)
+    two = process_group.results(2, runs, seconds=90)
     joined = {mode: join_state_dicts([rank[mode][0] for rank in two]) for mode in MODES}
     for n in (1, 2, 4):
-        found = process_group.results(n, runs, joined, seconds=30)
+        found = process_group.results(n, runs, joined, seconds=90)
         for mode in MODES:
             for i in (0, 1):
                 for k in (0, 1):  # samples, slots
