@@ -117,7 +117,8 @@ def test_an_error_of_all_is_said_once(tmp_path):
     )
     ours = [line for line in stderr.splitlines() if "error: " in line]
     assert ours == ["error: batch_size must be a multiple of the 2 processes, got 33"]
-    assert code == 1 and stderr.count("exitcode  : 2") == 2  # torchrun's and ours
+    # torchrun's and ours; it may end the other rank before that ends by itself
+    assert code == 1 and "exitcode  : 2" in stderr
 
 
 def test_ctrl_c(tmp_path, training):
