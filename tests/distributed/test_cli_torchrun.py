@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ def start(n, *command):
     """fastebm in n processes of torchrun."""
     command = [*TORCHRUN, str(n), *map(str, command)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    # Not in the checkout, whose fastebm may not be built there.
+    own = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "cwd": Path(__file__).parent}
+    return subprocess.Popen(command, **pipes, **own)
 
 
 def call(n, *command, seconds=120):
