@@ -74,9 +74,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.buffer = None
         if config.uses_buffer:
-            with (
-                alone() if config.standardized else nullcontext()
-            ):  # whose points are drawn in turn
+            # Points near the data are drawn in turn: of all slots, of which a rank keeps some.
+            with alone() if config.standardized else nullcontext():
                 self.buffer = self._whole_buffer()
             self.buffer.join()
         self.loss = self._loss(on_nonfinite)
