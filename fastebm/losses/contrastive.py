@@ -125,7 +125,7 @@ class ContrastiveDivergence(Loss):
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self.forward(x, model_kwargs, seed, generator)
-        check_ranks(self, x)
+        check_ranks(self, x, seed)
         self._check(x)
         rng, x = as_rng(seed, generator), ordinary(x.detach())
         rng.check_room(self.k_steps)

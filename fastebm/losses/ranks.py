@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from fastebm.distributed.world import world
 from fastebm.energies.sampling_mode import modules_of, parameters_of
 from fastebm.losses.terms import Batch
 from fastebm.replay.ranks import agree
+from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 
 _FROM_THE_START = (
     "build the model after the same torch.manual_seed on all ranks, or wrap it in"
@@ -24,12 +27,13 @@ _NOT_REDUCED = (
 )
 
 
-def check_ranks(loss, x: Tensor) -> None:
+def check_ranks(loss, x: Tensor, seed: int | ChainRNG | DeviceRNG | None = None) -> None:
     """Before a call of ``loss``: in the first whether all ranks train the same thing, and in the
     first, second, third, fifth, ninth ... whether their parameters are the same.
 
     Raises:
-        ValueError: ranks differ in a setting, a size or a dtype; on all ranks.
+        ValueError: ranks differ in a setting, a size or a dtype, or by ``seed`` number their chains
+            alike; on all ranks.
         RuntimeError: they differ in their parameters; on all ranks.
     """
     n = loss.calls
@@ -38,6 +42,7 @@ def check_ranks(loss, x: Tensor) -> None:
     parameters = list(parameters_of(modules_of(loss.model)))
     if n == 0:
         _check_settings(loss, x, parameters)
+        _check_streams(loss, x, seed)
         if getattr(loss, "buffer", None) is not None:
             agree(loss.buffer)
     where = f"call {n + 1} of {type(loss).__name__}"
@@ -71,6 +76,21 @@ def _check_settings(loss, x: Tensor, parameters: list[Tensor]) -> None:
 def _number(value: object) -> float | None:
     """None for a setting of another kind, which is not compared."""
     return value if isinstance(value, (int, float)) else None
+
+
+def _check_streams(loss, x: Tensor, seed: int | ChainRNG | DeviceRNG | None) -> None:
+    """Chains of two ranks with one number would have the same noise."""
+    rng = None if seed is None else as_rng(seed)
+    rng = rng.host() if isinstance(rng, DeviceRNG) else rng
+    n = getattr(loss, "n_chains", None) or len(x)
+    found = gather_objects(None if rng is None else (rng.seed, rng.first_sample(n)))
+    known = sorted(stream for stream in found if stream is not None)
+    if any(a[0] == b[0] and b[1] - a[1] < n for a, b in pairwise(known)):
+        got = "; ".join(f"rank {r}: {s and s[1]}" for r, s in enumerate(found))
+        raise ValueError(
+            f"seed must number the {n} chains of each rank by themselves, their first ones are"
+            f" {got}: leave sample_offset of ChainRNG at None, which does"
+        )
 
 
 def left_of(batch: Batch, pos: Tensor, neg: Tensor, first: int, kept: list[list[int]]) -> Batch:

@@ -63,7 +63,7 @@ class WakeSleep(Loss):
             ValueError: x is not what it should be; nothing has run then.
             NonFiniteError: a log-probability is not finite.
         """
-        check_ranks(self, x)
+        check_ranks(self, x, seed)
         check_batch(x)
         self.calls += 1
         self.model.check_data(x)

@@ -125,6 +125,24 @@ def nan_of_one_rank(rank):
     return lambda: step(torch.full((8, 2), torch.nan) if rank else data())
 
 
+def streams_alike(rank):
+    _, step = parts()
+    return lambda: step(data(), seed=fastebm.ChainRNG(0, sample_offset=3 * rank))
+
+
+def device_streams_alike(rank):
+    _, step = parts()
+    rng = fastebm.DeviceRNG(fastebm.ChainRNG(0, sample_offset=0), "cpu")
+    return lambda: step(data(), seed=rng)
+
+
+def dreams_alike(rank):
+    torch.manual_seed(0)
+    machine = fastebm.HelmholtzMachine(4, 2)
+    x = torch.zeros(8, 4)
+    return lambda: fastebm.WakeSleep(machine)(x, seed=fastebm.ChainRNG(0, sample_offset=0))
+
+
 def state_of_another_rank(rank):
     _, step = parts()
     step(data())
@@ -148,6 +166,9 @@ TRAPS = {
     weights_of_terms: "ValueError: .* same entropy_weight, got rank 0: 0.0; rank 1: 0.3",
     steps_of_chains: "ValueError: .* same step_size, got rank 0: 0.01; rank 1: 0.02",
     nan_of_one_rank: "NonFiniteError: call 2 .* 8 of 16 energies .* of rank 1",
+    streams_alike: "ValueError: seed must number the 8 chains .* rank 0: 0; rank 1: 3: leave",
+    device_streams_alike: "ValueError: seed must number .* rank 0: 0; rank 1: 0: leave",
+    dreams_alike: "ValueError: seed must number .* rank 0: 0; rank 1: 0: leave",
     state_of_another_rank: "ValueError: the state is of rank . of 2 .*full_state_dict",
 }
 
