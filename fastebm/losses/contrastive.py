@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from functools import partial
 
@@ -61,7 +62,8 @@ class ContrastiveDivergence(Loss):
         on_nonfinite: what to do about samples with a non-finite state or energy, which
             ``metrics["n_nonfinite"]`` counts and which never enter a buffer: ``"raise"`` a
             NonFiniteError; ``"warn"`` and compute the loss with them; ``"skip"`` them: leave them
-            out of every mean, and raise only if nothing is left. These read one number from the
+            out of every mean, and raise only if nothing is left (on all ranks; the metrics of one
+            that has nothing left are NaN). These read one number from the
             device in each call. ``"count"`` reads nothing: as ``"warn"``, but silent, and
             the count stays on the device. A buffer gets back what such a chain started from.
 
@@ -153,13 +155,13 @@ class ContrastiveDivergence(Loss):
             n_nonfinite = report(where, self.on_nonfinite, counts)
             if self.on_nonfinite == "skip" and n_nonfinite:
                 if finite:  # here, but not on another rank
-                    pos, neg = (torch.ones(len(v), dtype=torch.bool) for v in (x, x_neg))
+                    pos, neg = finite_rows(e_pos), finite_rows(e_neg)
                 first = rng.first_sample(len(start))
                 left = left_of(batch._replace(chains=before), pos, neg, first, counts.kept)
                 at_points = self._sees_points
                 found = self._phases(left, left.chains, None) if at_points else None
                 loss, _, of_left, *_ = found or self._by_graph(left, rng)
-                metrics |= of_left
+                metrics |= of_left if all(left.weights) else dict.fromkeys(of_left, math.nan)
         metrics["n_nonfinite"] = n_nonfinite
         rng.advance(1)
         if self.buffer is not None:

@@ -15,7 +15,7 @@ from fastebm.distributed.collectives import all_rows
 from fastebm.distributed.world import world
 from fastebm.energies.protocol import checked_energies, sum_scales, uncached_casts
 from fastebm.energies.sampling_mode import modules_of, parameters_of, sampling_mode
-from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.nonfinite import NonFiniteError, counts_of_ranks
 from fastebm.samplers.settings import callable_model, number
 
 LARGEST_RATE = torch.finfo(torch.float32).max  # from an infinite one no factor leads back
@@ -131,16 +131,17 @@ class TrustRegion:
 
         Raises:
             NonFiniteError: energies of ``x_neg`` are not finite before the step.
-            TypeError, ValueError: an argument is not what it should be. After any of these nothing
-                has been changed.
+            TypeError, ValueError: an argument is not what it should be, or of ranks not as large.
+                After any of these nothing has been changed.
         """
         self._check(model, x_neg)
-        before = all_rows(_energies(model, x_neg, model_kwargs))
-        n_bad = int((~before.isfinite()).sum())
-        if n_bad:
+        own = _energies(model, x_neg, model_kwargs)
+        counts = counts_of_ranks(0, int((~own.isfinite()).sum()), len(own))
+        if counts.n_neg:
             raise NonFiniteError(
-                f"not finite are {n_bad} of {len(before)} energies of x_neg before the step"
+                f"not finite are {counts.n_neg} of {counts.n} energies of x_neg before the step"
             )
+        before = all_rows(own)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         old, state = [p.detach().clone() for p in parameters], self._copied_state()
         self._multiply_rates(1.0)  # which may have been set above the bound

@@ -1,6 +1,8 @@
 """N ranks of B chains are one rank of N B: slots, starts and chains to the bit, weights up to the
 rounding of sums."""
 
+import math
+
 import process_group
 import pytest
 import torch
@@ -201,7 +203,9 @@ def test_weights_are_the_same_up_to_rounding(found, n, case):
         for part in parts:
             assert torch.equal(part["weights"][i], parts[0]["weights"][i])
             assert (part["weights"][i] - whole["weights"][i]).abs().max() < tolerance
-        if "bad" in options:
+        if "bad" in options:  # of four ranks the last one has two rows, both bad
+            none_left = n == 4 and i % 5 == 2
+            assert math.isnan(parts[0]["metrics"][i]["energy_pos"]) == none_left
             continue
         for name, value in whole["metrics"][i].items():
             assert parts[0]["metrics"][i][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name

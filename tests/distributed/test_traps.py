@@ -143,6 +143,12 @@ def dreams_alike(rank):
     return lambda: fastebm.WakeSleep(machine)(x, seed=fastebm.ChainRNG(0, sample_offset=0))
 
 
+def regions_of_other_sizes(rank):
+    net, _ = parts()
+    region = fastebm.TrustRegion(torch.optim.SGD(net.parameters(), 0.1))
+    return lambda: region.step(net, data(8 - rank))
+
+
 def state_of_another_rank(rank):
     _, step = parts()
     step(data())
@@ -169,6 +175,7 @@ TRAPS = {
     streams_alike: "ValueError: seed must number the 8 chains .* rank 0: 0; rank 1: 3: leave",
     device_streams_alike: "ValueError: seed must number .* rank 0: 0; rank 1: 0: leave",
     dreams_alike: "ValueError: seed must number .* rank 0: 0; rank 1: 0: leave",
+    regions_of_other_sizes: "ValueError: all ranks must have the same batch size, got 8, 7",
     state_of_another_rank: "ValueError: the state is of rank . of 2 .*full_state_dict",
 }
 
