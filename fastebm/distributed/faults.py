@@ -14,7 +14,6 @@ from fastebm.distributed.world import world
 WAIT = 10.0  # seconds for the other ranks to say that they are there
 _KEY = "fastebm/fault"
 
-
 seconds_waited = 0.0  # that this process has spent in calls that all ranks take part in
 
 

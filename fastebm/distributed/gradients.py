@@ -15,8 +15,8 @@ from fastebm.distributed.world import world
 @torch.no_grad()
 def average_gradients(parameters: Iterable[Tensor] | Tensor) -> None:
     """Replace the gradients of ``parameters`` by their means over all ranks: between
-    ``loss.backward()`` and ``optimizer.step()``, in place of DistributedDataParallel. One
-    all_reduce for each dtype, of all gradients in one piece; nothing without a process group.
+    ``loss.backward()`` and ``optimizer.step()``, in place of DistributedDataParallel. All gradients
+    of a dtype travel in one piece; nothing happens without a process group.
 
     A parameter without a gradient counts as zero where another rank has one, and keeps none where
     no rank has. A loss of fastebm so keeps its formulas for small perceptrons, and can be captured

@@ -10,9 +10,6 @@ from torch import Tensor
 from fastebm.distributed.collectives import all_rows
 from fastebm.distributed.world import world
 
-COUNTS = ("n_nonfinite",)  # which all ranks know already, see the losses
-"""Names of metrics that are not averaged."""
-
 
 @torch.no_grad()
 def average_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -31,8 +28,7 @@ def average_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
     if size == 1:
         return values
     own = torch.tensor(list(values.values()), dtype=torch.float64)
-    columns = zip(values, all_rows(own).view(size, -1).T.tolist(), strict=True)
-    of_ranks = dict(columns)
+    of_ranks = dict(zip(values, all_rows(own).view(size, -1).T.tolist(), strict=True))
     means = {name: sum(column) / size for name, column in of_ranks.items()}
     out = dict(means)
     for name in values:
@@ -41,7 +37,6 @@ def average_metrics(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
             within = sum(std**2 for std in of_ranks[name]) / size
             between = sum((m - means[mean]) ** 2 for m in of_ranks[mean]) / size
             out[name] = (within + between) ** 0.5
-    for name in COUNTS:
-        if isinstance(metrics.get(name), Tensor):  # a count that nobody has waited for
-            out[name] *= size
+    if isinstance(metrics.get("n_nonfinite"), Tensor):  # a count that nobody has waited for
+        out["n_nonfinite"] *= size
     return out
