@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -13,10 +15,11 @@ from fastebm.chains.adjusted import Points
 from fastebm.chains.chain import ChainRunner, Coefficients, StepOptions
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.chains.second_order import uncompiled
+from fastebm.chains.steps import Steps
 from fastebm.ops.langevin import Clamp
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.adaptive import AdaptiveStep, step_setting
-from fastebm.samplers.langevin_chains import run_langevin
+from fastebm.samplers.langevin_chains import langevin_steps, run_langevin
 from fastebm.samplers.last_step import take_last_step
 from fastebm.samplers.run import Run
 from fastebm.samplers.sampler import Sampler
@@ -83,6 +86,8 @@ class LangevinDynamics(Sampler):
 
     _outside_graphs = ("runner", "step_size_checked")  # no graph of a step bakes these in
 
+    target_acceptance = 0.9
+    _step_power = 2
     step_size = Setting(step_setting)
     noise_scale = Setting(setting)
     noise_std = Setting(optional(partial(setting, per_chain=True)))
@@ -201,8 +206,26 @@ class LangevinDynamics(Sampler):
         """Whether steps may be jumps between modes."""
         return self.adjusted
 
+    def _adjusted_kin(self) -> Sampler:
+        kin = copy.copy(self)
+        kin.adjusted = True
+        kin._check_way()
+        kin.plan(range(1))
+        return kin
+
     def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
         return run_langevin(self, run)
+
+    def steps(self, run: Run) -> AbstractContextManager[Steps]:
+        """Steps as other samplers make them, a few at a time."""
+        return langevin_steps(self, run)
+
+    def check_temperatures(self) -> None:
+        """TypeError unless chains may have a temperature each."""
+        if self.noise_std is not None or callable(self.noise_scale):
+            raise TypeError(
+                "noise_std must be None and noise_scale a number where each chain has a temperature"
+            )
 
     def check_step_size(self, data: Tensor) -> None:
         """Warn when the noise of one step is wider than the tightest scale of the data.

@@ -8,9 +8,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastebm.chains.adjusted import ROUND, Mover, Moves, Points, move_any, run_adjusted
+from fastebm.chains.adjusted import (
+    ROUND,
+    Mover,
+    Moves,
+    Points,
+    move_any,
+    run_adjusted,
+)
 from fastebm.chains.chain import Chain
+from fastebm.chains.gradients import GradientAt
 from fastebm.chains.local_means import local_means
+from fastebm.chains.steps import Steps
 from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
@@ -65,7 +74,7 @@ def _run_adjusted(
     sampler, run: Run, after_round: Callable[[Tensor, int], None] | None = None
 ) -> Points:
     x, points = run.x, Points.at(run.x)
-    moves = langevin_moves(sampler, run)
+    transitions = transitions_of(sampler, run)
     adapts = isinstance(sampler.step_size, AdaptiveStep)
     plan = sampler.plan(range(1 if adapts else run.total), x.device)
 
@@ -84,13 +93,13 @@ def _run_adjusted(
 
     with adjusted_mover(sampler, x, run.model_kwargs) as move:
         run_adjusted(
-            *(move, points, run.total, coefficients, moves),
+            *(move, points, run.total, coefficients, transitions),
             *(after_round and adapt, *run.callbacks),
         )
     return points
 
 
-def langevin_moves(sampler, run: Run) -> Moves:
+def transitions_of(sampler, run: Run) -> Moves:
     """What the transitions of a run of adjusted chains have in common."""
     x, ids, n_jumps = run.x, run.sample_ids, run.n_jumps
     if n_jumps and run.population is None and ids is None:
@@ -114,9 +123,49 @@ def adjusted_mover(sampler, x: Tensor, model_kwargs: dict) -> Iterator[Mover]:
         yield move_any(sampler.inner_model, model_kwargs)
 
 
-def _unadjusted(sampler, run: Run) -> None:
-    x, model = run.x, sampler.inner_model
-    plan, state = sampler.plan(range(run.total), x.device), run.rng.state(x.device, len(x))
+@contextmanager
+def langevin_steps(sampler, run: Run) -> Iterator[Steps]:
+    """Steps of a ``LangevinDynamics`` with a plan that is fixed, a few at a time."""
+    if sampler.adjusted:
+        with adjusted_mover(sampler, run.x, run.model_kwargs) as move:
+            yield _AdjustedSteps(sampler, move, transitions_of(sampler, run))
+    else:
+        with sampler.gradients(run) as gradient:
+            yield _PlainSteps(sampler, run, gradient)
+
+
+class _AdjustedSteps:
+    def __init__(self, sampler, move: Mover, transitions: Moves) -> None:
+        self._sampler, self._move, self._transitions = sampler, move, transitions
+
+    def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
+        plan = self._sampler.plan(range(first, first + n), points.x.device)
+        self._move(points, first, plan, self._transitions, 0, known)
+
+    def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:
+        return acceptances(points, n_steps, 0)
+
+
+class _PlainSteps:
+    def __init__(self, sampler, run: Run, gradient: GradientAt) -> None:
+        self._sampler, self._run, self._gradient = sampler, run, gradient
+
+    def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
+        rng = self._run.rng.copy()
+        rng.advance(first)
+        part = Run(points.x, n, rng, self._run.model_kwargs, self._run.sample_ids)
+        _unadjusted(self._sampler, part, first)
+        grad, e = self._gradient(points.x)
+        points.grad.copy_(grad)
+        points.energy.copy_(e)
+
+    def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:
+        return {}
+
+
+def _unadjusted(sampler, run: Run, first: int = 0) -> None:
+    x, model, state = run.x, sampler.inner_model, run.rng.state(run.x.device, len(run.x))
+    plan = sampler.plan(range(first, first + run.total), x.device)
     fused = sampler.fused_chain(x, run.model_kwargs)
     if fused is not None:
         return fused.run(x, plan, state, sampler.options, run.sample_ids, *run.callbacks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,12 +9,9 @@ from torch import Tensor
 from fastebm.arguments import integer
 from fastebm.chains.adjusted import Points
 from fastebm.chains.chain import BeforeStep, OnStep
+from fastebm.chains.steps import Steps
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.units import Units
-
-# (points, first, n, known): steps first, ..., first + n - 1 of points, in place; `known`: their
-# energies and gradients are those of x. Afterwards they are.
-Move = Callable[[Points, int, int, bool], None]
 
 
 class Run(NamedTuple):
@@ -60,12 +56,12 @@ class Run(NamedTuple):
         )
 
 
-def run_moves(move: Move, points: Points, run: Run) -> None:
-    """All steps of a run, by as few calls of ``move`` as its callbacks allow."""
+def run_steps_of(steps: Steps, points: Points, run: Run) -> None:
+    """All steps of a run, by as few calls of ``steps`` as its callbacks allow."""
     known, start = False, 0
     for end in sorted({run.total, *run.changed, *(k + 1 for k in run.seen)}):
         if end > start:
-            move(points, start, end - start, known)
+            steps(points, start, end - start, known)
             known = True
             if end - 1 in run.seen:
                 run.on_step(end - 1, points.x, points.grad, points.energy)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from fastebm.arguments import Setting, integer, optional, sizes
+from fastebm.arguments import Setting, integer, optional, share, sizes
 from fastebm.chains.adjusted import Points
 from fastebm.chains.chain import BeforeStep, OnStep
+from fastebm.chains.gradients import GradientAt, gradients
+from fastebm.chains.steps import Steps
 from fastebm.energies.sampling_mode import modules_of, parameters_of
 from fastebm.modes import outside_inference
 from fastebm.ops.langevin import langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
+from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
-from fastebm.samplers.run import Run, checked_jumps
+from fastebm.samplers.run import Run, checked_jumps, run_steps_of
 from fastebm.samplers.settings import box, callable_model, chains, scales
-from fastebm.samplers.units import Units, units_of
+from fastebm.samplers.units import Preconditioned, Units, units_of
+from fastebm.samplers.warm_up import ROUND, WarmUp
 
 
 class Sampler:
@@ -36,6 +41,9 @@ class Sampler:
     step_size_checked = True  # there is nothing to check by the data
     adjusted = True  # chains accept or refuse, and end at points whose energy is known
     by_points = True  # losses see the chains' ends, and no derivative of a step
+    target_acceptance = 0.8  # of a warm-up
+    _step_power = 1  # of a coordinate's unit in a step size
+    _warm_up: WarmUp | None = None
 
     model = Setting(callable_model)
     clamp = Setting(optional(box))
@@ -202,9 +210,131 @@ class Sampler:
                 out.clamp_(*self.clamp)
             return points._replace(x=out), metrics
 
+    def warm_up(
+        self,
+        x: Tensor,
+        n_steps: int = 500,
+        *,
+        target_acceptance: float | None = None,
+        precondition: bool = True,
+        seed: int | ChainRNG | DeviceRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Find the step size, and with ``precondition`` the scale of each coordinate, by chains
+        that are then only where the next ones start: ``step_size`` and ``preconditioner`` stay as
+        they are found, so the law of what ``sample`` keeps is exact.
+
+        Steps are adjusted ones; of a sampler without acceptance those of its kin that has one:
+        MALA for Langevin dynamics, HMC of one leapfrog step for underdamped ones. Called again,
+        also after ``load_state_dict``, it goes on: two warm-ups of 100 steps are one of 200.
+
+        Args:
+            x: where chains start, (B, *event).
+            n_steps: rounded up to a multiple of 5; a hundred at least is sensible.
+            target_acceptance: in [0, 1]; None: by the sampler, see its class.
+            precondition: set ``preconditioner`` to the standard deviations over all chains.
+            seed, generator, model_kwargs, sample_ids: as in ``sample``.
+
+        Returns:
+            Where the chains are, (B, *event).
+
+        Raises:
+            ValueError, TypeError: an argument is not what it should be; nothing has run then.
+        """
+        n_steps, rng, x = integer("n_steps", n_steps, 1), as_rng(seed, generator), chains(x)
+        rounds = -(-n_steps // ROUND)
+        rng.check_room(ROUND * rounds)
+        check_sample_ids(sample_ids, len(x))
+        if target_acceptance is not None:
+            share("target_acceptance", target_acceptance)
+        kin = self._adjusted_kin()
+        if self._warm_up is None:
+            target = target_acceptance or self.target_acceptance
+            self._warm_up = WarmUp(
+                *(x.shape[1:], self._first_step(), target, self._step_power, self.preconditioner)
+            )
+        elif target_acceptance is not None:
+            self._warm_up.dual.state[5] = target_acceptance
+        found, of_model = self._warm_up, units_of(self.model)
+        for _ in range(rounds):
+            kin.step_size = found.dual.step
+            kin.preconditioner = found.scale.to(x) if precondition else self.preconditioner
+            points, _ = kin.run(x, ROUND, rng, model_kwargs or {}, sample_ids)
+            x = points.x
+            acceptance = points.acceptance[0].mean(dtype=torch.float64) / ROUND
+            seen = x if of_model is None else of_model.standardize(x)
+            found.update(seen, acceptance, ROUND, precondition)
+        if precondition:
+            self.preconditioner = found.scale.to(x)
+        self._freeze_step(found.dual.average)
+        return x
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a warm-up has found and goes on from: plain numbers and tensors."""
+        step = self.step_size.state_dict() if isinstance(self.step_size, nn.Module) else None
+        return {
+            "step_size": self.step_size if step is None else step,
+            "frozen": step is not None and self.step_size.frozen,
+            "preconditioner": self.preconditioner,
+            "warm_up": None if self._warm_up is None else self._warm_up.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        if isinstance(self.step_size, nn.Module):
+            self.step_size.load_state_dict(state["step_size"])
+            self.step_size.frozen = state["frozen"]
+        else:
+            self.step_size = state["step_size"]
+        self.preconditioner = state["preconditioner"]
+        warm_up = state["warm_up"]
+        self._warm_up = None
+        if warm_up is not None:
+            self._warm_up = WarmUp(warm_up["scale"].shape, 1.0, 0.5, self._step_power)
+            self._warm_up.load_state_dict(warm_up)
+
+    def _adjusted_kin(self) -> Sampler:
+        """A copy, or a kin with acceptance, whose steps a warm-up adapts."""
+        raise TypeError(f"{type(self).__name__} has no step size to find")
+
+    def _first_step(self) -> float:
+        step = self.step_size
+        if isinstance(step, AdaptiveStep):
+            return float(step)
+        if not isinstance(step, float):
+            raise TypeError(
+                f"step_size must be a number or 'auto' for a warm-up, got {type(step).__name__}"
+            )
+        return step
+
+    def _freeze_step(self, value: float) -> None:
+        if isinstance(self.step_size, AdaptiveStep):
+            self.step_size.freeze(value)
+        else:
+            self.step_size = value
+
     def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
         """``run`` in the chains' units, in place."""
+        points = Points.at(run.x)
+        with self.steps(run) as steps:
+            run_steps_of(steps, points, run)
+        return points, steps.metrics(points, run.total)
+
+    def steps(self, run: Run) -> AbstractContextManager[Steps]:
+        """The steps of a run, in the chains' units, for as long as the context is open."""
         raise NotImplementedError
+
+    def gradients(self, run: Run) -> AbstractContextManager[GradientAt]:
+        """Energy and gradient at points, in the chains' units."""
+        units = self.units
+        scaled = isinstance(units, Preconditioned)
+        model, scale = (units.inner, units.scale) if scaled else (self.inner_model, None)
+        return gradients(model, run.x, run.model_kwargs, scale)
+
+    def check_temperatures(self) -> None:
+        """TypeError unless chains may have a temperature each."""
 
     @property
     def jumps_possible(self) -> bool:
