@@ -123,9 +123,9 @@ FASTEBM_HD C langevin_element(C x, C grad, C n, const RowCoefficients<C>& c, boo
   C y = fma_rn(-c.step, clip(g, c.clip), x);
   y = fma_rn(c.sigma, n, y);
   if (kBounded) {
-    const C least = x - c.displacement, most = x + c.displacement;
-    *unclipped = *unclipped && !(y < least) && !(y > most);
-    y = clamp(y, least, most);
+    const C free = y;
+    y = clamp(y, x - c.displacement, x + c.displacement);
+    *unclipped = *unclipped && !(free < y) && !(free > y);
   }
   *inside = y >= c.lo && y <= c.hi;
   return clamp(y, c.lo, c.hi);
