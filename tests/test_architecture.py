@@ -26,6 +26,7 @@ FASTEBM = {
     "replay": ["ops", "rng", "distributed", *EVERYWHERE],
     "chains": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "samplers": ["chains", "replay.augmentation", "energies.standardized", "ops", "rng"]
+    + ["energies.rescaled"]
     + ["distributed"]
     + [*ANY_ENERGY, *EVERYWHERE],
     "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],

@@ -27,16 +27,14 @@ from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.diagnostics import finite_rows
 from fastebm.samplers.gibbs import GibbsSampler
-from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.sampler import Sampler
 from fastebm.samplers.scale import MIN_POINTS
 from fastebm.samplers.settings import callable_model, real
 
 
-def _sampler(name: str, sampler: LangevinDynamics | GibbsSampler):
-    if not isinstance(sampler, (LangevinDynamics, GibbsSampler)):
-        raise TypeError(
-            f"{name} must be a LangevinDynamics or a GibbsSampler, got {type(sampler).__name__}"
-        )
+def _sampler(name: str, sampler: Sampler | GibbsSampler):
+    if not isinstance(sampler, (Sampler, GibbsSampler)):
+        raise TypeError(f"{name} must be one of fastebm's samplers, got {type(sampler).__name__}")
     return sampler
 
 
@@ -88,7 +86,7 @@ class ContrastiveDivergence(Loss):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics | GibbsSampler,
+        sampler: Sampler | GibbsSampler,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
@@ -182,7 +180,7 @@ class ContrastiveDivergence(Loss):
     @property
     def _sees_points(self) -> bool:
         """Whether the loss takes chains as points, and no derivative of a step."""
-        return getattr(self.sampler, "adjusted", False)
+        return self.sampler.by_points
 
     def _terms(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> tuple[Terms, Tensor, bool]:
         """The loss of chains at their start; what ``_by_graph`` would take of it again, the chains
@@ -358,7 +356,7 @@ class PersistentContrastiveDivergence(ContrastiveDivergence):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics | GibbsSampler,
+        sampler: Sampler | GibbsSampler,
         buffer: ReplayBuffer,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
@@ -385,7 +383,7 @@ def check_jumps(sampler, buffer: ReplayBuffer | None, jumps: int) -> None:
     """ValueError unless the chains can jump by samples of the buffer."""
     if not jumps:
         return
-    if not getattr(sampler, "adjusted", False):
+    if not getattr(sampler, "jumps_possible", False):
         raise ValueError(f"jumps={jumps} needs a LangevinDynamics with adjusted=True")
     if buffer is None or buffer.mode != "slot" or buffer.data.dtype != torch.float32:
         kind = "none" if buffer is None else f"mode {buffer.mode!r} of {buffer.data.dtype}"

@@ -1,0 +1,367 @@
+"""What all samplers have in common: how chains are started, watched and returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from fastebm.arguments import Setting, integer, optional, share, sizes
+from fastebm.chains.adjusted import Points
+from fastebm.chains.chain import BeforeStep, OnStep
+from fastebm.chains.gradients import GradientAt, gradients
+from fastebm.chains.steps import Steps
+from fastebm.energies.sampling_mode import modules_of, parameters_of
+from fastebm.modes import outside_inference
+from fastebm.ops.langevin import langevin_step_
+from fastebm.replay.augmentation import Augmentation
+from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
+from fastebm.samplers.adaptive import AdaptiveStep
+from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
+from fastebm.samplers.run import Run, checked_jumps, run_steps_of
+from fastebm.samplers.settings import box, callable_model, chains, scales
+from fastebm.samplers.units import Preconditioned, Units, units_of
+from fastebm.samplers.warm_up import ROUND, WarmUp
+
+
+class Sampler:
+    """Chains on an energy, ``p(x)`` proportional to ``exp(-E(x))``: what all samplers have in
+    common. A subclass says how a run of steps is made.
+
+    Attributes:
+        model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here).
+        clamp: (lo, hi), the box of the chains; either may be None.
+        preconditioner: (*event) or None: chains run in units of these scales, ``x = scale z``, with
+            the same steps: a step acts on z, and settings that have a unit have z's.
+    """
+
+    step_size_checked = True  # there is nothing to check by the data
+    adjusted = True  # chains accept or refuse, and end at points whose energy is known
+    by_points = True  # losses see the chains' ends, and no derivative of a step
+    target_acceptance = 0.8  # of a warm-up
+    _step_power = 1  # of a coordinate's unit in a step size
+    _warm_up: WarmUp | None = None
+
+    model = Setting(callable_model)
+    clamp = Setting(optional(box))
+    preconditioner = Setting(optional(scales))
+
+    @property
+    def units(self) -> Units | None:
+        """What chains run in, where that is not the user's units."""
+        if self.preconditioner is None:
+            return units_of(self.model)
+        of, units = vars(self).get("_units", (None, None))
+        if of is None or of[0] is not self.model or of[1] is not self.preconditioner:
+            units = units_of(self.model, self.preconditioner)
+            self._units = (self.model, self.preconditioner), units
+        return units
+
+    @property
+    def inner_model(self) -> Callable[..., Tensor]:
+        """What chains run on, in their units."""
+        units = self.units
+        return self.model if units is None else units.energy
+
+    def sample(
+        self,
+        x: Tensor | None = None,
+        n_steps: int = 100,
+        *,
+        n_samples: int | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        burn_in: int = 0,
+        thin: int = 1,
+        return_trajectory: bool = False,
+        return_diagnostics: bool = False,
+        seed: int | ChainRNG | DeviceRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+        augmentation: Augmentation | None = None,
+        augment_every: int = 20,
+        jumps: int = 0,
+        population: Tensor | None = None,
+    ) -> Tensor | Any:  # a union with the pair would be in every caller's way
+        """Run ``burn_in + n_steps`` steps.
+
+        Args:
+            x: starting points (B, *event), not modified; None: standard normal, clamped, from the
+                same stream, of shape (n_samples, *dim) and on the device of the model.
+            n_steps: steps after ``burn_in``.
+            n_samples, dim: shape of the start when ``x`` is None.
+            burn_in: steps before the trajectory and the diagnostics begin.
+            thin: keep every so-many-th of the ``n_steps`` steps, ``n_kept = n_steps // thin``.
+            return_trajectory: return what was kept, not only the last state.
+            return_diagnostics: return also a dict, below.
+            seed: an int: the same noise in every call; a ``ChainRNG``: goes on where it is, and is
+                advanced; None: a key from ``generator``, or from torch's default generator.
+            generator: see ``seed``; not both.
+            model_kwargs: further arguments of the model.
+            sample_ids: int64 (B,), whose noise each chain gets; default: its row.
+            augmentation: the chains make this transition before step 0, ``augment_every``,
+                2 ``augment_every``, ... (counted with burn_in): rounds that mix chains over modes,
+                as trained with. Refine by a second call without it. The noise is the same with it
+                and without, and so are the steps that are kept.
+            augment_every: steps of a round, >= 1.
+            jumps: so many of the steps, evenly spread, are jumps between modes: to
+                ``c_i + (s_i / s_j) (x - c_j)``, c means and s widths of neighbours in the
+                population, c_j the nearest of 16, or in one of ten, where ``clamp`` has two faces,
+                to a uniform point of the box (of ``Standardized``: where it is no wider than 100
+                standard deviations of any coordinate). They need ``adjusted``.
+            population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
+                one half jumping by where the other is, anew after 20 steps and where states are
+                kept, so B >= 4.
+
+        Returns:
+            The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
+            ``return_diagnostics`` a pair of it and a dict: ``mean`` and ``var`` over the chains
+            (n_kept, *event), ``energy`` and ``grad_norm`` (n_kept, B) at the point that the kept
+            step started from (they cost nothing there; of adjusted chains at the kept state),
+            of adjusted chains ``acceptance``, the mean acceptance probability of the proposals, and
+            ``jump_acceptance``, the share of the jumps that were accepted, ``clamp_share``, the
+            share of elements of the last state on a face of the box, ``n_nonfinite``, the number of
+            chains that are not finite in the end, and ``effective_temperature``.
+
+        Raises:
+            ValueError, TypeError: an argument is not what it should be, or the model is not one
+                for ``backend="fused"``; nothing has run then.
+        """
+        n_steps, burn_in = integer("n_steps", n_steps, 0), integer("burn_in", burn_in, 0)
+        thin, augment_every = integer("thin", thin, 1), integer("augment_every", augment_every, 1)
+        total = burn_in + n_steps
+        if total >= 2**32:  # of any stream; and before a plan of so many steps is made
+            raise ValueError(f"n_steps and burn_in must be less than 2^32 together, got {total}")
+        rng = as_rng(seed, generator)
+        rng.check_room(total)
+        if x is None:
+            x = self._start(n_samples, dim, rng, sample_ids)
+        elif n_samples is not None or dim is not None:
+            raise ValueError("give x, or n_samples and dim, not both")
+        else:
+            x = chains(x)
+        check_sample_ids(sample_ids, len(x))
+        jumps = checked_jumps(jumps, total, self.jumps_possible, x, population)
+        if augmentation is not None:
+            augmentation.check_shape(tuple(x.shape[1:]))
+        state = rng.state(x.device, len(x))
+        log = Log(x, burn_in, thin, energy=(len(x),), grad_norm=(len(x),))
+
+        def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
+            if return_trajectory:
+                log.add_state(x.clone())
+            if return_diagnostics:
+                log.add_numbers(x, energy=e.clone(), grad_norm=as_rows(grad).norm(dim=1))
+
+        def augment(k: int, x: Tensor) -> None:
+            x.copy_(augmentation.transform(x, state, k, sample_ids))
+
+        watched = return_trajectory or return_diagnostics
+        points, metrics = self.run(
+            *(x, total, rng, model_kwargs or {}, sample_ids, keep if watched else None),
+            *(range(burn_in + thin - 1, total if watched else 0, thin),),
+            *(None if augmentation is None else augment,),
+            *(range(0, total if augmentation is not None else 0, augment_every), jumps, population),
+        )
+        out = log.trajectory() if return_trajectory else points.x
+        if not return_diagnostics:
+            return out
+        return out, {
+            **log.diagnostics(),
+            **metrics,
+            "clamp_share": self.clamp_share(points.x),
+            "n_nonfinite": (~finite_rows(points.x)).sum(),
+            "effective_temperature": self.effective_temperature,
+        }
+
+    def run(
+        self,
+        x: Tensor,
+        total: int,
+        rng: ChainRNG | DeviceRNG,
+        model_kwargs: dict,
+        sample_ids: Tensor | None = None,
+        on_step: OnStep | None = None,
+        seen: range = range(0),
+        before_step: BeforeStep | None = None,
+        changed: range = range(0),
+        n_jumps: int = 0,
+        population: Tensor | None = None,
+    ) -> tuple[Points, dict[str, Tensor]]:
+        """``total`` steps from ``x`` (B, *event), which stays as it is, arguments as of a ``Run``
+        and x in the user's units in all of them; the stream is advanced.
+
+        Returns:
+            The last points, x in the user's units, and metrics of the chains.
+        """
+        callbacks = on_step, seen, before_step, changed
+        with outside_inference():
+            x, units = x.clone(memory_format=torch.contiguous_format), self.units
+            run = Run(x, total, rng, model_kwargs, sample_ids, *callbacks, n_jumps, population)
+            points, metrics = self._run(run if units is None else run.in_units(units))
+            rng.advance(total)
+            if units is None:
+                return points, metrics
+            out = units.restore(points.x)
+            if self.clamp is not None:  # the way back is rounded
+                out.clamp_(*self.clamp)
+            return points._replace(x=out), metrics
+
+    def warm_up(
+        self,
+        x: Tensor,
+        n_steps: int = 500,
+        *,
+        target_acceptance: float | None = None,
+        precondition: bool = True,
+        seed: int | ChainRNG | DeviceRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Find the step size, and with ``precondition`` the scale of each coordinate, by chains
+        that are then only where the next ones start: ``step_size`` and ``preconditioner`` stay as
+        they are found, so the law of what ``sample`` keeps is exact.
+
+        Steps are adjusted ones; of a sampler without acceptance those of its kin that has one:
+        MALA for Langevin dynamics, HMC of one leapfrog step for underdamped ones. Called again,
+        also after ``load_state_dict``, it goes on: two warm-ups of 100 steps are one of 200.
+
+        Args:
+            x: where chains start, (B, *event).
+            n_steps: rounded up to a multiple of 5; a hundred at least is sensible.
+            target_acceptance: in [0, 1]; None: by the sampler, see its class.
+            precondition: set ``preconditioner`` to the standard deviations over all chains.
+            seed, generator, model_kwargs, sample_ids: as in ``sample``.
+
+        Returns:
+            Where the chains are, (B, *event).
+
+        Raises:
+            ValueError, TypeError: an argument is not what it should be; nothing has run then.
+        """
+        n_steps, rng, x = integer("n_steps", n_steps, 1), as_rng(seed, generator), chains(x)
+        rounds = -(-n_steps // ROUND)
+        rng.check_room(ROUND * rounds)
+        check_sample_ids(sample_ids, len(x))
+        if target_acceptance is not None:
+            share("target_acceptance", target_acceptance)
+        kin = self._adjusted_kin()
+        if self._warm_up is None:
+            target = target_acceptance or self.target_acceptance
+            self._warm_up = WarmUp(
+                *(x.shape[1:], self._first_step(), target, self._step_power, self.preconditioner)
+            )
+        elif target_acceptance is not None:
+            self._warm_up.dual.state[5] = target_acceptance
+        found, of_model = self._warm_up, units_of(self.model)
+        for _ in range(rounds):
+            kin.step_size = found.dual.step
+            kin.preconditioner = found.scale.to(x) if precondition else self.preconditioner
+            points, _ = kin.run(x, ROUND, rng, model_kwargs or {}, sample_ids)
+            x = points.x
+            acceptance = points.acceptance[0].mean(dtype=torch.float64) / ROUND
+            seen = x if of_model is None else of_model.standardize(x)
+            found.update(seen, acceptance, ROUND, precondition)
+        if precondition:
+            self.preconditioner = found.scale.to(x)
+        self._freeze_step(found.dual.average)
+        return x
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a warm-up has found and goes on from: plain numbers and tensors."""
+        step = self.step_size.state_dict() if isinstance(self.step_size, nn.Module) else None
+        return {
+            "step_size": self.step_size if step is None else step,
+            "frozen": step is not None and self.step_size.frozen,
+            "preconditioner": self.preconditioner,
+            "warm_up": None if self._warm_up is None else self._warm_up.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        if isinstance(self.step_size, nn.Module):
+            self.step_size.load_state_dict(state["step_size"])
+            self.step_size.frozen = state["frozen"]
+        else:
+            self.step_size = state["step_size"]
+        self.preconditioner = state["preconditioner"]
+        warm_up = state["warm_up"]
+        self._warm_up = None
+        if warm_up is not None:
+            self._warm_up = WarmUp(warm_up["scale"].shape, 1.0, 0.5, self._step_power)
+            self._warm_up.load_state_dict(warm_up)
+
+    def _adjusted_kin(self) -> Sampler:
+        """A copy, or a kin with acceptance, whose steps a warm-up adapts."""
+        raise TypeError(f"{type(self).__name__} has no step size to find")
+
+    def _first_step(self) -> float:
+        step = self.step_size
+        if isinstance(step, AdaptiveStep):
+            return float(step)
+        if not isinstance(step, float):
+            raise TypeError(
+                f"step_size must be a number or 'auto' for a warm-up, got {type(step).__name__}"
+            )
+        return step
+
+    def _freeze_step(self, value: float) -> None:
+        if isinstance(self.step_size, AdaptiveStep):
+            self.step_size.freeze(value)
+        else:
+            self.step_size = value
+
+    def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
+        """``run`` in the chains' units, in place."""
+        points = Points.at(run.x)
+        with self.steps(run) as steps:
+            run_steps_of(steps, points, run)
+        return points, steps.metrics(points, run.total)
+
+    def steps(self, run: Run) -> AbstractContextManager[Steps]:
+        """The steps of a run, in the chains' units, for as long as the context is open."""
+        raise NotImplementedError
+
+    def gradients(self, run: Run) -> AbstractContextManager[GradientAt]:
+        """Energy and gradient at points, in the chains' units."""
+        units = self.units
+        scaled = isinstance(units, Preconditioned)
+        model, scale = (units.inner, units.scale) if scaled else (self.inner_model, None)
+        return gradients(model, run.x, run.model_kwargs, scale)
+
+    def check_temperatures(self) -> None:
+        """TypeError unless chains may have a temperature each."""
+
+    @property
+    def jumps_possible(self) -> bool:
+        """Whether steps may be jumps between modes."""
+        return False
+
+    def clamp_share(self, x: Tensor) -> Tensor:
+        """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
+        lo, hi = self.clamp or (None, None)
+        if lo is None and hi is None:
+            return torch.zeros((), device=x.device)
+        on_face = x <= lo if hi is None else x >= hi
+        if lo is not None and hi is not None:
+            on_face |= x <= lo
+        return on_face.mean(dtype=torch.float32)
+
+    def _start(
+        self, n: int | None, dim: int | tuple[int, ...] | None, rng: ChainRNG, ids: Tensor | None
+    ) -> Tensor:
+        if n is None or dim is None:
+            raise ValueError("give x, or n_samples and dim")
+        n, event = integer("n_samples", n, 0), sizes("dim", dim)
+        parameters = parameters_of(modules_of(self.model))
+        like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
+        x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
+        state = rng.state(x.device, len(x))
+        with torch.no_grad():
+            return langevin_step_(
+                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
+            )
