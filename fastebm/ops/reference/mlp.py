@@ -12,9 +12,9 @@ from fastebm.ops.reference.langevin import langevin_step
 
 
 def mlp_energy(network: tuple, x: Tensor) -> Tensor:
-    """Energy (B,) of x (B, D) by the fields of ``fastebm.ops.mlp.network.Network``: weights, biases,
-    activation, beta, threshold, base_precision, base_mean, row_bias; the last three may be left out
-    or None."""
+    """Energy (B,) of x (B, D) by the fields of ``fastebm.ops.mlp.network.Network``: weights,
+    biases, activation, beta, threshold, base_precision, base_mean, row_bias; the last three may be
+    left out or None."""
     weights, biases, activation, beta, threshold, *rest = network
     precision, mean, row_bias = (*rest, None, None, None)[:3]
     act = {
