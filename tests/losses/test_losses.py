@@ -10,9 +10,10 @@ import torch
 from loss_reference import EPS, K, assert_same, gradients, langevin, mlp, naive
 from torch import nn
 
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.output import LossOutput
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG
 from fastebm.samplers.langevin import LangevinDynamics
