@@ -307,7 +307,7 @@ def test_errors():
             loss(x)
     with pytest.raises(ValueError, match=r"buffer's shape \(2,\), got \(3,\)"):
         loss(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="as the ReplayBuffer .*, 12, got a batch of 13"):
+    with pytest.raises(ValueError, match="of the ReplayBuffer .*, 12, got a batch of 13"):
         loss(torch.zeros(13, 2, dtype=torch.float64))
 
 
