@@ -11,7 +11,7 @@ except ModuleNotFoundError:
         f"the fastebm in {__path__[0]} is not built: start Python in another directory to use the"
         " installed one, or install this one with pip install -e ."
     ) from None
-from fastebm import distributed, energies, ops
+from fastebm import diagnostics, distributed, energies, ops
 from fastebm.chains.graph import GraphWarning, clear_graphs
 from fastebm.energies import (
     RBM,
@@ -81,8 +81,9 @@ __all__ = [
     "bernoulli_sigmoid",
     "build_info",
     "clear_graphs",
-    "energies",
+    "diagnostics",
     "distributed",
+    "energies",
     "kl_step",
     "knn_cross_entropy",
     "knn_entropy",

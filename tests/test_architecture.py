@@ -29,11 +29,13 @@ FASTEBM = {
     + ["energies.rescaled"]
     + ["distributed"]
     + [*ANY_ENERGY, *EVERYWHERE],
+    "diagnostics": ["arguments"],  # of any chains
     "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
     + ["energies.helmholtz", "energies.compose", "distributed", *EVERYWHERE],
     "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
-    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"],
+    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"]
+    + ["diagnostics"],
 }
 # What the files of a folder of csrc/ may include; bindings.cpp and simt_kernel.cpp.in know it all.
 CSRC = {
@@ -74,6 +76,7 @@ BENCH = {
 }
 SOURCES = {".h", ".cpp", ".cu"}
 EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
+EXTRAS |= {"arviz_stats"}
 SHELL = {"cli", "cli_train", "cli_eval", "terminal"}  # cli says what to install
 
 
