@@ -29,11 +29,12 @@ from fastebm.entropy.search import nearest_neighbor
 from fastebm.info import build_info
 from fastebm.likelihood import ais
 from fastebm.likelihood.exact import log_partition, pseudo_likelihood
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
 from fastebm.losses.nonfinite import NonFiniteError
 from fastebm.losses.output import LossOutput
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.losses.train_step import GraphedTrainStep
 from fastebm.losses.trust_region import TrustRegion, kl_step
 from fastebm.losses.wake_sleep import WakeSleep

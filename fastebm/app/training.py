@@ -20,9 +20,10 @@ from fastebm.app.run_samplers import build_sampler
 from fastebm.app.states import check_head, check_state
 from fastebm.distributed import alone, average_gradients, average_metrics, full_state_dict, world
 from fastebm.distributed.collectives import all_rows
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import MaximumLikelihood
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.replay.augmentation import Augmentation
 from fastebm.replay.buffer import ReplayBuffer

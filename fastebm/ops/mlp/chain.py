@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastebm.ops import library
+from fastebm.ops.langevin import Clamp
 from fastebm.ops.metropolis import box
 from fastebm.ops.mlp.network import Network
 from fastebm.rng import NOISE
