@@ -27,7 +27,7 @@ def mlp_chain_(
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
     displacement_clip: float | None = None,
-    clamp: tuple[float | Tensor | None, float | Tensor | None] | None = None,
+    clamp: Clamp | None = None,
     tag: int = NOISE,
     noise_first: bool = False,
     precision: str = "fp32",
