@@ -154,7 +154,7 @@ def summary(
         ImportError: arviz-stats is not installed.
 
     Elements are looked at one after another, each in a time that is that of sorting its draws a few
-    times: 64 chains of 1000 draws take 0.04 s (one core of a Xeon, 2026-11), so 784 pixels half a
+    times: 64 chains of 1000 draws take 0.04 s (one core of an EPYC, 2026-11), so 784 pixels half a
     minute. Of large images take a few numbers (the energy, the mean pixel) or some pixels,
     ``trajectory[..., ::4, ::4]``. Beside the trajectory there are 32 MB, or some copies of one
     element.
