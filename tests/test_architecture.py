@@ -75,8 +75,7 @@ BENCH = {
     "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],
 }
 SOURCES = {".h", ".cpp", ".cu"}
-EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
-EXTRAS |= {"arviz_stats"}
+EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy", "arviz_stats"}
 SHELL = {"cli", "cli_train", "cli_eval", "terminal"}  # cli says what to install
 
 

@@ -30,9 +30,9 @@ def trace_plot(
     names: Sequence[str] | None = None,
     n_chains: int = 6,
 ):
-    """Elements along some chains before the middle 90 % of all, and their histograms beside.
+    """Elements along some chains, before the middle 90 % of all, and their histograms beside.
 
-    Chains of one law that have forgotten their start look alike, and their bands are level.
+    Chains of one law that have forgotten their start look alike, and the band is level.
 
     Args:
         trajectory: (B, n_kept, *event), n_kept >= 2, as ``LangevinDynamics.sample`` returns it.
@@ -52,38 +52,28 @@ def trace_plot(
     chosen, n_chains = _chosen(trajectory, elements, names), integer("n_chains", n_chains, 1)
     figure = _figure(9.0, 0.5 + 1.8 * len(chosen))
     axes = figure.subplots(len(chosen), 2, squeeze=False, sharey="row", width_ratios=(4, 1))
-    for (trace, side), (name, x) in zip(axes, chosen.items(), strict=True):
-        finite = np.where(np.isfinite(x), x, np.nan)
+    for (trace, side), (name, x) in zip(axes, chosen, strict=True):
         seen = np.isfinite(x)
+        bins = np.histogram_bin_edges(x[seen], 40)
+        flat = {"bins": bins, "density": True, "orientation": "horizontal"}
         if len(x) > 1 and seen.any(0).all():
-            low, middle, high = np.nanpercentile(finite, (5, 50, 95), axis=0)
-            draws = np.arange(x.shape[1])
-            trace.fill_between(draws, low, high, color=FAINT, alpha=0.4, lw=0)
-            trace.plot(draws, middle, color=INK, lw=0.9)
+            band = np.nanpercentile(np.where(seen, x, np.nan), (5, 95), axis=0)
+            trace.fill_between(np.arange(x.shape[1]), *band, color=FAINT, alpha=0.4, lw=0)
         if seen.any():
-            bins = np.histogram_bin_edges(finite[seen], 40)
-            side.hist(finite[seen], bins, density=True, orientation="horizontal", color=FAINT)
-            for i, chain in enumerate(finite[:n_chains]):
-                trace.plot(chain, color=COLOURS[i % len(COLOURS)], lw=0.5, alpha=0.7)
-                if np.isfinite(chain).any():
-                    side.hist(
-                        *(chain[np.isfinite(chain)], bins),
-                        density=True,
-                        orientation="horizontal",
-                        histtype="step",
-                        color=COLOURS[i % len(COLOURS)],
-                        lw=0.8,
-                    )
+            side.hist(x[seen], color=FAINT, **flat)
+        for i, own in enumerate(seen[:n_chains]):
+            colour = COLOURS[i % len(COLOURS)]
+            trace.plot(np.where(own, x[i], np.nan), color=colour, lw=0.5, alpha=0.7)
+            if own.any():
+                side.hist(x[i, own], histtype="step", color=colour, lw=0.8, **flat)
         trace.set_title(name, fontsize=9, loc="left", parse_math=False)
         trace.set_xlim(0, x.shape[1] - 1)
         side.set_xticks([])
         for axis in (trace, side):
             axis.tick_params(labelsize=8)
             axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel(
-        f"draw; {min(n_chains, len(x))} of {len(x)} chains, middle 90 % and median of all",
-        fontsize=8,
-    )
+    shown = f"{min(n_chains, len(trajectory))} of {len(trajectory)} chains"
+    axes[-1, 0].set_xlabel(f"draw; {shown}, middle 90 % of all", fontsize=8)
     return figure
 
 
@@ -122,11 +112,11 @@ def rank_plot(
     n_bins = max(2, min(20, n // 10))
     figure = _figure(2.6 * len(chosen) + 0.4, 0.8 + 0.55 * n_chains)
     axes = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
-    for axis, (name, x) in zip(axes, chosen.items(), strict=True):
+    for axis, (name, x) in zip(axes, chosen, strict=True):
         seen = np.isfinite(x)
-        edges = np.linspace(0, seen.sum(), n_bins + 1) + 0.5
+        edges = np.linspace(0, 1, n_bins + 1)
         ranks = np.full(x.shape, np.nan)
-        ranks[seen] = need("scipy.stats").rankdata(x[seen])
+        ranks[seen] = (need("scipy.stats").rankdata(x[seen]) - 0.5) / max(seen.sum(), 1)
         counts = [np.histogram(chain, edges)[0] for chain in ranks[:n_chains]]
         level, noise = n / n_bins, 2 * np.sqrt(n / n_bins * (1 - 1 / n_bins))
         unit = 0.9 / max(np.max(counts), level + noise)
@@ -144,10 +134,10 @@ def rank_plot(
             axis.axhspan(*ends, color=INK, alpha=0.12, lw=0)
             axis.axhline(row + unit * level, color=INK, lw=0.7, ls="--")
         axis.set_title(name, fontsize=9, loc="left", parse_math=False)
-        axis.set_xlim(edges[0], max(edges[-1], 1.5))
+        axis.set_xlim(0, 1)
         axis.set_ylim(0, n_chains)
         axis.set_yticks(range(n_chains), [str(n_chains - 1 - row) for row in range(n_chains)])
-        axis.set_xlabel("rank among all draws", fontsize=8)
+        axis.set_xlabel("rank among all draws, as a share", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"chain, of {len(trajectory)}", fontsize=8)
@@ -156,8 +146,8 @@ def rank_plot(
 
 def _chosen(
     trajectory: Tensor, elements: Sequence[Element] | None, names: Sequence[str] | None
-) -> dict[str, np.ndarray]:
-    """Label -> draws (B, n) of the elements."""
+) -> list[tuple[str, np.ndarray]]:
+    """Label and draws (B, n) of the elements."""
     columns = as_columns(trajectory, 2)
     event = tuple(trajectory.shape[2:])
     names = check_names(names, event)
@@ -171,9 +161,8 @@ def _chosen(
         spread = columns.float().var((0, 1)).nan_to_num(nan=np.inf)
         indices = spread.argsort(descending=True, stable=True)[:_MOST].sort().values.tolist()
     arrays = as_float64(columns[..., indices])
-    return {label(i, event, names): x for i, x in zip(indices, arrays, strict=True)}
+    return [(label(i, event, names), x) for i, x in zip(indices, arrays, strict=True)]
 
 
 def _figure(width: float, height: float):
-    figure = need("matplotlib.figure").Figure((width, height), layout="constrained", dpi=130)
-    return figure
+    return need("matplotlib.figure").Figure((width, height), layout="constrained", dpi=130)
