@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
-from fastebm.chains.gradients import GradientAt
+from fastebm.chains.gradients import GradientAt, set_points
 
 Number = float | Tensor  # of all chains, or (B,)
 
@@ -40,9 +40,31 @@ class HamiltonianSteps:
         self._divergent: Tensor | None = None
 
     def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
+        x = points.x
         if not known:
-            grad, e = self._gradient(points.x)
-            points.grad.copy_(grad)
-            points.energy.copy_(e)
-        if self._trajectory is None:
-            self._trajectory = Trajectory.of(points.x)
+            set_points(points, *self._gradient(x))
+        if self._divergent is None:
+            self._divergent = torch.zeros(len(x), dtype=torch.int32, device=x.device)
+        y, v, kinetic = torch.empty_like(x), torch.empty_like(x), torch.empty_like(points.energy)
+        chain = x, points.energy, points.grad, y, v, kinetic, points.acceptance[0], self._divergent
+        (rng, ids), (lo, hi) = self._noise, self._box
+        options = {"sample_ids": ids, "jitter": self._jitter, "lo": lo, "hi": hi}
+        now = self._coefficients(first)
+        hmc_step_(*chain, None, None, *now, rng, t=first, **options)
+        for k in range(first, first + n):
+            for _ in range(self._n_leapfrog - 1):
+                grad, _ = self._gradient(y)
+                hmc_step_(*chain, None, grad, *now, rng, t=k, **options)
+            grad, e = self._gradient(y)
+            after = self._coefficients(k + 1) if k + 1 < first + n else None
+            hmc_step_(*chain, e, grad, *now, rng, t=k, next_step=after, **options)
+            now = after
+
+    def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:
+        """``acceptance``, the mean of min(1, r), and ``n_divergent``, of all chains and steps."""
+        if not n_steps:
+            return {}
+        return {
+            "acceptance": points.acceptance[0].mean() / n_steps,
+            "n_divergent": self._divergent.sum(),
+        }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
-from fastebm.chains.gradients import GradientAt
+from fastebm.chains.gradients import GradientAt, set_points
 from fastebm.ops.langevin import langevin_step_
 from fastebm.ops.underdamped import underdamped_step_
 from fastebm.rng import VELOCITY
@@ -56,10 +56,7 @@ class UnderdampedSteps:
 
     def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
         x, (rng, ids), (lo, hi) = points.x, self._noise, self._box
-        if not known:
-            grad, e = self._gradient(x)
-        else:
-            grad, e = points.grad, points.energy
+        grad, e = (points.grad, points.energy) if known else self._gradient(x)
         for k in range(first, first + n):
             step, friction, temperature = self._coefficients(k)
             decay = _exp(-friction * step)
@@ -73,8 +70,7 @@ class UnderdampedSteps:
                 hi=hi,
             )
             grad, e = self._gradient(x)
-        points.grad.copy_(grad)
-        points.energy.copy_(e)
+        set_points(points, grad, e)
 
     def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:
         """``velocity`` after the last step, and ``kinetic_temperature``, the mean square of its
