@@ -41,17 +41,23 @@ class DiscreteSteps:
         log_q, y = torch.empty_like(points.energy), torch.empty_like(x)
         site = torch.empty(len(x), dtype=torch.int64, device=x.device)
         chain = x, points.energy, points.grad, log_q, site, points.acceptance[0], y
-        e = grad = None
-        for k in range(first, first + n + 1):  # its first proposes, its last accepts alone
-            # TODO temperature of a proposal and of its acceptance
-            gwg_step_(
-                *(*chain, e, grad, self._temperature(k), self._rng),
-                t=k,
-                accept=k > first,
-                propose=k < first + n,
-                **self._options,
-            )
-            if k < first + n:
+        e = grad = before = None
+        for k in range(first, first + n + 1):  # the first proposes, the last only accepts
+            proposes = k < first + n
+            now = self._temperature(k) if proposes else before
+            calls = [(now, before is not None, proposes)]
+            if before is not None and before is not now:  # by a schedule: one after the other
+                calls = [(before, True, False), (now, False, True)]
+            for temperature, accepts, makes in calls:
+                gwg_step_(
+                    *(*chain, e, grad, temperature, self._rng),
+                    t=k,
+                    accept=accepts,
+                    propose=makes,
+                    **self._options,
+                )
+            before = now
+            if proposes:
                 grad, e = self._gradient(y)
 
     def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:

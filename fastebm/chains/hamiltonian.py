@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
 from fastebm.chains.gradients import GradientAt, set_points
+from fastebm.ops.hamiltonian import hmc_step_
 
 Number = float | Tensor  # of all chains, or (B,)
 
