@@ -6,7 +6,6 @@ import process_group
 import pytest
 import torch
 from conditional import Columns, Fused, OwnMap
-from conftest import SIMD_LEVELS
 from test_mlp_loss import DIM, LOSSES, N, assert_as_good_as_the_graph, compute, formulas
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,19 +64,6 @@ def test_a_base_that_is_learnt_is_for_the_graph(formulas, kind):
     found = [compute(kind, model, x, way, model_kwargs={"c": c})[1] for way in ("auto", "eager")]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     assert not formulas and found[0][: 2 * DIM].abs().min() > 0  # that of the base
-
-
-@pytest.mark.parametrize("kind", ["cd", "icd"])
-def test_same_bits_with_any_number_of_threads(kind, set_threads, set_simd):
-    model, x, c = OwnMap(DIM, C), torch.randn(500, DIM), torch.randn(500, C)
-    for level in SIMD_LEVELS:
-        set_simd(level)
-        found = []
-        for threads in (1, 3):
-            set_threads(threads)
-            found.append(compute(kind, model, x, "auto", model_kwargs={"c": c}))
-        (a, gradient), (b, other) = found
-        assert torch.equal(a.x_neg, b.x_neg) and torch.equal(gradient, other), level
 
 
 @pytest.mark.parametrize("n_chains", [None, 10])
