@@ -120,6 +120,7 @@ def arguments(net=None, x=None, **changed):
         "activation": 0,
         "beta": net.beta,
         "threshold": 20.0,
+        **dict.fromkeys(("base_precision", "base_mean", "row_bias", "data_row_bias")),
         "n_steps": 2,
         "step_size": 0.1,
         "noise_std": 0.2,
@@ -145,10 +146,17 @@ def arguments(net=None, x=None, **changed):
     return tuple((names | changed).values())
 
 
+CONDITIONED = {
+    **{"base_precision": torch.ones(3), "base_mean": torch.zeros(3)},
+    **{"row_bias": torch.randn(6, 4), "data_row_bias": torch.randn(6, 4)},
+}
+
+
 def test_opcheck():
     op = library.op.mlp_contrastive_divergence.default
     torch.library.opcheck(op, arguments())
     torch.library.opcheck(op, arguments(kl_weight=None, references=None, n_steps=0))
+    torch.library.opcheck(op, arguments(**CONDITIONED))
 
 
 def test_errors():
@@ -172,6 +180,11 @@ def test_errors():
     fails(r"skip must be in -1..8, got 9", own=torch.full((6,), 9))
     fails(r"weights\[0\] must have shape \(outputs, 3\)", net=network(2, (4,)))
     fails("weights must be float32", net=double(network(3, (4,))))
+    fails(r"base_mean must have shape \(3,\)", **CONDITIONED | {"base_mean": torch.zeros(4)})
+    both = "row_bias and data_row_bias must be given together"
+    for name in ("row_bias", "data_row_bias"):
+        fails(both, **CONDITIONED | {name: None})
+        fails(rf"{name} must have shape \(6, 4\)", **CONDITIONED | {name: torch.ones(5, 4)})
 
 
 def test_terms_without_references_use_the_other_chains():
