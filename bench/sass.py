@@ -114,6 +114,12 @@ WAYS = {
     "metropolis_cuda.cu": (
         Way("jump between modes", "population_jump_kernel"),
     ),
+    "metropolis_step_cuda.cu": (
+        Way("decision, float32", "metropolis_step_kernel<float, true", "pass", loop="FFMA"),
+    ),
+    "hamiltonian_cuda.cu": (
+        Way("leapfrog step, float32", "hmc_step_kernel<float, true", "pass", loop="FFMA"),
+    ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),

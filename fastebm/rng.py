@@ -21,6 +21,8 @@ ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
 CHOICE = 0x89  # tag of the choice of distinct slots
 JUMP = 0x8A  # tag of jumps between modes of a population
 STRATUM = 0x8B  # tag of a row's slot in its stratum
+VELOCITY = 0x8C  # tag of the velocities that a Hamiltonian trajectory starts with
+JITTER = 0x8D  # tag of what varies its step
 
 _STEPS, _SAMPLES = 2**32, 2**56  # of a stream
 

@@ -10,6 +10,7 @@ from fastebm.ops.reference.augmentation import (
 )
 from fastebm.ops.reference.bernoulli import bernoulli_sigmoid
 from fastebm.ops.reference.choice import choose_slots, choose_strata
+from fastebm.ops.reference.hamiltonian import hamiltonian_chain, leapfrog
 from fastebm.ops.reference.langevin import langevin_step
 from fastebm.ops.reference.metropolis import (
     State,
@@ -32,8 +33,10 @@ __all__ = [
     "blur",
     "choose_slots",
     "choose_strata",
+    "hamiltonian_chain",
     "jump_draws",
     "langevin_step",
+    "leapfrog",
     "log_ratio",
     "mlp_chain",
     "mlp_energy",
