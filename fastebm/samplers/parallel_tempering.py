@@ -64,8 +64,8 @@ class ParallelTempering(Sampler):
     Attributes:
         temperatures: may be set at any time; ``warm_up`` moves those between the first and last.
 
-    Diagnostics: as of the sampler, energies and acceptance of the coldest replica, and
-    ``swap_rates`` (R - 1,), the mean probability of an exchange of each pair (0.2 to 0.6 is good;
+    Diagnostics: as of the sampler, energies and ``acceptance`` of the coldest replica,
+    ``acceptances`` (R,) of all, and ``swap_rates`` (R - 1,), the mean probability of an exchange of each pair (0.2 to 0.6 is good;
     near 0: the ladder has a gap; NaN: there was none), ``replicas`` (R, B, *event), where all of
     them are, to go on from.
 
@@ -123,7 +123,7 @@ class ParallelTempering(Sampler):
         replicas = points.x if units is None else units.restore(points.x)
         if self.clamp is not None and units is not None:
             replicas.clamp_(*self.clamp)
-        metrics = steps.metrics(cold, run.total)
+        metrics = steps.metrics(points, run.total)
         return cold, {**metrics, "replicas": replicas.view(-1, *run.x.shape)}
 
     @contextmanager
