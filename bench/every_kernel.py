@@ -33,6 +33,7 @@ def steps(rng: Tensor) -> None:
             sizes = torch.full((5,), 0.01, dtype=wide, device=rng.device)
             ops.langevin_step_(x, grad, 0.01, 0.1, rng, grad_clip=1.0, clamp=(-1.0, 1.0))
             ops.langevin_step_(x, grad, sizes, 0.1, rng, grad_norm_clip=0.5)
+            ops.langevin_step_(x, grad, 0.01, 0.1, rng, displacement_clip=0.2)
             ops.langevin_step_(x, None, 0.0, 1.0, rng)
             x.requires_grad_()
             ops.langevin_step(x, grad, 0.01, 0.1, rng, clamp=(-1.0, 1.0)).backward(grad)

@@ -23,7 +23,8 @@ from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contra
 def langevin_steps():
     x, grad = torch.randn(2, 3000, 7, requires_grad=True)
     args = (0.1, 0.2, ChainRNG(1).state())
-    out = langevin.langevin_step(x, grad, *args, clamp=(-1, 1), grad_clip=1.5)
+    bounds = {"clamp": (-1, 1), "grad_clip": 1.5, "displacement_clip": 0.3}
+    out = langevin.langevin_step(x, grad, *args, **bounds)
     gradients = torch.autograd.grad(out, (x, grad), torch.randn_like(out))
     norms = langevin.langevin_step_(x.detach().clone(), grad, *args, grad_norm_clip=2.0)
     return out, *gradients, norms
