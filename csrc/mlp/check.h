@@ -1,6 +1,5 @@
 // Checks that the operators on a perceptron's energy share.
 #pragma once
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -94,13 +93,9 @@ inline const float* row_biases(const char* op, const char* what, const OptionalT
 }
 
 // What a device's kernels take.
-inline void check_for_device(const char* op, const Mlp& mlp, const float* row_bias) {
+inline void check_for_device(const char* op, const Mlp& mlp) {
   FASTEBM_CHECK(mlp.dim <= kMaxDimCuda, op, ": samples may have at most ", kMaxDimCuda,
                 " elements on a device, got ", mlp.dim);
-  const int widest = *std::max_element(mlp.width, mlp.width + mlp.hidden);
-  FASTEBM_CHECK(mlp.dim <= 256 && widest <= 256 && !mlp.base_precision && !row_bias, op,
-                ": base_precision, row_bias and more than 256 elements or outputs are not on a "
-                "device yet");
 }
 
 }  // namespace fastebm
