@@ -75,9 +75,7 @@ def test_moments_of_a_gaussian_stay(name, temperature, preconditioner):
 
 @pytest.mark.parametrize("base", ["mala", "hmc", "underdamped"])
 def test_moments_stay_in_a_ladder(base):
-    sampler = (
-        UnderdampedLangevin(gaussian, 0.5) if base == "underdamped" else SAMPLERS[base]()
-    )
+    sampler = UnderdampedLangevin(gaussian, 0.5) if base == "underdamped" else SAMPLERS[base]()
     ladder = (1.0, 1.7, 3.0)
     replicas = torch.stack([exact(N, t, seed=int(10 * t)) for t in ladder])
     tempering = ParallelTempering(sampler, ladder, swap_every=2)
