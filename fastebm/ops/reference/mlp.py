@@ -12,9 +12,11 @@ from fastebm.ops.reference.langevin import langevin_step
 
 
 def mlp_energy(network: tuple, x: Tensor) -> Tensor:
-    """Energy (B,) of x (B, D) by ``(weights, biases, activation, beta, threshold)``, the first
-    fields of ``fastebm.ops.mlp.network.Network``."""
-    weights, biases, activation, beta, threshold = network[:5]
+    """Energy (B,) of x (B, D) by the fields of ``fastebm.ops.mlp.network.Network``: weights, biases,
+    activation, beta, threshold, base_precision, base_mean, row_bias; the last three may be left out
+    or None."""
+    weights, biases, activation, beta, threshold, *rest = network
+    precision, mean, row_bias = (*rest, None, None, None)[:3]
     act = {
         "silu": F.silu,
         "tanh": torch.tanh,
@@ -22,10 +24,18 @@ def mlp_energy(network: tuple, x: Tensor) -> Tensor:
         "softplus": lambda z: F.softplus(z, beta, threshold),
         "gelu": F.gelu,
         "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+        "leaky_relu": lambda z: F.leaky_relu(z, beta),
+        "elu": lambda z: F.elu(z, beta),
     }[activation]
+    h = x
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = act(F.linear(x, weight, bias))
-    return F.linear(x, weights[-1], biases[-1])[:, 0]
+        own = h is x and row_bias is not None
+        h = act(F.linear(h, weight) + row_bias if own else F.linear(h, weight, bias))
+    e = F.linear(h, weights[-1], biases[-1])[:, 0]
+    if precision is not None:
+        u = x if mean is None else x - mean
+        e = e + (precision * u.square()).sum(1) / 2
+    return e
 
 
 def mlp_gradient(
