@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fastebm.chains.adjusted import Points
 from fastebm.chains.mlp_chain import mlp_chain
 from fastebm.energies.protocol import input_gradient, uncached_casts
 from fastebm.energies.sampling_mode import sampling_mode
@@ -45,6 +46,12 @@ def gradients(
     with sampling_mode(model), uncached_casts():
         of = model if scale is None else scaled
         yield lambda points: input_gradient(of, points, model_kwargs)
+
+
+def set_points(points: Points, grad: Tensor, e: Tensor) -> None:
+    """Energies and gradients of ``points.x``."""
+    points.grad.copy_(grad)
+    points.energy.copy_(e)
 
 
 def _by_network(network: Network) -> GradientAt:

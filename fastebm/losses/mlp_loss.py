@@ -67,6 +67,8 @@ def terms_by_formulas(
     """
     if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
         return None
+    if len(batch.chains) != len(batch.x):
+        return None
     if _inner(model) is not sampler.model or not _is_own(sampler, "last_step"):
         return None
     if sampler.adjusted or sampler.units is not None:

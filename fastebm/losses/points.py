@@ -11,6 +11,7 @@ from torch import Tensor
 from fastebm.losses.terms import mean_norm
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
+from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.sampler import Sampler
 
 
@@ -27,7 +28,7 @@ class Negatives(NamedTuple):
 
 
 def run_to_points(
-    sampler: Sampler,
+    sampler: Sampler | GibbsSampler,
     start: Tensor,
     k_steps: int,
     times: int,
@@ -40,6 +41,17 @@ def run_to_points(
     times before, evenly spread over the second half of the steps. The stream is advanced by all but
     the last step, as by all losses."""
     thin = max(1, k_steps // (2 * times))
+    if isinstance(sampler, GibbsSampler):
+        path = sampler.sample(
+            *(start, times * thin),
+            burn_in=k_steps - times * thin,
+            thin=thin,
+            return_trajectory=True,
+            seed=rng.copy(),
+            model_kwargs=model_kwargs,
+        )
+        rng.advance(k_steps - 1)
+        return Negatives(path.transpose(0, 1).flatten(0, 1), {})
     seen = range(k_steps - 1 - (times - 1) * thin, k_steps - 1, thin)
     kept: list[Tensor] = []
     stream = rng.copy()

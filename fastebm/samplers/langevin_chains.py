@@ -17,7 +17,7 @@ from fastebm.chains.adjusted import (
     run_adjusted,
 )
 from fastebm.chains.chain import Chain
-from fastebm.chains.gradients import GradientAt
+from fastebm.chains.gradients import GradientAt, set_points
 from fastebm.chains.local_means import local_means
 from fastebm.chains.steps import Steps
 from fastebm.energies.sampling_mode import sampling_mode
@@ -155,9 +155,7 @@ class _PlainSteps:
         rng.advance(first)
         part = Run(points.x, n, rng, self._run.model_kwargs, self._run.sample_ids)
         _unadjusted(self._sampler, part, first)
-        grad, e = self._gradient(points.x)
-        points.grad.copy_(grad)
-        points.energy.copy_(e)
+        set_points(points, *self._gradient(points.x))
 
     def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:
         return {}

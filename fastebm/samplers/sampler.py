@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from fastebm.arguments import Setting, integer, optional, share, sizes
+from fastebm.arguments import Setting, integer, optional, sizes
 from fastebm.chains.adjusted import Points
 from fastebm.chains.chain import BeforeStep, OnStep
 from fastebm.chains.gradients import GradientAt, gradients
@@ -19,15 +19,14 @@ from fastebm.modes import outside_inference
 from fastebm.ops.langevin import langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
-from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
 from fastebm.samplers.run import Run, checked_jumps, run_steps_of
 from fastebm.samplers.settings import box, callable_model, chains, scales
 from fastebm.samplers.units import Preconditioned, Units, units_of
-from fastebm.samplers.warm_up import ROUND, WarmUp
+from fastebm.samplers.warm_up import WarmsUp
 
 
-class Sampler:
+class Sampler(WarmsUp):
     """Chains on an energy, ``p(x)`` proportional to ``exp(-E(x))``: what all samplers have in
     common. A subclass says how a run of steps is made.
 
@@ -41,9 +40,6 @@ class Sampler:
     step_size_checked = True  # there is nothing to check by the data
     adjusted = True  # chains accept or refuse, and end at points whose energy is known
     by_points = True  # losses see the chains' ends, and no derivative of a step
-    target_acceptance = 0.8  # of a warm-up
-    _step_power = 1  # of a coordinate's unit in a step size
-    _warm_up: WarmUp | None = None
 
     model = Setting(callable_model)
     clamp = Setting(optional(box))
@@ -52,13 +48,20 @@ class Sampler:
     @property
     def units(self) -> Units | None:
         """What chains run in, where that is not the user's units."""
-        if self.preconditioner is None:
-            return units_of(self.model)
-        of, units = vars(self).get("_units", (None, None))
-        if of is None or of[0] is not self.model or of[1] is not self.preconditioner:
-            units = units_of(self.model, self.preconditioner)
-            self._units = (self.model, self.preconditioner), units
-        return units
+        key = (self.model, *self._scaled_by)
+        found = vars(self).get("_units")
+        if found is None or any(a is not b for a, b in zip(found[0], key, strict=True)):
+            found = self._units = key, units_of(self.model, self._scale())
+        return found[1]
+
+    @property
+    def _scaled_by(self) -> tuple:
+        """What ``_scale`` is made of."""
+        return (self.preconditioner,)
+
+    def _scale(self) -> Tensor | None:
+        """The chains' units in those of the model, (*event) or 0-d."""
+        return self.preconditioner
 
     @property
     def inner_model(self) -> Callable[..., Tensor]:
@@ -142,7 +145,7 @@ class Sampler:
         elif n_samples is not None or dim is not None:
             raise ValueError("give x, or n_samples and dim, not both")
         else:
-            x = chains(x)
+            x = self._starting_at(chains(x))
         check_sample_ids(sample_ids, len(x))
         jumps = checked_jumps(jumps, total, self.jumps_possible, x, population)
         if augmentation is not None:
@@ -177,6 +180,10 @@ class Sampler:
             "effective_temperature": self.effective_temperature,
         }
 
+    def _starting_at(self, x: Tensor) -> Tensor:
+        """``x`` as chains may start there, or a ValueError."""
+        return x
+
     def run(
         self,
         x: Tensor,
@@ -209,111 +216,6 @@ class Sampler:
             if self.clamp is not None:  # the way back is rounded
                 out.clamp_(*self.clamp)
             return points._replace(x=out), metrics
-
-    def warm_up(
-        self,
-        x: Tensor,
-        n_steps: int = 500,
-        *,
-        target_acceptance: float | None = None,
-        precondition: bool = True,
-        seed: int | ChainRNG | DeviceRNG | None = None,
-        generator: Generator | None = None,
-        model_kwargs: dict | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Find the step size, and with ``precondition`` the scale of each coordinate, by chains
-        that are then only where the next ones start: ``step_size`` and ``preconditioner`` stay as
-        they are found, so the law of what ``sample`` keeps is exact.
-
-        Steps are adjusted ones; of a sampler without acceptance those of its kin that has one:
-        MALA for Langevin dynamics, HMC of one leapfrog step for underdamped ones. Called again,
-        also after ``load_state_dict``, it goes on: two warm-ups of 100 steps are one of 200.
-
-        Args:
-            x: where chains start, (B, *event).
-            n_steps: rounded up to a multiple of 5; a hundred at least is sensible.
-            target_acceptance: in [0, 1]; None: by the sampler, see its class.
-            precondition: set ``preconditioner`` to the standard deviations over all chains.
-            seed, generator, model_kwargs, sample_ids: as in ``sample``.
-
-        Returns:
-            Where the chains are, (B, *event).
-
-        Raises:
-            ValueError, TypeError: an argument is not what it should be; nothing has run then.
-        """
-        n_steps, rng, x = integer("n_steps", n_steps, 1), as_rng(seed, generator), chains(x)
-        rounds = -(-n_steps // ROUND)
-        rng.check_room(ROUND * rounds)
-        check_sample_ids(sample_ids, len(x))
-        if target_acceptance is not None:
-            share("target_acceptance", target_acceptance)
-        kin = self._adjusted_kin()
-        if self._warm_up is None:
-            target = target_acceptance or self.target_acceptance
-            self._warm_up = WarmUp(
-                *(x.shape[1:], self._first_step(), target, self._step_power, self.preconditioner)
-            )
-        elif target_acceptance is not None:
-            self._warm_up.dual.state[5] = target_acceptance
-        found, of_model = self._warm_up, units_of(self.model)
-        for _ in range(rounds):
-            kin.step_size = found.dual.step
-            kin.preconditioner = found.scale.to(x) if precondition else self.preconditioner
-            points, _ = kin.run(x, ROUND, rng, model_kwargs or {}, sample_ids)
-            x = points.x
-            acceptance = points.acceptance[0].mean(dtype=torch.float64) / ROUND
-            seen = x if of_model is None else of_model.standardize(x)
-            found.update(seen, acceptance, ROUND, precondition)
-        if precondition:
-            self.preconditioner = found.scale.to(x)
-        self._freeze_step(found.dual.average)
-        return x
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a warm-up has found and goes on from: plain numbers and tensors."""
-        step = self.step_size.state_dict() if isinstance(self.step_size, nn.Module) else None
-        return {
-            "step_size": self.step_size if step is None else step,
-            "frozen": step is not None and self.step_size.frozen,
-            "preconditioner": self.preconditioner,
-            "warm_up": None if self._warm_up is None else self._warm_up.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
-        if isinstance(self.step_size, nn.Module):
-            self.step_size.load_state_dict(state["step_size"])
-            self.step_size.frozen = state["frozen"]
-        else:
-            self.step_size = state["step_size"]
-        self.preconditioner = state["preconditioner"]
-        warm_up = state["warm_up"]
-        self._warm_up = None
-        if warm_up is not None:
-            self._warm_up = WarmUp(warm_up["scale"].shape, 1.0, 0.5, self._step_power)
-            self._warm_up.load_state_dict(warm_up)
-
-    def _adjusted_kin(self) -> Sampler:
-        """A copy, or a kin with acceptance, whose steps a warm-up adapts."""
-        raise TypeError(f"{type(self).__name__} has no step size to find")
-
-    def _first_step(self) -> float:
-        step = self.step_size
-        if isinstance(step, AdaptiveStep):
-            return float(step)
-        if not isinstance(step, float):
-            raise TypeError(
-                f"step_size must be a number or 'auto' for a warm-up, got {type(step).__name__}"
-            )
-        return step
-
-    def _freeze_step(self, value: float) -> None:
-        if isinstance(self.step_size, AdaptiveStep):
-            self.step_size.freeze(value)
-        else:
-            self.step_size = value
 
     def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
         """``run`` in the chains' units, in place."""

@@ -21,7 +21,7 @@ class Preconditioned:
 
     Args:
         units: of the model itself, or None.
-        scale: (*event), > 0, in those units.
+        scale: (*event), or 0-d for all coordinates, > 0, in those units.
         energy: of those units, kept as ``inner``; chains run on ``self.energy``.
     """
 
@@ -44,13 +44,17 @@ class Preconditioned:
         return tuple(None if c is None else c / self.scale for c in faces)
 
     @property
-    def least_std(self) -> float:
+    def std(self) -> Tensor:
         """Of a coordinate, in the user's units."""
-        of_model = 1.0 if self.of_model is None else self.of_model.std
-        return (self.scale * of_model).min().item()
+        return self.scale if self.of_model is None else self.scale * self.of_model.std
+
+    @property
+    def least_std(self) -> float:
+        """The least of ``std``."""
+        return self.std.min().item()
 
     def _scale(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.scale.shape:
+        if self.scale.dim() and x.shape[1:] != self.scale.shape:
             raise ValueError(
                 f"preconditioner must be of the event's shape {tuple(x.shape[1:])}, got"
                 f" {tuple(self.scale.shape)}"
@@ -96,6 +100,7 @@ def box_in(units: Units | None, clamp: Clamp | None, x: Tensor) -> Faces:
     event's shape, or None."""
     clamp = _closed(clamp)
     if units is not None:
-        return units.bounds(clamp)
+        faces = units.bounds(clamp)
+        return tuple(None if c is None else c.expand(x.shape[1:]).contiguous() for c in faces)
     full = dict(size=x.shape[1:], dtype=torch.float32, device=x.device)
     return tuple(None if c is None else torch.full(fill_value=c, **full) for c in clamp)

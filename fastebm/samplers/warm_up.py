@@ -1,93 +1,128 @@
-"""What a warm-up learns of chains: a step size and the scale of each coordinate."""
+"""Warm-ups: a sampler finds its step size and its preconditioner, and keeps them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from fastebm.distributed.collectives import mean_of_ranks
-from fastebm.distributed.world import is_together
-from fastebm.samplers.diagnostics import finite_rows
-from fastebm.samplers.dual_averaging import DualAveraging
-
-ROUND = 5  # steps between two updates of the step size
-_FIRST = 20  # steps until states are looked at; then windows of 40, 80, 160, ...
-_PRIOR = 5  # states that the mean of the variances counts for in each of them
+from fastebm.arguments import integer, share
+from fastebm.rng import ChainRNG, DeviceRNG, as_rng, check_sample_ids
+from fastebm.samplers.adaptation import ROUND, Adaptation
+from fastebm.samplers.adaptive import AdaptiveStep
+from fastebm.samplers.settings import chains
+from fastebm.samplers.units import units_of
 
 
-class WarmUp(nn.Module):
-    """The adaptation of a sampler, over any number of calls.
+class WarmsUp:
+    """What a ``Sampler`` has for this."""
 
-    Step sizes go by dual averaging, updated every 5 steps to the mean acceptance probability of all
-    chains since. Scales are standard deviations over chains and steps of a window: the first 20
-    steps are left out, then windows of 40, 80, 160, ... steps end with new scales, from which the
-    averaging begins again. Nothing depends on how many steps there will be, so a warm-up that goes
-    on is the same as a longer one.
+    target_acceptance = 0.8  # of a warm-up, where none is given
+    _step_power = 1  # of a coordinate's unit in a step size
+    _adaptation: Adaptation | None = None
 
-    Args:
-        event: shape of a sample.
-        step: the step size to begin with.
-        target: acceptance probability.
-        power: of a coordinate's unit in a step size: 2 for Langevin steps, 1 for leapfrog steps.
-        preconditioner: the scales to begin with, or None for 1.
-
-    Source: Hoffman and Gelman, The No-U-Turn sampler, 2014; the windows are those of Stan.
-    """
-
-    def __init__(
+    def warm_up(
         self,
-        event: torch.Size,
-        step: float,
-        target: float,
-        power: int,
-        preconditioner: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        self.dual, self.power = DualAveraging(step, target), power
-        ones = torch.ones(event, dtype=torch.float64)
-        scale = ones if preconditioner is None else preconditioner.double().cpu()
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("mean", torch.zeros_like(ones))
-        self.register_buffer("squares", torch.zeros_like(ones))  # sum of squared deviations
-        self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))  # steps, states
+        x: Tensor,
+        n_steps: int = 500,
+        *,
+        target_acceptance: float | None = None,
+        precondition: bool = True,
+        seed: int | ChainRNG | DeviceRNG | None = None,
+        generator: Generator | None = None,
+        model_kwargs: dict | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Find the step size, and with ``precondition`` the scale of each coordinate, by chains
+        that are then only where the next ones start: ``step_size`` and ``preconditioner`` stay as
+        they are found, so the law of what ``sample`` keeps is exact.
 
-    @torch.no_grad()
-    def update(self, x: Tensor, acceptance: Tensor, n_steps: int, rescales: bool) -> None:
-        """After ``n_steps`` of chains that are at x (B, *event) now, in the model's units."""
-        if is_together():
-            acceptance = mean_of_ranks(acceptance.double())
-        self.dual.update(acceptance)
-        self.counts[0] += n_steps
-        steps = int(self.counts[0])
-        if not rescales:
-            return
-        if steps > _FIRST:
-            self._add(x[finite_rows(x)].double().cpu())
-        window = (steps - _FIRST) // (2 * _FIRST) + 1  # a power of two where one ends
-        if steps > _FIRST and (steps - _FIRST) % (2 * _FIRST) == 0 and window & (window - 1) == 0:
-            self._rescale()
+        Steps are adjusted ones; of a sampler without acceptance those of its kin that has one:
+        MALA for Langevin dynamics, HMC of one leapfrog step for underdamped ones. Called again,
+        also after ``load_state_dict``, it goes on: two warm-ups of 100 steps are one of 200.
 
-    def _add(self, x: Tensor) -> None:
-        """States, by the moments of two samples together."""
-        if not len(x):
-            return
-        old = int(self.counts[1])
-        n, apart = old + len(x), x.mean(0) - self.mean
-        self.squares += (x - x.mean(0)).square().sum(0) + apart.square() * (old * len(x) / n)
-        self.mean += apart * (len(x) / n)
-        self.counts[1] = n
+        Args:
+            x: where chains start, (B, *event).
+            n_steps: rounded up to a multiple of 5; a hundred at least is sensible.
+            target_acceptance: in [0, 1]; None: by the sampler, see its class.
+            precondition: set ``preconditioner`` to the standard deviations over all chains.
+            seed, generator, model_kwargs, sample_ids: as in ``sample``.
 
-    def _rescale(self) -> None:
-        n = int(self.counts[1])
-        variance = self.squares / max(n - 1, 1)
-        if is_together():
-            variance = mean_of_ranks(variance)
-        middle = variance.mean()
-        if n > 1 and bool(middle > 0):
-            scale = ((n * variance + _PRIOR * middle) / (n + _PRIOR)).sqrt()
-            ratio = (scale / self.scale).log().mean().exp()
-            self.scale.copy_(scale)
-            self.dual.restart(self.dual.average / float(ratio) ** self.power)
-        self.mean.zero_()
-        self.squares.zero_()
-        self.counts[1] = 0
+        Returns:
+            Where the chains are, (B, *event).
+
+        Raises:
+            ValueError, TypeError: an argument is not what it should be; nothing has run then.
+        """
+        n_steps, rng, x = integer("n_steps", n_steps, 1), as_rng(seed, generator), chains(x)
+        rounds = -(-n_steps // ROUND)
+        rng.check_room(ROUND * rounds)
+        check_sample_ids(sample_ids, len(x))
+        if target_acceptance is not None:
+            share("target_acceptance", target_acceptance)
+        kin = self._adjusted_kin()
+        if self._adaptation is None:
+            target = target_acceptance or self.target_acceptance
+            self._adaptation = Adaptation(
+                *(x.shape[1:], self._first_step(), target, self._step_power, self.preconditioner)
+            )
+        elif target_acceptance is not None:
+            self._adaptation.dual.state[5] = target_acceptance
+        found, of_model = self._adaptation, units_of(self.model)
+        for _ in range(rounds):
+            kin.step_size = found.dual.step
+            kin.preconditioner = found.scale.to(x) if precondition else self.preconditioner
+            points, _ = kin.run(x, ROUND, rng, model_kwargs or {}, sample_ids)
+            x = points.x
+            acceptance = points.acceptance[0].mean(dtype=torch.float64) / ROUND
+            seen = x if of_model is None else of_model.standardize(x)
+            found.update(seen, acceptance, ROUND, precondition)
+        if precondition:
+            self.preconditioner = found.scale.to(x)
+        self._freeze_step(found.dual.average)
+        return x
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a warm-up has found and goes on from: plain numbers and tensors."""
+        step = self.step_size.state_dict() if isinstance(self.step_size, nn.Module) else None
+        return {
+            "step_size": self.step_size if step is None else step,
+            "frozen": step is not None and self.step_size.frozen,
+            "preconditioner": self.preconditioner,
+            "warm_up": None if self._adaptation is None else self._adaptation.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        if isinstance(self.step_size, nn.Module):
+            self.step_size.load_state_dict(state["step_size"])
+            self.step_size.frozen = state["frozen"]
+        else:
+            self.step_size = state["step_size"]
+        self.preconditioner = state["preconditioner"]
+        warm_up = state["warm_up"]
+        self._adaptation = None
+        if warm_up is not None:
+            self._adaptation = Adaptation(warm_up["scale"].shape, 1.0, 0.5, self._step_power)
+            self._adaptation.load_state_dict(warm_up)
+
+    def _adjusted_kin(self) -> WarmsUp:
+        """A copy, or a sampler that has an accept step, whose steps a warm-up adapts."""
+        raise TypeError(f"{type(self).__name__} has no step size to find")
+
+    def _first_step(self) -> float:
+        step = self.step_size
+        if isinstance(step, AdaptiveStep):
+            return float(step)
+        if not isinstance(step, float):
+            raise TypeError(
+                f"step_size must be a number or 'auto' for a warm-up, got {type(step).__name__}"
+            )
+        return step
+
+    def _freeze_step(self, value: float) -> None:
+        if isinstance(self.step_size, AdaptiveStep):
+            self.step_size.freeze(value)
+        else:
+            self.step_size = value

@@ -38,9 +38,9 @@ void mlp_hmc_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance, Ten
                 ": temperature must be > 0, also in float32, got ", temperature);
   MlpHmcParams p{};
   MlpChainParams& chain = p.chain;
-  chain.step =
-      langevin_params(kOp, x, step_size, 0, std::nullopt, std::nullopt, rng, t, n_steps, sample_ids,
-                      std::nullopt, std::nullopt, std::nullopt, std::nullopt, kVelocityTag);
+  chain.step = langevin_params(kOp, x, step_size, 0, std::nullopt, std::nullopt, rng, t, n_steps,
+                               sample_ids, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
+                               std::nullopt, kVelocityTag);
   std::vector<Tensor> kept;
   chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
                           base_mean, &kept);

@@ -7,7 +7,6 @@ namespace fastebm {
 namespace {
 
 const char* const kOp = "mlp_underdamped_chain_";
-constexpr int64_t kNoiseTag = 0x80;
 
 void run_cpu(MlpUnderdampedParams p) {
   const int64_t bytes =
@@ -40,7 +39,7 @@ void mlp_underdamped_chain_(Tensor x, Tensor velocity, Tensor energy, Tensor gra
   MlpChainParams& chain = p.chain;
   chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t,
                                n_steps, sample_ids, std::nullopt, std::nullopt, std::nullopt,
-                               std::nullopt, kNoiseTag);
+                               std::nullopt, std::nullopt, kNoiseTag);
   std::vector<Tensor> kept;
   chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
                           base_mean, &kept);

@@ -9,7 +9,7 @@ FASTEBM_TARGET void set_coefficients(const MlpUnderdampedParams& p, const Underd
   const Tile& to = tile.to;
   for (int lane = 0; lane < kVectors * kLanes; ++lane) {
     const int64_t row = to.first + std::min(lane, to.count - 1);
-    const UnderdampedStep c = underdamped_step(p, k, row);
+    const UnderdampedCoefficients<float> c = underdamped_coefficients(p, k, row);
     tile.kick[lane] = c.kick;
     tile.decay[lane] = c.decay;
     to.step[lane] = c.drift;
@@ -17,8 +17,7 @@ FASTEBM_TARGET void set_coefficients(const MlpUnderdampedParams& p, const Underd
   }
 }
 
-// x that is outside is reflected at the face that it passed, and v with it; what is then still
-// outside, x is clamped. NaN stays.
+// reflect() of underdamped/underdamped.h for kLanes samples.
 FASTEBM_TARGET inline void reflect(Floats* x, Floats* v, Floats lo, Floats hi) {
   const Floats face = pick_less(*x, lo, lo, hi), mirrored = sub(face, sub(*x, face));
   const Floats turned = sub(set(0.0f), *v);
@@ -27,6 +26,7 @@ FASTEBM_TARGET inline void reflect(Floats* x, Floats* v, Floats lo, Floats hi) {
   *x = min(hi, max(lo, inside));
 }
 
+// underdamped_element() for all elements; without noise sigma is not looked at.
 template <int kVectors>
 FASTEBM_TARGET void update(const MlpUnderdampedParams& p, const UnderdampedTile& tile,
                            const LaneNoise<kVectors>* noise) {

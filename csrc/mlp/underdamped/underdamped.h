@@ -10,6 +10,7 @@
 #pragma once
 #include "mlp/chain/chain.h"
 #include "mlp/chain/coefficient.h"
+#include "underdamped/underdamped.h"
 
 namespace fastebm {
 
@@ -29,11 +30,8 @@ MlpUnderdampedLauncher mlp_underdamped_cpu;
 int64_t mlp_underdamped_scratch_cpu(MlpUnderdampedParams* p, int threads);
 
 // What the elements of one sample share in step k.
-struct UnderdampedStep {
-  float kick, drift, decay, sigma;
-};
-
-FASTEBM_HD UnderdampedStep underdamped_step(const MlpUnderdampedParams& p, int64_t k, int64_t row) {
+FASTEBM_HD UnderdampedCoefficients<float> underdamped_coefficients(const MlpUnderdampedParams& p,
+                                                                   int64_t k, int64_t row) {
   const RowCoefficients<float> c = chain_coefficients(p.chain, k, row, 1.0f);
   const float drift = 0.5f * c.step;
   const float before = k == 0 ? coefficient_at(p.first_kick, 0, row)
