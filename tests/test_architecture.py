@@ -51,7 +51,9 @@ CSRC = {
     "underdamped": ["langevin", "random", "launch", "simd"],
     "discrete": ["metropolis", "random", "launch", "simd"],
     "tempering": ["metropolis", "random", "launch", "simd"],
-    "mlp": ["langevin", "metropolis", "underdamped", "neighbor", "random", "launch", "simd"],
+    "hamiltonian": ["random", "launch", "simd"],
+    "mlp": ["langevin", "metropolis", "hamiltonian", "underdamped", "neighbor"]
+    + ["random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.
 BENCH = {

@@ -2,7 +2,7 @@
 // inside its namespace, after mlp/chain/gradient_simd.h and what defines LaneNoise,
 // normals_of_tile() and uniforms_of_tile().
 
-// Steps and temperatures of trajectory k for each lane; `noise` is that of kJitterTag.
+// Steps, jittered(), and temperatures of trajectory k for each lane; `noise` is that of kJitterTag.
 template <int kVectors>
 FASTEBM_TARGET void set_coefficients(const MlpHmcParams& p, const HmcTile& tile, int64_t k,
                                      const LaneNoise<kVectors>& noise) {
@@ -91,7 +91,7 @@ FASTEBM_TARGET void decide(const MlpHmcParams& p, const HmcTile& tile,
   const Tile& to = tile.to;
   const int64_t dim = p.chain.mlp.dim;
   const Floats zero = set(0.0f), one = set(1.0f);
-  const Floats above = set(std::nextafter(kDivergence, INFINITY));
+  const Floats above = set(std::nextafter(static_cast<float>(kDivergence), INFINITY));
   for (int v = 0; v < kVectors; ++v) {
     const int lane = v * kLanes;
     const Floats fall =
