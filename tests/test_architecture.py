@@ -52,7 +52,8 @@ CSRC = {
     "discrete": ["metropolis", "random", "launch", "simd"],
     "tempering": ["metropolis", "random", "launch", "simd"],
     "hamiltonian": ["random", "launch", "simd"],
-    "mlp": ["langevin", "metropolis", "neighbor", "random", "launch", "simd"],
+    "mlp": ["langevin", "metropolis", "hamiltonian", "underdamped", "neighbor"]
+    + ["random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.
 BENCH = {
