@@ -44,11 +44,18 @@ from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
+from fastebm.samplers.gibbs_with_gradients import GibbsWithGradients
+from fastebm.samplers.hmc import HMC
 from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.mala import MALA
+from fastebm.samplers.parallel_tempering import ParallelTempering
 from fastebm.samplers.scale import StepSizeWarning
+from fastebm.samplers.underdamped import UnderdampedLangevin
 
 __version__ = _version("fastebm")
 __all__ = [
+    "HMC",
+    "MALA",
     "RBM",
     "AdaptiveStep",
     "Augmentation",
@@ -61,6 +68,7 @@ __all__ = [
     "ExactMaximumLikelihood",
     "GaussianRBM",
     "GibbsSampler",
+    "GibbsWithGradients",
     "HelmholtzMachine",
     "ImprovedContrastiveDivergence",
     "LangevinDynamics",
@@ -69,6 +77,7 @@ __all__ = [
     "MixtureEnergy",
     "MultiScaleEnergy",
     "NonFiniteError",
+    "ParallelTempering",
     "PersistentContrastiveDivergence",
     "ReplayBuffer",
     "Standardized",
@@ -76,6 +85,7 @@ __all__ = [
     "SumEnergy",
     "TemperedEnergy",
     "TrustRegion",
+    "UnderdampedLangevin",
     "WakeSleep",
     "ais",
     "bernoulli_sigmoid",

@@ -48,6 +48,9 @@ CSRC = {
     "gibbs": ["random", "launch", "simd"],
     "neighbor": ["random", "launch", "simd"],
     "metropolis": ["random", "launch", "simd"],
+    "underdamped": ["langevin", "random", "launch", "simd"],
+    "discrete": ["metropolis", "random", "launch", "simd"],
+    "tempering": ["metropolis", "random", "launch", "simd"],
     "mlp": ["langevin", "metropolis", "neighbor", "random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.

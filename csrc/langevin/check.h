@@ -29,6 +29,14 @@ inline void check_per_sample(const char* op, const char* what, const OptionalTen
                 " must be contiguous with one value per sample, shape (", x.size(0), ",)");
 }
 
+// What is stored as x is.
+inline void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  check_same_device(op, what, t, x);
+  FASTEBM_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
+                name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
+  FASTEBM_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
+}
+
 // The arguments that operators of Langevin steps share, checked and turned into what the kernels
 // read; for `steps` steps.
 inline LangevinParams langevin_params(

@@ -5,13 +5,6 @@
 namespace fastebm {
 namespace {
 
-void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
-  check_same_device(op, what, t, x);
-  FASTEBM_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
-                name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
-  FASTEBM_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
-}
-
 template <LangevinLauncher kLaunch, bool kParallel>
 void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, double noise_std,
                     const OptionalTensor& step_sizes, const OptionalTensor& noise_stds,

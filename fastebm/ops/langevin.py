@@ -58,8 +58,8 @@ def langevin_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices differ, or a value is out of range.
     """
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
+    step, steps = per_sample("step_size", step_size, x)
+    sigma, sigmas = per_sample("noise_std", noise_std, x)
     (lo, hi), faces = _box(clamp, x)
     library.check_overwritten("langevin_step_", x=x)
     library.call(
@@ -100,8 +100,8 @@ def langevin_step(
     """
     if grad_norm_clip is not None:
         grad = _clip_norm(grad, grad_norm_clip)
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
+    step, steps = per_sample("step_size", step_size, x)
+    sigma, sigmas = per_sample("noise_std", noise_std, x)
     (lo, hi), faces = _box(clamp, x)
     out = library.call(
         library.op.langevin_step.default,
@@ -111,7 +111,7 @@ def langevin_step(
     return out.clamp(**faces) if faces else out
 
 
-def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+def per_sample(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     """``value`` as operators on ``x`` (B, ...) take it: a number, and a contiguous (B,) tensor of
     the compute type or None."""
     if not isinstance(value, Tensor):
