@@ -30,7 +30,8 @@ def test_settings_of_one_call(kind):
     x = torch.randn(B, 3)
     own = {"step_size": 0.3, "temperature": 2.0}
     sampler = kind(bowl, 0.1)
-    wanted, plain = kind(bowl, 0.3, temperature=2.0).sample(x, 5, seed=1), sampler.sample(x, 5, seed=1)
+    wanted = kind(bowl, 0.3, temperature=2.0).sample(x, 5, seed=1)
+    plain = sampler.sample(x, 5, seed=1)
     out, found = sampler.sample(x, 5, seed=1, return_diagnostics=True, **own)
     assert torch.equal(out, wanted) and not torch.equal(out, plain)
     assert torch.equal(sampler.sample(x, 5, seed=1), plain)  # of that call alone
@@ -56,14 +57,14 @@ def test_settings_of_one_call_of_tempered_chains():
     [
         ({"step_size": -1.0}, ValueError, "step_size must be finite and > 0, got -1.0"),
         ({"temperature": "hot"}, TypeError, "temperature must be a number, got str"),
-        ({"noise_std": torch.ones(B, 1, 1)}, ValueError, r"noise_std must be .* \(B,\), or \(K, B\)"),
+        ({"noise_std": torch.ones(B, 1, 1)}, ValueError, r"\(B,\), or \(K, B\) of K steps"),
         ({"step_size": torch.ones(B + 1)}, ValueError, "step_size must hold 1 or B = 6 values"),
-        ({"step_size": torch.ones(4, B)}, ValueError, "a row for each of 5 steps, burn_in included"),
+        ({"step_size": torch.ones(4, B)}, ValueError, "a row for each of 5 steps, burn_in"),
         ({"temperature": torch.ones(5, 2)}, ValueError, "temperature must hold 1 or B = 6 values"),
         ({"temperature": 1.0, "noise_std": 0.1}, ValueError, "temperature has no effect"),
-        ({"step_size": lambda k: torch.ones(2, B)}, TypeError, r"step_size\(0\) must be a number or"),
-        ({"step_size": lambda k: -torch.ones(B)}, ValueError, r"step_size\(0\) must be finite and > 0"),
-        ({"progress": 3}, TypeError, r"progress must be a function of \(step, total\), True or None"),
+        ({"step_size": lambda k: torch.ones(2, B)}, TypeError, r"\(0\) must be a number or a tensor"),
+        ({"step_size": lambda k: -torch.ones(B)}, ValueError, r"\(0\) must be finite and > 0"),
+        ({"progress": 3}, TypeError, "progress must be a function of"),
     ],
 )
 @pytest.mark.parametrize("adjusted", [False, True])
@@ -157,7 +158,7 @@ def test_last_steps_and_losses_go_by_the_row_of_their_step():
         for way in ("auto", "eager")
     ]
     torch.testing.assert_close(losses[0].x_neg, losses[1].x_neg, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="step_size must have a row for each step, got 6 and step 6"):
+    with pytest.raises(ValueError, match="a row for each step, got 6 and step 6"):
         sampler.last_step(x, 6, seed=1)
 
 
