@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Moves, Points
-from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
+from fastebm.chains.chain import (
+    BeforeStep,
+    Coefficients,
+    Done,
+    OnStep,
+    StepOptions,
+    bounds_of,
+    on_device,
+    stacked,
+)
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
@@ -48,6 +57,7 @@ class MLPChain(NamedTuple):
         seen: range = range(0),
         before_step: BeforeStep | None = None,
         changed: range = range(0),
+        done: Done | None = None,
     ) -> None:
         """``run_steps``, by as few calls of the operator as the callbacks and Ctrl-C allow.
 
@@ -55,10 +65,15 @@ class MLPChain(NamedTuple):
             x: (B, *event) contiguous, the events of as many elements as the network has inputs.
             seen: the steps after which ``on_step`` is called.
             changed: the steps before which ``before_step`` is called.
+            done: told after each call.
         """
         total, start = len(coefficients), 0
         rows = x.flatten(1)
         step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
+        bounds = bounds_of(options)
+        if options.clamp is not None:  # of the event's shape, where it is of tensors
+            faces = (c.flatten() if isinstance(c, Tensor) else c for c in options.clamp)
+            bounds["clamp"] = tuple(faces)
         whole = range(0, total, steps_of_a_call(self.network, x))
         for end in sorted({total, *whole, *changed, *(k + 1 for k in seen)}):
             if end > start:
@@ -70,9 +85,7 @@ class MLPChain(NamedTuple):
                     *(_part(step_sizes, start, end), _part(noise_stds, start, end), rng),
                     t=start,
                     sample_ids=sample_ids,
-                    grad_clip=options.grad_clip,
-                    grad_norm_clip=options.grad_norm_clip,
-                    clamp=options.clamp,
+                    **bounds,
                     noise_first=options.noise_first,
                     precision=self.precision,
                     energy=e,
@@ -80,6 +93,8 @@ class MLPChain(NamedTuple):
                 )
                 if last_seen:
                     on_step(end - 1, x, grad.view_as(x), e)
+                if done is not None:
+                    done(end)
                 start = end
             if end in changed:
                 before_step(end, x)
@@ -155,10 +170,10 @@ def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Ten
 
 def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
     first = values[0]
-    if isinstance(first, Tensor):
-        if all(v is first for v in values):
-            return first.to(x.dtype).reshape(1, -1)
-        return torch.stack([v.to(x.dtype).reshape(-1) for v in values])
+    if isinstance(first, Tensor) and all(v is first for v in values):
+        return first.to(x.dtype).reshape(1, -1)
+    if any(isinstance(v, Tensor) for v in values):
+        return stacked(values, x.device).to(x.dtype)
     if all(v == first for v in values):
         return first
     return on_device(values, x.dtype, x.device).unsqueeze(1)
