@@ -71,20 +71,20 @@ def terms_by_formulas(
         return None
     if sampler.adjusted or units_of(sampler.model) is not None:
         return None
-    chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
-    if chain is None:
+    found = _network(sampler, batch)
+    if found is None:
         return None
     # The operator's one call has no more than Ctrl-C may wait for, and no ``sample`` of others.
     samples_here = _is_own(sampler, "sample")
-    in_one_call = steps_of_a_call(chain.network, batch.x) if samples_here else 1
+    in_one_call = steps_of_a_call(found[0], batch.x) if samples_here else 1
     n_before = max(0, k_steps - in_one_call)
     if n_before or not samples_here:
-        before = sampler.sample(batch.chains, n_before, seed=rng, model_kwargs={})
+        before = sampler.sample(batch.chains, n_before, seed=rng, model_kwargs=batch.kwargs_neg)
         batch = batch._replace(chains=before)
     steps = range(n_before, k_steps)
-    found = _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
-    observe(sampler, found[0].x_neg, len(steps), rng, {})
-    return _reduced(found[0], model, batch.x), *found[1:]
+    terms, before, finite = _terms(*found, sampler, batch, steps, rng, energy_reg_weight, last_step)
+    observe(sampler, terms.x_neg, len(steps), rng, batch.kwargs_neg)
+    return _reduced(terms, model, batch), before, finite
 
 
 @torch.no_grad()
@@ -117,23 +117,27 @@ def points_by_formulas(
         return None
     if not has_formula(units):
         return None
-    chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
-    if chain is None or k_steps > steps_of_a_call(chain.network, batch.x):
+    found = _network(sampler, batch)
+    if found is None or k_steps > steps_of_a_call(found[0], batch.x):
         return None
+    network, data_row_bias = found
     jumps = _jumps(sampler, n_jumps, population) if n_jumps else None
     if jumps is not None and jumps.n_centres > queries_of_a_call(population):
         return None
     adapts = adaptive and not step.frozen
     if adapts and is_together() and k_steps > ROUND:  # and so more than once, asking the others
         return None
-    x_neg, e_pos, e_neg, sums, values, finite, log_step = mlp_adjusted_contrastive_divergence(
-        *(batch.x, batch.chains, chain.network, k_steps),
-        *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
-        rng.state("cpu", len(batch.chains)),
-        clamp=sampler.clamp,
-        jumps=jumps,
-        units=units and (units.mean.float(), units.std.float()),
-        energy_reg_weight=energy_reg_weight,
+    x_neg, e_pos, e_neg, sums, to_row_bias, values, finite, log_step = (
+        mlp_adjusted_contrastive_divergence(
+            *(batch.x, batch.chains, network, k_steps),
+            *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
+            rng.state("cpu", len(batch.chains)),
+            data_row_bias=data_row_bias,
+            clamp=sampler.clamp,
+            jumps=jumps,
+            units=units and (units.mean.float(), units.std.float()),
+            energy_reg_weight=energy_reg_weight,
+        )
     )
     rng.advance(k_steps - 1)
     if adapts:
@@ -147,9 +151,40 @@ def points_by_formulas(
         metrics["jump_acceptance"] = jump_acceptance
     if adaptive:
         metrics["step_size"] = step.value("cpu")
-    loss = with_gradient(loss, chain.network, sums)
+    loss = with_gradient(loss, network, sums, *_of_rows(network, data_row_bias, to_row_bias))
     terms = Terms(loss, x_neg, metrics, e_pos, e_neg, metrics["energy_neg"])
-    return _reduced(terms, model, batch.x), finite
+    return _reduced(terms, model, batch), finite
+
+
+@torch.enable_grad()  # row biases are made of parameters
+def _network(
+    sampler: LangevinDynamics | GibbsSampler, batch: Batch
+) -> tuple[Network, Tensor | None] | None:
+    """That of the chains, and the row biases that it has for the data; None where there is none, or
+    one that its formulas have no gradient for."""
+    chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
+    if chain is None:
+        return None
+    network, of_data = chain.network, chain
+    base = network.base_precision, network.base_mean
+    if any(t is not None and t.requires_grad for t in base):
+        return None
+    model_kwargs = batch.kwargs_pos
+    if model_kwargs is not batch.kwargs_neg or (model_kwargs and len(batch.x) > len(batch.chains)):
+        of_data = sampler.fused_chain(batch.x, model_kwargs)
+    if of_data is None or (of_data.network.row_bias is None) != (network.row_bias is None):
+        return None
+    return network, of_data.network.row_bias
+
+
+def _of_rows(
+    network: Network, data_row_bias: Tensor | None, gradient: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """The row biases of data and chains, each with its gradient."""
+    if data_row_bias is None:
+        return []
+    both = data_row_bias, network.row_bias
+    return list(zip(both, gradient.split([len(rows) for rows in both]), strict=True))
 
 
 def _inner(model: Callable) -> Callable:
@@ -158,12 +193,15 @@ def _inner(model: Callable) -> Callable:
 
 
 @torch.enable_grad()
-def _reduced(terms: Terms, model: Callable, x: Tensor) -> Terms:
+def _reduced(terms: Terms, model: Callable, batch: Batch) -> Terms:
     """With a loss whose gradient DistributedDataParallel reduces: it waits for the gradients of
     parameters that its forward pass has used."""
     if not isinstance(model, DistributedDataParallel):
         return terms
-    return terms._replace(loss=terms.loss + 0 * model(torch.zeros_like(x[:1])).sum())
+    first = torch.zeros(1, dtype=torch.int64)
+    one = batch.rows(first, first, 0)
+    used = model(torch.zeros_like(one.x), **one.kwargs_pos)
+    return terms._replace(loss=terms.loss + 0 * used.sum())
 
 
 def _adapted(step: AdaptiveStep) -> AdaptedStep:
@@ -199,6 +237,7 @@ def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
 @torch.no_grad()
 def _terms(
     network: Network,
+    data_row_bias: Tensor | None,
     sampler: LangevinDynamics,
     batch: Batch,
     steps: range,
@@ -211,9 +250,10 @@ def _terms(
     options = sampler.options
     kl_weight, entropy_weight, entropy_eps = last_step or (None, 0.0, 1.0)
     y, own, y_scale = batch.references or (None, None, (1.0, 0.0))
-    before, x_neg, e_pos, e_neg, sums, values, finite = mlp_contrastive_divergence(
+    before, x_neg, e_pos, e_neg, sums, to_row_bias, values, finite = mlp_contrastive_divergence(
         *(batch.x, batch.chains, network, len(steps) - 1, step_sizes, noise_stds),
         rng.state(batch.x.device, len(batch.chains)),
+        data_row_bias=data_row_bias,
         grad_clip=options.grad_clip,
         grad_norm_clip=options.grad_norm_clip,
         clamp=options.clamp,
@@ -232,5 +272,5 @@ def _terms(
     mean_neg = metrics["energy_neg"]
     if last_step:
         metrics |= {"kl_energy": mean_neg, "entropy": entropy}
-    loss = with_gradient(loss, network, sums)
+    loss = with_gradient(loss, network, sums, *_of_rows(network, data_row_bias, to_row_bias))
     return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg), before, finite

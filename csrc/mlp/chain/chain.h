@@ -17,6 +17,8 @@ namespace fastebm {
 struct MlpChainParams {
   LangevinParams step;
   Mlp mlp;
+  const float* row_bias;  // null, or (B, width_1): each sample's first-layer biases, for mlp's
+  const float *lo, *hi;   // null, or (D,): the box, for step.lo and step.hi
   int64_t n_steps;
   int64_t step_sizes_stride[2], noise_stds_stride[2];  // of a step, of a sample
   bool noise_first;  // x <- x + sigma n, then the gradient there, then the rest of the step

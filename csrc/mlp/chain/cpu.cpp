@@ -44,6 +44,10 @@ void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>
       if (noise && i % 4 == 0)
         n = normals4(noise->key, noise->id[lane], static_cast<uint32_t>(i / 4));
       const int64_t at = i * kPanel + lane;
+      if (p.lo) {
+        c.lo = p.lo[i];
+        c.hi = p.hi[i];
+      }
       bool inside, unclipped;
       tile.x[at] = kGradient ? langevin_element(tile.x[at], tile.grad[at], n.v[i % 4], c, &inside,
                                                 &unclipped)

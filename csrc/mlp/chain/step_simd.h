@@ -23,7 +23,8 @@ FASTEBM_TARGET void update(const MlpChainParams& p, const Tile& tile,
           y = fma(down, min(clip, max(unclip, g)), y);
         }
         y = fma(sigma, n.v[i % 4], y);
-        store(tile.x + at, kGradient ? min(hi, max(lo, y)) : y);
+        if (kGradient) y = p.lo ? min(set(p.hi[i]), max(set(p.lo[i]), y)) : min(hi, max(lo, y));
+        store(tile.x + at, y);
       }
     }
 }
