@@ -57,7 +57,7 @@ def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Ne
         return f"x must be (B, D), got {tuple(x.shape)}"
     layers = list(net)
     modules = layers + [model] if net is model else layers + [model, net]
-    return _unfit_call(modules, x) or _network(layers, x)
+    return unfit_call(modules, x) or _network(layers, x)
 
 
 def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
@@ -101,7 +101,7 @@ def _activation(layer: nn.Module) -> tuple[str, float, float] | None:
     return name and (name, 1.0, 20.0)
 
 
-def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
+def unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
     """Why calling these modules on ``x`` is more than their formulas, or not in float32. Written
     for speed: it is asked at every call of a sampler."""
     if x.dtype != torch.float32:
@@ -116,15 +116,24 @@ def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
         return "modules have hooks"
     if _calls(vars(nn.Module)) != _CALLS or _functions(vars(nn.functional)) != _FUNCTIONS:
         return "functions of torch.nn were replaced"
+    if has_hooks(modules):
+        return "modules have hooks"
     for module in modules:
         own, kind = vars(module), type(module)
-        if any(_hooks(own)) and any(h is not guard for d in _hooks(own) for h in d.values()):
-            return "modules have hooks"
         forward = kind.forward
         as_defined = _FORWARDS.get(kind) is forward or _is_written_in(kind, forward)
         if "forward" in own or kind.__call__ is not nn.Module.__call__ or not as_defined:
             return "a module's forward or __call__ was replaced"
     return None
+
+
+def has_hooks(modules: list[nn.Module]) -> bool:
+    """Whether calls of these modules run more than their forward, but for ``sampling_mode``'s."""
+    for module in modules:
+        hooks = _hooks(vars(module))
+        if any(hooks) and any(h is not guard for d in hooks for h in d.values()):
+            return True
+    return False
 
 
 def _is_written_in(kind: type, forward: Callable) -> bool:

@@ -127,8 +127,9 @@ class _Reader:
         of_shape = name == "size" and inputs == [self.x]
         if of_shape or all(isinstance(self.values[n], fx.Node) for n in inputs):
             return node
-        args = [self.values[a] if isinstance(a, fx.Node) else a for a in node.args]
-        kwargs = {k: self.values[a] if isinstance(a, fx.Node) else a for k, a in node.kwargs.items()}
+        value_of = lambda a: self.values[a] if isinstance(a, fx.Node) else a  # noqa: E731
+        args = [value_of(a) for a in node.args]
+        kwargs = {k: value_of(a) for k, a in node.kwargs.items()}
         name, self.event = name.removeprefix(IN_PLACE), shape_of(node)[1:]
         try:
             if name in ACTIVATIONS:
@@ -164,23 +165,23 @@ class _Reader:
         layer = value.layer if isinstance(value, Gate) else value
         return isinstance(layer, (Layer, Hidden)) and shape[1:] == (layer.width,)
 
-    def op_linear(self, node, h, weight, bias=None):
-        return self.terms.layer(h, weight, bias) if len(shape_of(node.args[0])) == 2 else None
+    def op_linear(self, node, h, weight, bias=None, of=0):
+        return self.terms.layer(h, weight, bias) if len(shape_of(node.args[of])) == 2 else None
 
     def op_matmul(self, node, h, weight):
         if len(shape_of(weight)) == 1:
-            return self.terms.energy(self._by(node, h, weight, torch.unsqueeze, 0))
-        return self._by(node, h, weight, torch.t)
+            return self.terms.energy(self._by(node, 0, h, weight, torch.unsqueeze, 0))
+        return self._by(node, 0, h, weight, torch.t)
 
     def op_addmm(self, node, bias, h, weight):
-        layer = self._by(node, h, weight, torch.t)
+        layer = self._by(node, 1, h, weight, torch.t)
         return layer and self.terms.added(layer, bias, self.event)
 
-    def _by(self, node, h, weight, turn, *how):
+    def _by(self, node, of, h, weight, turn, *how):
         """A product with a weight that is to be turned."""
         turned = self.terms.emit(turn, weight, *how)
         turned.meta["example_value"] = turn(weight.meta["example_value"], *how)
-        return self.op_linear(node, h, turned)
+        return self.op_linear(node, h, turned, of=of)
 
     def op_cat(self, node, parts, dim=0):
         shapes, parts = [shape_of(p) for p in parts], [self.values[p] for p in parts]
@@ -209,8 +210,9 @@ class _Reader:
         return self.terms.scaled(a, -1.0, self.event)
 
     def op_mul(self, node, a, b):
-        if isinstance(a, Scaled) and a == b:
-            return self.op_square(node, a)
+        if isinstance(a, Scaled) and isinstance(b, Scaled):
+            same = a.shift is b.shift or a.shift == b.shift
+            return Square(self.terms.times(a.scale, b.scale), a.shift) if same else None
         for gate, layer in ((a, b), (b, a)):
             if isinstance(gate, Gate) and gate.layer is layer:
                 return self.terms.activated(layer, ACTIVATIONS["silu"]())
@@ -227,9 +229,7 @@ class _Reader:
         return self.terms.scaled(a, inverse, self.event)
 
     def op_square(self, node, a):
-        if not isinstance(a, Scaled):
-            return None
-        return Square(self.terms.times(a.scale, a.scale), a.shift)
+        return self.op_mul(node, a, a) if isinstance(a, Scaled) else None
 
     def op_pow(self, node, a, exponent):
         return self.op_square(node, a) if is_number(exponent, 2) else None

@@ -57,21 +57,21 @@ _IN_PLACE = ("add", "sub", "mul", "div", "truediv", "relu", "leaky_relu", "elu",
 _IN_PLACE += ("sigmoid", "neg")
 # What a condition or a weight may go through: nothing random, and nothing that is changed.
 _PURE = """
-    abs add addmm all amax amin arange argmax bmm cat chunk clamp clone cos cumsum detach diag
-    diagonal div dot einsum elu embedding eq erf exp expand expand_as expm1 eye full full_like ge
-    gelu getitem group_norm gt index_select layer_norm le leaky_relu linear log log1p log_softmax lt
-    matmul max maximum mean min minimum mul ne neg norm normalize ones ones_like one_hot outer
-    permute pow prod reciprocal relu repeat repeat_interleave reshape rms_norm rsqrt rsub select
-    sigmoid sign silu sin size softmax softplus split sqrt square stack std sub sum t tan tanh
-    tensor_split tile to transpose tril triu unbind unfold var vector_norm where zeros zeros_like
-    new_zeros new_ones new_full dropout _weight_norm _weight_norm_interface
-""".split()
-_NAMES = {*_PURE, *ACTIVATIONS, *_ALIASES}
+    abs add addmm all amax amin arange argmax bmm broadcast_tensors broadcast_to cat chunk clamp
+    clone cos cumsum detach diag diagonal div dot einsum elu embedding eq erf exp expand expand_as
+    expm1 eye full full_like ge gelu getitem group_norm gt index_select layer_norm le leaky_relu
+    linear log log1p log_softmax lt matmul max maximum mean min minimum mul ne neg new_full new_ones
+    new_zeros norm normalize one_hot ones ones_like outer permute pow prod reciprocal relu repeat
+    repeat_interleave reshape rms_norm rsqrt rsub select sigmoid sign silu sin size softmax softplus
+    split sqrt square stack std sub sum t tan tanh tensor_split tile to transpose tril triu unbind
+    unfold var vdot vector_norm where zeros zeros_like dropout _weight_norm _weight_norm_interface
+"""
+NAMES = {*_PURE.split(), *ACTIVATIONS, *_ALIASES}
 _SPACES = (torch, nn.functional, torch._C._nn, operator, torch.linalg)
 _FUNCTIONS = {
     getattr(space, name): _ALIASES.get(name, name)
     for space in _SPACES
-    for name in sorted(_NAMES)
+    for name in sorted(NAMES)
     if callable(getattr(space, name, None))
 }
 IN_PLACE = "in place "
@@ -79,7 +79,7 @@ _FUNCTIONS |= {
     getattr(operator, f"i{name}"): f"{IN_PLACE}{_ALIASES.get(name, name)}"
     for name in ("add", "sub", "mul", "truediv")
 }
-_METHODS = {name: _ALIASES.get(name, name) for name in _NAMES if hasattr(Tensor, name)}
+_METHODS = {name: _ALIASES.get(name, name) for name in NAMES if hasattr(Tensor, name)}
 _METHODS |= {f"{name}_": f"{IN_PLACE}{_ALIASES.get(name, name)}" for name in _IN_PLACE}
 _FUNCTIONS |= {
     getattr(space, f"{name}_"): f"{IN_PLACE}{name}"

@@ -245,7 +245,9 @@ class Terms:
             return None
         if layer.width == 1:
             return self.energy(layer)
-        weight, bias = (v and self.emit(_row, v, i % layer.width) for v in layer[2:4])
+        weight, bias = (
+            v and self.emit(_row, v, i % layer.width) for v in (layer.weight, layer.bias)
+        )
         return self.energy(replace(layer, width=1, weight=weight, bias=bias))
 
     def energy(self, a: object) -> Energy | None:
@@ -259,7 +261,9 @@ class Terms:
     def total(self, square: Square) -> Energy:
         """The sum over elements."""
         offset = square.offset
-        total = offset * self.dim if isinstance(offset, Real) else self.emit(_total, offset, self.dim)
+        total = (
+            offset * self.dim if isinstance(offset, Real) else self.emit(_total, offset, self.dim)
+        )
         return Energy(None, replace(square, offset=0.0), total)
 
 
@@ -273,7 +277,9 @@ def is_number(a: object, value: float) -> bool:
 
 def is_one(c: object) -> bool:
     """Whether it is a number, or a tensor of one element."""
-    return isinstance(c, Real) or isinstance(c, fx.Node) and all(same_size(n, 1) for n in shape_of(c))
+    return (
+        isinstance(c, Real) or isinstance(c, fx.Node) and all(same_size(n, 1) for n in shape_of(c))
+    )
 
 
 def is_float(node: object) -> bool:
