@@ -68,6 +68,14 @@ CHANGES = {
         torch.zeros(3, 2),
         lambda g: mlp_gradient(network(), torch.ones(3, 2), grad=g),
     ),
+    "mlp_gradient, to_row_bias": (
+        torch.zeros(3, 4),
+        lambda rows: mlp_gradient(
+            network()._replace(row_bias=torch.ones(3, 4)),
+            torch.ones(3, 2),
+            **{"n_data": 3, "factor": 1.0, "sums": torch.zeros(17), "to_row_bias": rows},
+        ),
+    ),
     "mlp_gradient, sums": (
         torch.zeros(17),
         lambda s: mlp_gradient(network(), torch.ones(3, 2), n_data=3, factor=1.0, sums=s),
