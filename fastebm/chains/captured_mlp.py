@@ -67,7 +67,7 @@ def captured_mlp(
     if n_steps is not None and known.steps < STEPS:
         known.steps += n_steps
         if known.steps < STEPS:
-            return f"it is no plain nn.Sequential, and other code is looked at after {STEPS} steps"
+            return f"it is looked at once its chains have come to {STEPS} steps"
     return known.ask(model, x, model_kwargs)
 
 
@@ -98,6 +98,10 @@ class _Proven(Exception):
 
     def __init__(self, network: Network) -> None:
         self.network = network
+
+
+class _Failed(Exception):
+    """There was no graph to ask later; says why."""
 
 
 class _Variant:
@@ -164,14 +168,14 @@ class _Known:
             try:
                 mode = nullcontext() if self._training else sampling_mode(model)
                 with mode, torch.enable_grad():
-                    found = self._network(model, x, model_kwargs, modules)
+                    return self._network(model, x, model_kwargs, modules)
+            except _Failed as error:
+                self._failed[call] = str(error)
+                if len(self._failed) == MAX_CAPTURES:
+                    self.refused = str(error)
+                return str(error)
             except Exception as error:  # the model's own, which eager chains will raise
                 return _first_line(error)
-            if isinstance(found, str):
-                self._failed[call] = found
-                if len(self._failed) > MAX_CAPTURES:
-                    self.refused = found
-            return found
 
     def _modules(self, model: Callable[..., Tensor]) -> list[nn.Module]:
         """Also those in closures and the like, which need a longer look."""
@@ -184,19 +188,20 @@ class _Known:
         if self._code is not None and not self._code.is_same():
             self._start()
         arguments = (model, *_marked(x, model_kwargs))
-        if self._code is not None:
-            self._missed = False
+        self._missed = self._code is None
+        if not self._missed:
             try:
-                found = self._run(*arguments)
-            except Exception as error:
+                return self._run(*arguments)
+            except Exception:
                 if not self._missed:
-                    return _first_line(error)
-            else:
-                return found
+                    raise
         if self._captures == MAX_CAPTURES:
-            return f"its forward has been another one {MAX_CAPTURES} times"
+            raise _Failed(f"its forward has been another one {MAX_CAPTURES} times")
         self._captures += 1
-        return self._capture(arguments, modules)
+        try:
+            return self._capture(arguments, modules)
+        except Exception as error:
+            raise _Failed(_first_line(error)) from None
 
     def _run(self, *arguments) -> Network | str:
         try:
@@ -205,33 +210,30 @@ class _Known:
             return proven.network
         except NoNetwork as error:
             return str(error)
-        return "torch.compile does nothing here"
+        raise _Failed("torch.compile does nothing here")
 
     def _capture(self, arguments: tuple, modules: list[nn.Module]) -> Network | str:
         model, x, model_kwargs = arguments
         code = Code(model)
         if code.unseen is not None:
-            return code.unseen
+            raise _Failed(code.unseen)
         if has_hooks(seen_modules(model)):
             return "modules have hooks"
-        self._is_capture, self._variant = True, None
+        self._is_capture = True
         try:
             with _unhooked(modules), _quiet(), _written(self._function.__code__) as written:
                 found = self._run(*arguments)
-        except Exception as error:
-            return _first_line(error)
         finally:
             self._is_capture = False
-        variant = self._variant
-        if variant is None or isinstance(found, str):
-            return found if isinstance(found, str) else "torch.compile does nothing here"
+        self._code, variant = code, self._variant
+        if variant.reason is not None:
+            return variant.reason
         if not (len(written) == 1 and is_plain(written[0])):
             variant.reason = "its forward has effects beside the energy"
         elif not _agrees(found, model, x, model_kwargs):
             variant.reason = "the network that was captured differs from the eager energy"
         elif not code.is_same():
             variant.reason = "its code changes as it runs"
-        self._code = code
         return found if variant.reason is None else variant.reason
 
 
@@ -301,7 +303,7 @@ def _too_large(model: Callable[..., Tensor]) -> str | None:
 def _agrees(network: Network, model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> bool:
     """Whether energies and gradients are the model's, up to rounding."""
     grad, e = leaf_gradient(model, x.detach().requires_grad_(), model_kwargs, False)
-    rows = x.detach().flatten(1).clone()
+    rows = x.detach().flatten(1).clone(memory_format=torch.contiguous_format)
     ours = torch.empty_like(rows[:, 0]), torch.empty_like(rows)
     state = ChainRNG(0).state(x.device, len(x))
     with torch.no_grad():
@@ -353,4 +355,6 @@ def _written(of: types.CodeType) -> Iterator[list[types.CodeType]]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]
+    """That of an error, which an error of ours is all of."""
+    text = str(error) if isinstance(error, _Failed) else f"{type(error).__name__}: {error}"
+    return text.split("\n")[0]

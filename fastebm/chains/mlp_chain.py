@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Moves, Points
+from fastebm.chains.captured_mlp import captured_mlp
 from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
@@ -26,11 +27,23 @@ MAX_WORK = 2**29
 class MLPChain(NamedTuple):
     """Chains on the energy of a small perceptron, many steps in one call of an operator.
 
-    ``precision`` is as in ``mlp_chain_``.
+    ``precision`` is as in ``mlp_chain_``; ``captured`` says that the network was found by
+    ``captured_mlp``.
     """
 
     network: Network
     precision: str
+    captured: bool = False
+
+    def of_loss(
+        self, model: Callable[..., Tensor], x: Tensor, model_kwargs: dict
+    ) -> Network | None:
+        """The network of the chains' model as its loss is to take it: as the model is now, outside
+        of ``sampling_mode``, and with a graph to its parameters; None where it is another one."""
+        if not self.captured:
+            return self.network
+        found = captured_mlp(model, x, model_kwargs, training=True)
+        return found if isinstance(found, Network) and found.is_same(self.network) else None
 
     def run(
         self,
@@ -113,21 +126,32 @@ class MLPChain(NamedTuple):
 
 
 def mlp_chain(
-    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, precision: str = "fp32"
+    model: Callable[..., Tensor],
+    x: Tensor,
+    model_kwargs: dict,
+    precision: str = "fp32",
+    n_steps: int | None = 0,
 ) -> MLPChain | str:
     """The chains of a model in one kernel, or the reason why there are none. All that chains know
     of small perceptrons is behind this function.
 
     Args:
         x, model_kwargs: see ``plain_mlp``.
+        n_steps: of the chains about to run, see ``captured_mlp``; None: the model's code is looked
+            at whatever it takes.
 
     Raises:
         ValueError: no chain on the device of ``x`` has this precision.
     """
     if precision == "bf16" and x.device.type != "cuda":
         raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
-    found = plain_mlp(model, x, model_kwargs)
-    return found if isinstance(found, str) else MLPChain(found, precision)
+    plain = plain_mlp(model, x, model_kwargs)
+    if isinstance(plain, Network):
+        return MLPChain(plain, precision)
+    found = captured_mlp(model, x, model_kwargs, n_steps)
+    if isinstance(found, Network):
+        return MLPChain(found, precision, captured=True)
+    return plain if found == plain else f"{plain}; of its code, {found}"
 
 
 def steps_of_a_call(network: Network, x: Tensor) -> int:

@@ -115,7 +115,28 @@ class _Reader:
             precision = terms.filled(terms.times(e.square.factor, 2.0), terms.dim, top.weight)
             if not is_number(e.square.mean, 0):
                 mean = terms.filled(e.square.mean, terms.dim, top.weight)
-        return (*hidden.layers, (top.weight, top.bias)), precision, mean, row
+        layers = (*hidden.layers, (top.weight, top.bias))
+        if self._counts_rows([*(n for layer in layers for n in layer), precision, mean]):
+            raise NoNetwork("it depends on how many samples there are")
+        return layers, precision, mean, row
+
+    def _counts_rows(self, nodes: list[fx.Node | None]) -> bool:
+        """Whether a number of these depends on the size of the batch."""
+        seen = set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            value = node.meta.get("example_value")
+            if (
+                node is self.x
+                or isinstance(value, torch.SymInt)
+                and (node.op != "placeholder" or same_size(value, self.terms.rows))
+            ):
+                return True
+            nodes += node.all_input_nodes
+        return False
 
     def _value(self, node: fx.Node) -> object:
         name = op_of(node)

@@ -57,14 +57,15 @@ _IN_PLACE = ("add", "sub", "mul", "div", "truediv", "relu", "leaky_relu", "elu",
 _IN_PLACE += ("sigmoid", "neg")
 # What a condition or a weight may go through: nothing random, and nothing that is changed.
 _PURE = """
-    abs add addmm all amax amin arange argmax bmm broadcast_tensors broadcast_to cat chunk clamp
-    clone cos cumsum detach diag diagonal div dot einsum elu embedding eq erf exp expand expand_as
-    expm1 eye full full_like ge gelu getitem group_norm gt index_select layer_norm le leaky_relu
-    linear log log1p log_softmax lt matmul max maximum mean min minimum mul ne neg new_full new_ones
-    new_zeros norm normalize one_hot ones ones_like outer permute pow prod reciprocal relu repeat
-    repeat_interleave reshape rms_norm rsqrt rsub select sigmoid sign silu sin size softmax softplus
-    split sqrt square stack std sub sum t tan tanh tensor_split tile to transpose tril triu unbind
-    unfold var vdot vector_norm where zeros zeros_like dropout _weight_norm _weight_norm_interface
+    _weight_norm _weight_norm_interface abs add addmm all amax amin arange argmax bmm
+    broadcast_tensors broadcast_to cat chunk clamp clone cos cumsum detach diag diagonal div dot
+    dropout einsum elu embedding eq erf exp expand expand_as expm1 eye full full_like ge gelu
+    getitem group_norm gt index_select item layer_norm le leaky_relu linear log log1p log_softmax lt
+    matmul max maximum mean min minimum mul ne neg new_full new_ones new_zeros norm normalize
+    one_hot ones ones_like outer permute pow prod reciprocal relu repeat repeat_interleave reshape
+    rms_norm rsqrt rsub select sigmoid sign silu sin size softmax softplus split sqrt square stack
+    std sub sum t tan tanh tensor_split tile to transpose tril triu unbind unfold var vdot
+    vector_norm where zeros zeros_like
 """
 NAMES = {*_PURE.split(), *ACTIVATIONS, *_ALIASES}
 _SPACES = (torch, nn.functional, torch._C._nn, operator, torch.linalg)
