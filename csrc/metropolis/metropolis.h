@@ -19,7 +19,7 @@
 //
 // What is outside of the box, or has NaN for r, is refused.
 #pragma once
-#include "random/philox.h"
+#include "random/exact.h"
 
 namespace fastebm {
 
@@ -56,7 +56,7 @@ FASTEBM_HD bool is_accepted(float log_r, float n0, float n1) {
 
 // min(1, r); 0 for NaN.
 FASTEBM_HD float acceptance(float log_r) {
-  return log_r >= 0.0f ? 1.0f : log_r < 0.0f ? std::exp(log_r) : 0.0f;
+  return log_r >= 0.0f ? 1.0f : log_r < 0.0f ? exact::exp_minus(-log_r) : 0.0f;
 }
 
 constexpr uint32_t kWindow = 16;  // most centres that a jump looks at

@@ -41,7 +41,7 @@ struct ActivationConstant {
   static constexpr Activation value = kActivation;
 };
 template <class F>
-int visit_activation(Activation activation, F&& f) {
+FASTEBM_HD int visit_activation(Activation activation, F&& f) {
   switch (activation) {
     case Activation::kSilu:
       return f(ActivationConstant<Activation::kSilu>{});

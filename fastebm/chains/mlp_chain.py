@@ -45,6 +45,17 @@ class MLPChain(NamedTuple):
         found = captured_mlp(model, x, model_kwargs, training=True)
         return found if isinstance(found, Network) and found.is_same(self.network) else None
 
+    def rescaled(self, scale: Tensor) -> MLPChain:
+        """The chains of ``z``, where the energy is that of ``scale z``, scale (D,)."""
+        first, *others = self.network.weights
+        precision, mean = self.network.base_precision, self.network.base_mean
+        network = self.network._replace(
+            weights=[first * scale, *others],
+            base_precision=None if precision is None else precision * scale**2,
+            base_mean=None if mean is None else mean / scale,
+        )
+        return self._replace(network=network)
+
     def run(
         self,
         x: Tensor,

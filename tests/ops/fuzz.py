@@ -62,6 +62,7 @@ def coefficients(r, dtype, n):
         "step_sizes": r.choice(["None", table]),
         "noise_stds": r.choice(["None", table]),
         **{name: str(r.choice(BOUNDS)) for name in ("grad_clip", "grad_norm_clip", "hi")},
+        "displacement_clip": str(r.choice(BOUNDS)),
         "lo": str(r.choice([None, -0.5])),
     }
 

@@ -13,8 +13,8 @@ int float_chain_cuda(const MlpChainParams& p, void* stream) {
   if (const int error = launch_pack<float>(p, plan, stream)) return error;
   return visit_form(plan, [&](auto form) {
     const auto [grid, block, bytes] = ChainBlocks(p, plan);
-    return launch(float_chain_kernel<form.kGroups, form.kSamples>, grid, block, bytes, stream, p,
-                  plan);
+    return launch(float_chain_kernel<form.kGroups, form.kSamples, form.kShared>, grid, block, bytes,
+                  stream, p, plan);
   });
 }
 

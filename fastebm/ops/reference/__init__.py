@@ -10,6 +10,7 @@ from fastebm.ops.reference.augmentation import (
 )
 from fastebm.ops.reference.bernoulli import bernoulli_sigmoid
 from fastebm.ops.reference.choice import choose_slots, choose_strata
+from fastebm.ops.reference.discrete import gwg_matrix, gwg_step, proposal_logits
 from fastebm.ops.reference.langevin import langevin_step
 from fastebm.ops.reference.metropolis import (
     State,
@@ -21,6 +22,8 @@ from fastebm.ops.reference.metropolis import (
 )
 from fastebm.ops.reference.mlp import mlp_chain, mlp_energy, mlp_gradient
 from fastebm.ops.reference.random import normals, philox4x32, words
+from fastebm.ops.reference.tempering import replica_swap
+from fastebm.ops.reference.underdamped import underdamped_step
 
 __all__ = [
     "State",
@@ -32,6 +35,8 @@ __all__ = [
     "blur",
     "choose_slots",
     "choose_strata",
+    "gwg_matrix",
+    "gwg_step",
     "jump_draws",
     "langevin_step",
     "log_ratio",
@@ -41,7 +46,10 @@ __all__ = [
     "normals",
     "philox4x32",
     "population_jump",
+    "proposal_logits",
     "propose",
+    "replica_swap",
     "resized_crop",
+    "underdamped_step",
     "words",
 ]
