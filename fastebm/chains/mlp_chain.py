@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Moves, Points
-from fastebm.chains.captured_mlp import captured_mlp
+from fastebm.chains.captured_mlp import STEPS, captured_mlp
 from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.network import Network
 
-__all__ = ["PRECISIONS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
+__all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
 
 # Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (AVX-512).
 # Python looks at its signals between calls.
