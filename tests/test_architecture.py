@@ -51,6 +51,7 @@ CSRC = {
     "underdamped": ["langevin", "random", "launch", "simd"],
     "discrete": ["metropolis", "random", "launch", "simd"],
     "tempering": ["metropolis", "random", "launch", "simd"],
+    "hamiltonian": ["random", "launch", "simd"],
     "mlp": ["langevin", "metropolis", "neighbor", "random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.

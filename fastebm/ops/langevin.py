@@ -58,13 +58,12 @@ def langevin_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices differ, or a value is out of range.
     """
-    step, steps = per_sample("step_size", step_size, x)
-    sigma, sigmas = per_sample("noise_std", noise_std, x)
+    pair = coefficients(x, step_size, noise_std)
     (lo, hi), faces = _box(clamp, x)
     library.check_overwritten("langevin_step_", x=x)
     library.call(
         library.op.langevin_step_.default,
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
+        *(x, grad, *pair, rng, t, sample_ids),
         *(grad_clip, grad_norm_clip, displacement_clip, lo, hi, tag),
     )
     if faces:
@@ -100,15 +99,26 @@ def langevin_step(
     """
     if grad_norm_clip is not None:
         grad = _clip_norm(grad, grad_norm_clip)
-    step, steps = per_sample("step_size", step_size, x)
-    sigma, sigmas = per_sample("noise_std", noise_std, x)
+    pair = coefficients(x, step_size, noise_std)
     (lo, hi), faces = _box(clamp, x)
     out = library.call(
         library.op.langevin_step.default,
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
-        *(grad_clip, displacement_clip, lo, hi, tag),
+        *(x, grad, *pair, rng, t, sample_ids, grad_clip, displacement_clip, lo, hi, tag),
     )[0]
     return out.clamp(**faces) if faces else out
+
+
+def coefficients(
+    x: Tensor,
+    step_size: float | Tensor,
+    other: float | Tensor,
+    names: tuple[str, str] = ("step_size", "noise_std"),
+) -> tuple[float, float, Tensor | None, Tensor | None]:
+    """Two coefficients of steps as operators on ``x`` (B, ...) take them: the numbers, then the
+    contiguous (B,) tensors of the compute type, or None."""
+    a, of_samples = per_sample(names[0], step_size, x)
+    b, others = per_sample(names[1], other, x)
+    return a, b, of_samples, others
 
 
 def per_sample(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
