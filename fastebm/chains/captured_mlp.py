@@ -117,7 +117,7 @@ class _Variant:
         try:
             if len(x) != 1:
                 raise NoNetwork("it does not depend on x")
-            self.recipe, self.reason = recipe(graph.graph, x[0]), None
+            self.recipe, self.reason = recipe(graph.graph, x[0], not training), None
         except NoNetwork as error:
             self.reason = str(error)
 
@@ -210,7 +210,7 @@ class _Known:
             return proven.network
         except NoNetwork as error:
             return str(error)
-        raise _Failed("torch.compile does nothing here")
+        return "torch.compile does nothing here"
 
     def _capture(self, arguments: tuple, modules: list[nn.Module]) -> Network | str:
         model, x, model_kwargs = arguments
@@ -219,13 +219,16 @@ class _Known:
             raise _Failed(code.unseen)
         if has_hooks(seen_modules(model)):
             return "modules have hooks"
-        self._is_capture = True
+        self._is_capture, self._variant = True, None
         try:
             with _unhooked(modules), _quiet(), _written(self._function.__code__) as written:
                 found = self._run(*arguments)
         finally:
             self._is_capture = False
-        self._code, variant = code, self._variant
+        variant = self._variant
+        if variant is None:
+            return found
+        self._code = code
         if variant.reason is not None:
             return variant.reason
         if not (len(written) == 1 and is_plain(written[0])):

@@ -50,18 +50,19 @@ class Recipe(NamedTuple):
         return Network(weights, biases, *self.activation, *rest)
 
 
-def recipe(graph: fx.Graph, x: fx.Node) -> Recipe:
+def recipe(graph: fx.Graph, x: fx.Node, summed: bool = True) -> Recipe:
     """The network of a graph of torch's functions, which is changed.
 
     Args:
         graph: its only output are the energies, (B,), (B, 1) or (B, S); the nodes'
             ``meta["example_value"]`` tell shapes and dtypes.
         x: its input (B, *event).
+        summed: the energy is the sum of the scales, as for chains; else there may be but one.
 
     Raises:
         NoNetwork: it is none, and why.
     """
-    return _Reader(graph, x).read()
+    return _Reader(graph, x).read(summed)
 
 
 class _Reader:
@@ -79,7 +80,7 @@ class _Reader:
         self.values: dict[fx.Node, object] = {x: Scaled()}
         self.event: tuple[int, ...] = ()  # of what the node at hand gives
 
-    def read(self) -> Recipe:
+    def read(self, summed: bool) -> Recipe:
         *nodes, output = self.graph.nodes
         with self.graph.inserting_before(output):
             for node in nodes:
@@ -89,7 +90,7 @@ class _Reader:
             if len(results) != 1 or not isinstance(results[0], fx.Node):
                 raise NoNetwork("it computes more than energies")
             e = self.values[results[0]]
-            e = self.terms.summed(e) if isinstance(e, Layer) else self.terms.energy(e)
+            e = self.terms.summed(e) if summed and isinstance(e, Layer) else self.terms.energy(e)
             if e is None or e.top is None:
                 raise NoNetwork("what it returns is no output of a perceptron")
             output.args = (self._tensors(e),)
