@@ -83,7 +83,7 @@ class ChainRunner:
             RuntimeError: no graph is possible, and one is required.
         """
         gradient = self._gradient(model) if compile else partial(_eager_gradient, model)
-        reason = self._no_graph(model, chain, on_step is not None or before_step is not None)
+        reason = self.no_graph(model, chain.x, on_step is not None or before_step is not None)
         if reason and graph is True:
             raise RuntimeError(f"graph=True: no CUDA graph of this chain, {reason}")
         if reason or not chain.coefficients or graph is False or is_active():
@@ -102,10 +102,10 @@ class ChainRunner:
             self._compiled = CompiledGradient(model)
         return self._compiled
 
-    def _no_graph(self, model: Callable[..., Tensor], chain: Chain, watched: bool) -> str | None:
-        """Why this chain cannot be a graph."""
-        if chain.x.device.type not in GRAPHS.device_types:
-            return f"it is on {chain.x.device}"
+    def no_graph(self, model: Callable[..., Tensor], x: Tensor, watched: bool) -> str | None:
+        """Why a chain from ``x`` cannot be a graph; ``watched``: something is called at steps."""
+        if x.device.type not in GRAPHS.device_types:
+            return f"it is on {x.device}"
         if watched:
             return "trajectories, diagnostics and augmentation need its single steps"
         if not isinstance(model, nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Moves, Points
+from fastebm.chains.captured_mlp import STEPS, captured_mlp
 from fastebm.chains.chain import (
     BeforeStep,
     Coefficients,
@@ -25,7 +26,7 @@ from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.network import Network
 
-__all__ = ["PRECISIONS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
+__all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
 
 # Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (AVX-512).
 # Python looks at its signals between calls.
@@ -35,16 +36,34 @@ MAX_WORK = 2**29
 class MLPChain(NamedTuple):
     """Chains on the energy of a small perceptron, many steps in one call of an operator.
 
-    ``precision`` is as in ``mlp_chain_``.
+    ``precision`` is as in ``mlp_chain_``; ``captured`` says that the network was found by
+    ``captured_mlp``.
     """
 
     network: Network
     precision: str
+    captured: bool = False
+
+    def of_loss(
+        self, model: Callable[..., Tensor], x: Tensor, model_kwargs: dict
+    ) -> Network | None:
+        """The network of the chains' model as its loss is to take it: as the model is now, outside
+        of ``sampling_mode``, and with a graph to its parameters; None where it is another one."""
+        if not self.captured:
+            return self.network
+        found = captured_mlp(model, x, model_kwargs, training=True)
+        return found if isinstance(found, Network) and found.is_same(self.network) else None
 
     def rescaled(self, scale: Tensor) -> MLPChain:
         """The chains of ``z``, where the energy is that of ``scale z``, scale (D,)."""
         first, *others = self.network.weights
-        return self._replace(network=self.network._replace(weights=[first * scale, *others]))
+        precision, mean = self.network.base_precision, self.network.base_mean
+        network = self.network._replace(
+            weights=[first * scale, *others],
+            base_precision=None if precision is None else precision * scale**2,
+            base_mean=None if mean is None else mean / scale,
+        )
+        return self._replace(network=network)
 
     def run(
         self,
@@ -133,21 +152,32 @@ class MLPChain(NamedTuple):
 
 
 def mlp_chain(
-    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, precision: str = "fp32"
+    model: Callable[..., Tensor],
+    x: Tensor,
+    model_kwargs: dict,
+    precision: str = "fp32",
+    n_steps: int | None = 0,
 ) -> MLPChain | str:
     """The chains of a model in one kernel, or the reason why there are none. All that chains know
     of small perceptrons is behind this function.
 
     Args:
         x, model_kwargs: see ``plain_mlp``.
+        n_steps: of the chains about to run, see ``captured_mlp``; None: the model's code is looked
+            at whatever it takes.
 
     Raises:
         ValueError: no chain on the device of ``x`` has this precision.
     """
     if precision == "bf16" and x.device.type != "cuda":
         raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
-    found = plain_mlp(model, x, model_kwargs)
-    return found if isinstance(found, str) else MLPChain(found, precision)
+    plain = plain_mlp(model, x, model_kwargs)
+    if isinstance(plain, Network):
+        return MLPChain(plain, precision)
+    found = captured_mlp(model, x, model_kwargs, n_steps)
+    if isinstance(found, Network):
+        return MLPChain(found, precision, captured=True)
+    return plain if found == plain else f"{plain}; of its code, {found}"
 
 
 def steps_of_a_call(network: Network, x: Tensor) -> int:

@@ -172,16 +172,24 @@ def _network(
     chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
     if chain is None:
         return None
-    network, of_data = chain.network, chain
+    model = sampler.inner_model
+    network = of_data = chain.of_loss(model, batch.chains, batch.kwargs_neg)
+    if network is None:
+        return None
     base = network.base_precision, network.base_mean
     if any(t is not None and t.requires_grad for t in base):
         return None
     model_kwargs = batch.kwargs_pos
     if model_kwargs is not batch.kwargs_neg or (model_kwargs and len(batch.x) > len(batch.chains)):
-        of_data = sampler.fused_chain(batch.x, model_kwargs)
-    if of_data is None or (of_data.network.row_bias is None) != (network.row_bias is None):
+        chain = sampler.fused_chain(batch.x, model_kwargs)
+        of_data = chain and chain.of_loss(model, batch.x, model_kwargs)
+    if of_data is None or (of_data.row_bias is None) != (network.row_bias is None):
         return None
-    return network, of_data.network.row_bias
+    if of_data is not network:  # what is called with may be in more than the row biases
+        alike = (n._replace(row_bias=None) for n in (network, of_data))
+        if not Network.is_same(*alike):
+            return None
+    return network, of_data.row_bias
 
 
 def _of_rows(
