@@ -20,6 +20,7 @@ from fastebm.energies.score import NO_ENERGY, Score
 from fastebm.ops.langevin import Clamp
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.adaptive import AdaptiveStep, step_setting
+from fastebm.samplers.explain import explain
 from fastebm.samplers.langevin_chains import langevin_steps, run_langevin
 from fastebm.samplers.last_step import take_last_step
 from fastebm.samplers.run import Run
@@ -361,9 +362,13 @@ class LangevinDynamics(Sampler):
         rng.advance(1)
         return out
 
-    def fused_chain(self, x: Tensor, model_kwargs: dict) -> MLPChain | None:
+    def explain(self, x: Tensor, model_kwargs: dict | None = None) -> str:
+        """Which way chains from ``x`` (B, *event) go, and why: fused, compiled, graph or eager."""
+        return explain(self, x, model_kwargs)
+
+    def fused_chain(self, x: Tensor, model_kwargs: dict, n_steps: int = 0) -> MLPChain | None:
         """Chains from ``x``, in the chains' units, in one kernel; None where they are run step by
-        step.
+        step. ``n_steps`` are about to run: the code of a model is looked at once it is worth it.
 
         Raises:
             ValueError: what ``backend`` and ``precision`` ask for cannot be had.
@@ -374,7 +379,8 @@ class LangevinDynamics(Sampler):
         units = self.units
         scale = units.scale if isinstance(units, Preconditioned) else None
         model = self.inner_model if scale is None else units.inner
-        found = mlp_chain(model, x, model_kwargs, self.precision)
+        asked = None if self.backend == "fused" else n_steps
+        found = mlp_chain(model, x, model_kwargs, self.precision, asked)
         if has_box_each(self.clamp, x):
             found = "each chain has a clamp of its own"
         elif x.device.type != "cpu" and not self.adjusted and has_faces(self.options_of(x).clamp):

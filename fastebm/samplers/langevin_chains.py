@@ -91,7 +91,7 @@ def _run_adjusted(
         after_round(acceptance, n_proposals)
         plan.clear()
 
-    with adjusted_mover(sampler, x, run.model_kwargs) as move:
+    with adjusted_mover(sampler, run) as move:
         run_adjusted(
             *(move, points, run.total, coefficients, transitions),
             *(after_round and adapt, *run.callbacks),
@@ -115,21 +115,21 @@ def transitions_of(sampler, run: Run) -> Moves:
 
 
 @contextmanager
-def adjusted_mover(sampler, x: Tensor, model_kwargs: dict) -> Iterator[Mover]:
+def adjusted_mover(sampler, run: Run) -> Iterator[Mover]:
     """Adjusted transitions on the sampler's energy, by one kernel where it has one."""
-    fused = sampler.fused_chain(x, model_kwargs)
+    fused = sampler.fused_chain(run.x, run.model_kwargs, run.total)
     if fused is not None:
         yield fused.move
         return
     with sampling_mode(sampler.inner_model):
-        yield move_any(sampler.inner_model, model_kwargs)
+        yield move_any(sampler.inner_model, run.model_kwargs)
 
 
 @contextmanager
 def langevin_steps(sampler, run: Run) -> Iterator[Steps]:
     """Steps of a ``LangevinDynamics`` with a plan that is fixed, a few at a time."""
     if sampler.adjusted:
-        with adjusted_mover(sampler, run.x, run.model_kwargs) as move:
+        with adjusted_mover(sampler, run) as move:
             yield _AdjustedSteps(sampler, move, transitions_of(sampler, run))
     else:
         with sampler.gradients(run) as gradient:
@@ -166,7 +166,7 @@ class _PlainSteps:
 def _unadjusted(sampler, run: Run, first: int = 0) -> None:
     x, model, state = run.x, sampler.inner_model, run.rng.state(run.x.device, len(run.x))
     plan = sampler.plan(range(first, first + run.total), x.device)
-    fused, options = sampler.fused_chain(x, run.model_kwargs), sampler.options_of(x)
+    fused, options = sampler.fused_chain(x, run.model_kwargs, run.total), sampler.options_of(x)
     if fused is not None:
         return fused.run(x, plan, state, options, run.sample_ids, *run.callbacks)
     chain = Chain(x, plan, state, options, run.model_kwargs, run.sample_ids)

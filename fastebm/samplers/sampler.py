@@ -271,12 +271,12 @@ class Sampler(WarmsUp):
         """The steps of a run, in the chains' units, for as long as the context is open."""
         raise NotImplementedError
 
-    def gradients(self, run: Run) -> AbstractContextManager[GradientAt]:
-        """Energy and gradient at points, in the chains' units."""
+    def gradients(self, run: Run, a_step: int = 1) -> AbstractContextManager[GradientAt]:
+        """Energy and gradient at points, in the chains' units, so many in each step."""
         units = self.units
         scaled = isinstance(units, Preconditioned)
         model, scale = (units.inner, units.scale) if scaled else (self.inner_model, None)
-        return gradients(model, run.x, run.model_kwargs, scale)
+        return gradients(model, run.x, run.model_kwargs, scale, a_step * run.total)
 
     def check_temperatures(self) -> None:
         """TypeError unless chains may have a temperature each."""
