@@ -144,7 +144,9 @@ def condition(of_c):
 
 CONDITIONS = {
     "joined": lambda: Energy(lambda m, x, c: m.net(torch.cat([x, c], 1))[:, 0], dim=5),
-    "joined before": lambda: Energy(lambda m, x, c: m.net(torch.cat((c, x), dim=-1)), dim=5),
+    "joined before": lambda: Energy(
+        lambda m, x, c: m.net(torch.cat((c, x), dim=-1).flatten(1)), dim=5
+    ),
     "between": lambda: Energy(
         lambda m, x, c: m.net(torch.cat([c, x, c.cos()], 1).contiguous()).flatten(), dim=7
     ),
