@@ -127,7 +127,18 @@ class _Variant:
         if self.reason is not None:
             raise NoNetwork(self.reason)
         with torch.set_grad_enabled(self.training):
-            raise _Proven(self.recipe.network(*inputs))
+            network = self.recipe.network(*inputs)
+        if not _is_usable(network):
+            raise NoNetwork("its quadratic is not one that opens upwards")
+        raise _Proven(network)
+
+
+def _is_usable(network: Network) -> bool:
+    """Whether operators take its base; a device is not waited for."""
+    base = [t for t in (network.base_precision, network.base_mean) if t is not None]
+    if not base or base[0].device.type != "cpu":
+        return True
+    return bool(base[0].min() >= 0) and all(bool(t.isfinite().all()) for t in base)
 
 
 class _Known:
@@ -140,13 +151,13 @@ class _Known:
         self._captures = 0
         self._failed: dict[Hashable, str] = {}  # reasons, by kinds of calls
         self._lock = threading.RLock()
-        self._start()
-
-    def _start(self) -> None:
-        """Without variants."""
-        self._code: Code | None = None
+        self._code: Code | None = None  # that of the variants; None: there are none
         self._is_capture = self._missed = False
         self._variant: _Variant | None = None  # the last
+
+    def _start(self) -> None:
+        """Without variants. The first such call of a process takes a second."""
+        self._code = None
         self._function = with_code_of_its_own(_call)
         self._compiled = torch.compile(self._function, backend=self._backend, fullgraph=True)
 
@@ -185,7 +196,7 @@ class _Known:
     def _network(
         self, model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, modules: list[nn.Module]
     ) -> Network | str:
-        if self._code is not None and not self._code.is_same():
+        if self._code is None or not self._code.is_same():
             self._start()
         arguments = (model, *_marked(x, model_kwargs))
         self._missed = self._code is None
@@ -197,7 +208,6 @@ class _Known:
                     raise
         if self._captures == MAX_CAPTURES:
             raise _Failed(f"its forward has been another one {MAX_CAPTURES} times")
-        self._captures += 1
         try:
             return self._capture(arguments, modules)
         except Exception as error:
@@ -219,6 +229,7 @@ class _Known:
             raise _Failed(code.unseen)
         if has_hooks(seen_modules(model)):
             return "modules have hooks"
+        self._captures += 1
         self._is_capture, self._variant = True, None
         try:
             with _unhooked(modules), _quiet(), _written(self._function.__code__) as written:

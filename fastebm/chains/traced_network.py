@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -113,6 +114,8 @@ class _Reader:
         if row is not None and hidden.layers[0][1] is not None:
             row = terms.emit(operator.add, row, hidden.layers[0][1])
         if e.square is not None:
+            if isinstance(e.square.factor, Real) and e.square.factor < 0:
+                raise NoNetwork("its quadratic opens downwards")
             precision = terms.filled(terms.times(e.square.factor, 2.0), terms.dim, top.weight)
             if not is_number(e.square.mean, 0):
                 mean = terms.filled(e.square.mean, terms.dim, top.weight)
@@ -269,7 +272,7 @@ class _Reader:
     def op_reshape(self, node, a, *shape, **named):
         if isinstance(a, Layer) and self.event != (a.width,):
             return self.terms.energy(a)
-        return a if isinstance(a, (Scaled, Square, Energy, Layer)) else None
+        return a
 
     def op_clone(self, node, a, *how, **named):
         return a

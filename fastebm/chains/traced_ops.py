@@ -113,5 +113,7 @@ def is_inplace(node: fx.Node) -> bool:
 
 def is_random(node: fx.Node) -> bool:
     """Whether a dropout is on."""
-    training = (*node.args[2:3], node.kwargs.get("training", len(node.args) < 3))
-    return op_of(node) == "dropout" and any(value is not False for value in training)
+    if op_of(node) != "dropout":
+        return False
+    given = dict(zip(("input", "p", "training"), node.args, strict=False)) | node.kwargs
+    return given.get("training", True) is not False and given.get("p", 0.5) != 0

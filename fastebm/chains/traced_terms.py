@@ -304,7 +304,9 @@ def same_size(a: Size, b: Size) -> bool:
 
 
 def _filled(c: float | Tensor, n: int, like: Tensor) -> Tensor:
-    return torch.as_tensor(c, dtype=like.dtype, device=like.device).reshape(-1).expand(n)
+    if not isinstance(c, Tensor):
+        return like.new_full((n,), c)
+    return c.to(like).reshape(-1).expand(n)
 
 
 def _vector(c: Tensor, event: tuple[int, ...]) -> Tensor:

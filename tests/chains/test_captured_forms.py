@@ -144,7 +144,9 @@ def condition(of_c):
 
 CONDITIONS = {
     "joined": lambda: Energy(lambda m, x, c: m.net(torch.cat([x, c], 1))[:, 0], dim=5),
-    "joined before": lambda: Energy(lambda m, x, c: m.net(torch.cat((c, x), dim=-1)), dim=5),
+    "joined before": lambda: Energy(
+        lambda m, x, c: m.net(torch.cat((c, x), dim=-1).flatten(1)), dim=5
+    ),
     "between": lambda: Energy(
         lambda m, x, c: m.net(torch.cat([c, x, c.cos()], 1).contiguous()).flatten(), dim=7
     ),
@@ -154,6 +156,10 @@ CONDITIONS = {
     "added": lambda: condition(nn.Linear(2, 8)),
     "network": lambda: condition(nn.Sequential(nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, 8))),
     "labels": lambda: condition(nn.Embedding(4, 8)),
+    "expanded": lambda: Energy(
+        lambda m, x, c: m.top(torch.tanh(m.of_x(x) + c[:, :1].expand(-1, 8))).squeeze(1),
+        **{"of_x": nn.Linear(3, 8, bias=False), "top": nn.Linear(8, 1)},
+    ),
 }
 
 
@@ -216,3 +222,16 @@ def test_limits(widths, reason):
     layers = [m for a, b in zip(sizes, widths, strict=False) for m in (nn.Linear(a, b), nn.Tanh())]
     net = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
     assert reason in captured_mlp(lambda x: net(x).squeeze(1), torch.randn(6, 3), {})
+
+
+def test_quadratics_open_upwards():
+    model, x = Energy(BASES["precision"], **scales()), torch.randn(6, 3)
+    check(model, x)
+    with torch.no_grad():
+        model.s[1] = -1.0
+    assert "upwards" in captured_mlp(model, x, {})
+    with torch.no_grad():
+        model.s[1] = 0.0
+    check(model, x)
+    down = Energy(lambda m, x: m.net(x).squeeze(1) - x.square().sum(1))
+    assert "downwards" in captured_mlp(down, x, {})

@@ -57,7 +57,7 @@ def test_of_captured_chains(monkeypatch):
     sampler = LangevinDynamics(Classed(), 0.1)
     assert explain(sampler, X).startswith("fused: ")
     assert "exp of (energy)" in explain(sampler, X, {"c": X})
-    units = LangevinDynamics(Standardized(MLPEnergy(3), torch.zeros(3), torch.ones(3)), 0.1)
+    units = LangevinDynamics(Standardized(MLPEnergy(3), torch.randn(50, 3)), 0.1)
     assert explain(units, X).startswith("fused: ")
 
 
