@@ -131,9 +131,7 @@ def has_faces(clamp: Clamp | None) -> bool:
 
 def has_box_each(clamp: Clamp | None, x: Tensor) -> bool:
     """Whether chains x (B, *event) have a box each."""
-    return any(
-        isinstance(c, Tensor) and c.dim() == x.dim() and len(c) > 1 for c in clamp or ()
-    )
+    return any(isinstance(c, Tensor) and c.dim() == x.dim() and len(c) > 1 for c in clamp or ())
 
 
 def box_for(clamp: Clamp | None, x: Tensor) -> Clamp | None:

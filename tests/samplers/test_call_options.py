@@ -62,7 +62,7 @@ def test_settings_of_one_call_of_tempered_chains():
         ({"step_size": torch.ones(4, B)}, ValueError, "a row for each of 5 steps, burn_in"),
         ({"temperature": torch.ones(5, 2)}, ValueError, "temperature must hold 1 or B = 6 values"),
         ({"temperature": 1.0, "noise_std": 0.1}, ValueError, "temperature has no effect"),
-        ({"step_size": lambda k: torch.ones(2, B)}, TypeError, r"\(0\) must be a number or a tensor"),
+        ({"step_size": lambda k: torch.ones(2, B)}, TypeError, r"\(0\) must be a number"),
         ({"step_size": lambda k: -torch.ones(B)}, ValueError, r"\(0\) must be finite and > 0"),
         ({"progress": 3}, TypeError, "progress must be a function of"),
     ],
@@ -104,13 +104,9 @@ def test_a_row_of_a_table_is_that_of_its_step(wide, backend, adjusted):
     step, sigma = tables(wide)
     make = {"backend": backend, "adjusted": adjusted}
     by_table = LangevinDynamics(model, step, noise_std=sigma, **make)
-    out, path = (
-        by_table.sample(x, STEPS, seed=1, return_trajectory=t) for t in (False, True)
-    )
+    out, path = (by_table.sample(x, STEPS, seed=1, return_trajectory=t) for t in (False, True))
     assert torch.equal(path[:, -1], out)
-    by_schedule = LangevinDynamics(
-        model, lambda k: step[k], noise_std=lambda k: sigma[k], **make
-    )
+    by_schedule = LangevinDynamics(model, lambda k: step[k], noise_std=lambda k: sigma[k], **make)
     assert torch.equal(by_schedule.sample(x, STEPS, seed=1), out)
     burnt = by_table.sample(x, STEPS - 2, burn_in=2, seed=1)
     assert torch.equal(burnt, out)  # counted with burn_in
