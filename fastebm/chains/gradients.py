@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
 from fastebm.chains.mlp_chain import mlp_chain
 from fastebm.energies.protocol import input_gradient, uncached_casts
 from fastebm.energies.sampling_mode import sampling_mode
-from fastebm.ops.mlp.gradient import mlp_gradient
-from fastebm.ops.mlp.network import Network
 
 GradientAt = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, *event) -> grad, energies (B,)
 
@@ -39,7 +36,7 @@ def gradients(
         found = mlp_chain(model, x, model_kwargs, n_steps=n_steps)
         if not isinstance(found, str):
             found = found if scale is None else found.rescaled(scale.flatten())
-            yield _by_network(found.network)
+            yield found.gradient
             return
 
     def scaled(z: Tensor, **kwargs) -> Tensor:
@@ -54,12 +51,3 @@ def set_points(points: Points, grad: Tensor, e: Tensor) -> None:
     """Energies and gradients of ``points.x``."""
     points.grad.copy_(grad)
     points.energy.copy_(e)
-
-
-def _by_network(network: Network) -> GradientAt:
-    def gradient(points: Tensor) -> tuple[Tensor, Tensor]:
-        grad = torch.empty_like(points)
-        e = mlp_gradient(network, points.flatten(1), grad=grad.flatten(1))
-        return grad, e
-
-    return gradient

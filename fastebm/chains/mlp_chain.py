@@ -24,6 +24,7 @@ from fastebm.chains.chain import (
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
+from fastebm.ops.mlp.gradient import mlp_gradient
 from fastebm.ops.mlp.network import Network
 
 __all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
@@ -64,6 +65,11 @@ class MLPChain(NamedTuple):
             base_mean=None if mean is None else mean / scale,
         )
         return self._replace(network=network)
+
+    def gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, *event) and energies (B,) at points, on a CPU."""
+        grad = torch.empty_like(points)
+        return grad, mlp_gradient(self.network, points.flatten(1), grad=grad.flatten(1))
 
     def run(
         self,
