@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the files of a folder of fastebm/ may import from it, beside each other.
 # What an energy is, and its state while chains run; the networks themselves are leaves.
-ANY_ENERGY = ["energies.protocol", "energies.sampling_mode"]
+ANY_ENERGY = ["energies.protocol", "energies.sampling_mode", "energies.score"]
 EVERYWHERE = ["arguments", "caller", "modes"]  # checks, warnings, modes of torch
 FASTEBM = {
     "arguments": [],
