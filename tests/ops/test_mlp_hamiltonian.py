@@ -97,8 +97,8 @@ def test_each_trajectory_is_that_of_the_reference(number, set_simd):
     net = net._replace(threshold=20.0)  # torch's jump there, exp(-4), would be in every bound
     if number % 2:
         net = with_base_and_rows(net, batch)
-    x, n_leapfrog = torch.randn(batch, dim), 1 + number % 4
-    step = 0.1 + 0.4 * torch.rand(1, batch)
+    x, n_leapfrog = torch.randn(batch, dim), 1 + number // 3 % 3
+    step = 0.05 + 0.2 * torch.rand(1, batch)
     temperature = 0.3 + torch.rand(1, batch)
     ids, t = torch.randint(2**56, (batch,)), 5
     box = {"lo": -2.5 - torch.rand(dim), "hi": 2.5 + torch.rand(dim)}
@@ -139,7 +139,7 @@ def test_each_trajectory_is_that_of_the_reference(number, set_simd):
             assert ((gained - share).abs() <= bound)[sure].all(), (level, k)
             assert torch.equal(now.divergent, at.divergent)
             asked, moved, at = asked + sure.sum(), moved + accepted.sum(), now
-        assert asked >= 3 * batch * 0.97 - 1, level
+        assert asked >= 3 * batch * 0.9 - 1, level
         if batch == 130:
             assert 0.05 < moved / (3 * batch) < 0.995, level
 
@@ -352,4 +352,8 @@ def test_fake_refuses_what_it_cannot_know():
     with torch._subclasses.FakeTensorMode() as mode:
         fake = converted(net, mode.from_tensor)
         with pytest.raises(RuntimeError, match="x must be float32"):
-            mlp_hmc_chain_(*start_at(torch.empty(5, 3).double()), fake, 1, 1, 0.0, 0.1, 1.0, rng())
+            mlp_hmc_chain_(
+                *start_at(torch.empty(5, 3).double()),
+                *(fake, 1, 1, 0.0, 0.1, 1.0),
+                mode.from_tensor(rng()),
+            )
