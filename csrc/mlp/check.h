@@ -1,6 +1,5 @@
 // Checks that the operators on a perceptron's energy share.
 #pragma once
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -15,7 +14,7 @@ inline const float* kept_floats(const Tensor& t, std::vector<Tensor>* kept) {
 }
 
 // The Gaussian base of the energy. On a device its values are not looked at.
-inline void add_base(const char* op, const Tensor& x, const OptionalTensor& precision,
+inline void set_base(const char* op, const Tensor& x, const OptionalTensor& precision,
                      const OptionalTensor& mean, Mlp* mlp, std::vector<Tensor>* kept) {
   FASTEBM_CHECK(precision || !mean, op, ": base_mean needs base_precision");
   const auto values = [&](const char* what, const OptionalTensor& t) -> const float* {
@@ -77,7 +76,7 @@ inline Mlp mlp_network(const char* op, const Tensor& x, const std::vector<Tensor
     if (l < mlp.hidden) mlp.width[l] = static_cast<int>(outputs);
     inputs = outputs;
   }
-  add_base(op, x, base_precision, base_mean, &mlp, kept);
+  set_base(op, x, base_precision, base_mean, &mlp, kept);
   return mlp;
 }
 
@@ -94,13 +93,9 @@ inline const float* row_biases(const char* op, const char* what, const OptionalT
 }
 
 // What a device's kernels take.
-inline void check_for_device(const char* op, const Mlp& mlp, const float* row_bias) {
+inline void check_for_device(const char* op, const Mlp& mlp) {
   FASTEBM_CHECK(mlp.dim <= kMaxDimCuda, op, ": samples may have at most ", kMaxDimCuda,
                 " elements on a device, got ", mlp.dim);
-  const int widest = *std::max_element(mlp.width, mlp.width + mlp.hidden);
-  FASTEBM_CHECK(mlp.dim <= 256 && widest <= 256 && !mlp.base_precision && !row_bias, op,
-                ": base_precision, row_bias and more than 256 elements or outputs are not on a "
-                "device yet");
 }
 
 }  // namespace fastebm

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastebm.chains.chain import BeforeStep, Coefficients, OnStep
+from fastebm.chains.chain import BeforeStep, Coefficients, Done, OnStep
 from fastebm.chains.local_means import Modes, local_means
 from fastebm.energies.protocol import input_gradient
 from fastebm.ops.langevin import langevin_step_
@@ -51,7 +51,8 @@ class Moves(NamedTuple):
 
     Attributes:
         rng: the stream's state. sample_ids: (B,) or None.
-        lo, hi: None, or of the event's shape: the box that no proposal may leave.
+        lo, hi: None, or of the event's shape: the box that no proposal may leave; of x's shape
+            where chains have one each and do not jump.
         n_jumps: of all transitions; every so-many-th is one, until there were as many.
         uniform_share: of the jumps, to uniform points of the box.
         modes: what jumps go by; None: those of the other half of the chains, for each half.
@@ -83,6 +84,7 @@ def run_adjusted(
     seen: range = range(0),
     before_step: BeforeStep | None = None,
     changed: range = range(0),
+    done: Done | None = None,
 ) -> None:
     """``total`` transitions of ``points`` in place, by as few calls of ``move`` as possible.
 
@@ -95,6 +97,7 @@ def run_adjusted(
             last call, 0-d, and how many a chain made.
         on_step, seen: ``on_step(k, x, grad, energy)`` after these transitions, of the new points.
         before_step, changed: ``before_step(k, x)``, which may change x, before these.
+        done: told after every call of ``move``.
     """
     every = total // moves.n_jumps if moves.n_jumps else 0
     last_jump, known, start, counted = every * moves.n_jumps, False, 0, 0
@@ -112,6 +115,8 @@ def run_adjusted(
                 sums = points.acceptance[0].mean(dtype=torch.float64)
                 after_round((sums if before is None else sums - before) / counted, counted)
                 before, counted = sums, 0
+            if done is not None:
+                done(end)
             start = end
         if end in changed and end < total:
             before_step(end, points.x)
@@ -211,8 +216,8 @@ def _jump(points: Points, moves: Moves, k: int) -> tuple[Tensor, Tensor]:
         *(points.x.float(), *moves.modes, moves.rng),
         t=k,
         sample_ids=moves.sample_ids,
-        lo=moves.lo,
-        hi=moves.hi,
+        lo=None if moves.lo is None else moves.lo.float(),
+        hi=None if moves.hi is None else moves.hi.float(),
         uniform_share=moves.uniform_share,
     )
     return y.to(points.x), log_factor.to(points.x)

@@ -24,6 +24,7 @@ def gradients(
     x: Tensor,
     model_kwargs: dict,
     scale: Tensor | None = None,
+    n_steps: int = 0,
     eager: bool = False,
 ) -> Iterator[GradientAt]:
     """Gradients of ``model(scale x)`` at points like ``x`` (B, *event), the model in
@@ -32,9 +33,10 @@ def gradients(
 
     Args:
         scale: (*event) or None for 1.
+        n_steps: gradients that are about to be asked for, see ``mlp_chain``.
     """
     if not eager and x.device.type == "cpu":
-        found = mlp_chain(model, x, model_kwargs)
+        found = mlp_chain(model, x, model_kwargs, n_steps=n_steps)
         if not isinstance(found, str):
             found = found if scale is None else found.rescaled(scale.flatten())
             yield _by_network(found.network)

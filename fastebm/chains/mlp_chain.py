@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Moves, Points
-from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
+from fastebm.chains.captured_mlp import STEPS, captured_mlp
+from fastebm.chains.chain import (
+    BeforeStep,
+    Coefficients,
+    Done,
+    OnStep,
+    StepOptions,
+    bounds_of,
+    on_device,
+    stacked,
+)
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
+from fastebm.ops.mlp.hamiltonian import mlp_hmc_chain_
 from fastebm.ops.mlp.network import Network
+from fastebm.ops.mlp.underdamped import mlp_underdamped_chain_
 
-__all__ = ["PRECISIONS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
+__all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
 
 # Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (AVX-512).
 # Python looks at its signals between calls.
@@ -26,16 +39,34 @@ MAX_WORK = 2**29
 class MLPChain(NamedTuple):
     """Chains on the energy of a small perceptron, many steps in one call of an operator.
 
-    ``precision`` is as in ``mlp_chain_``.
+    ``precision`` is as in ``mlp_chain_``; ``captured`` says that the network was found by
+    ``captured_mlp``.
     """
 
     network: Network
     precision: str
+    captured: bool = False
+
+    def of_loss(
+        self, model: Callable[..., Tensor], x: Tensor, model_kwargs: dict
+    ) -> Network | None:
+        """The network of the chains' model as its loss is to take it: as the model is now, outside
+        of ``sampling_mode``, and with a graph to its parameters; None where it is another one."""
+        if not self.captured:
+            return self.network
+        found = captured_mlp(model, x, model_kwargs, training=True)
+        return found if isinstance(found, Network) and found.is_same(self.network) else None
 
     def rescaled(self, scale: Tensor) -> MLPChain:
         """The chains of ``z``, where the energy is that of ``scale z``, scale (D,)."""
         first, *others = self.network.weights
-        return self._replace(network=self.network._replace(weights=[first * scale, *others]))
+        precision, mean = self.network.base_precision, self.network.base_mean
+        network = self.network._replace(
+            weights=[first * scale, *others],
+            base_precision=None if precision is None else precision * scale**2,
+            base_mean=None if mean is None else mean / scale,
+        )
+        return self._replace(network=network)
 
     def run(
         self,
@@ -48,6 +79,7 @@ class MLPChain(NamedTuple):
         seen: range = range(0),
         before_step: BeforeStep | None = None,
         changed: range = range(0),
+        done: Done | None = None,
     ) -> None:
         """``run_steps``, by as few calls of the operator as the callbacks and Ctrl-C allow.
 
@@ -55,10 +87,15 @@ class MLPChain(NamedTuple):
             x: (B, *event) contiguous, the events of as many elements as the network has inputs.
             seen: the steps after which ``on_step`` is called.
             changed: the steps before which ``before_step`` is called.
+            done: told after each call.
         """
         total, start = len(coefficients), 0
         rows = x.flatten(1)
         step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
+        bounds = bounds_of(options)
+        if options.clamp is not None:  # of the event's shape, where it is of tensors
+            faces = (c.flatten() if isinstance(c, Tensor) else c for c in options.clamp)
+            bounds["clamp"] = tuple(faces)
         whole = range(0, total, steps_of_a_call(self.network, x))
         for end in sorted({total, *whole, *changed, *(k + 1 for k in seen)}):
             if end > start:
@@ -70,9 +107,7 @@ class MLPChain(NamedTuple):
                     *(_part(step_sizes, start, end), _part(noise_stds, start, end), rng),
                     t=start,
                     sample_ids=sample_ids,
-                    grad_clip=options.grad_clip,
-                    grad_norm_clip=options.grad_norm_clip,
-                    clamp=options.clamp,
+                    **bounds,
                     noise_first=options.noise_first,
                     precision=self.precision,
                     energy=e,
@@ -80,6 +115,8 @@ class MLPChain(NamedTuple):
                 )
                 if last_seen:
                     on_step(end - 1, x, grad.view_as(x), e)
+                if done is not None:
+                    done(end)
                 start = end
             if end in changed:
                 before_step(end, x)
@@ -97,9 +134,7 @@ class MLPChain(NamedTuple):
         rows, n = points.x.flatten(1), len(coefficients)
         step_sizes, noise_stds = tables(coefficients, points.x)
         centres, scales = moves.modes or (None, None)
-        a_call = steps_of_a_call(self.network, points.x)
-        for start in range(0, n, a_call):
-            end = min(start + a_call, n)
+        for start, end in _calls(n, steps_of_a_call(self.network, points.x)):
             mlp_adjusted_chain_(
                 *(rows, points.energy, points.grad.flatten(1), points.acceptance),
                 *(self.network, end - start),
@@ -107,8 +142,7 @@ class MLPChain(NamedTuple):
                 t=first + start,
                 sample_ids=moves.sample_ids,
                 known=known or start > 0,
-                lo=None if moves.lo is None else moves.lo.flatten(),
-                hi=None if moves.hi is None else moves.hi.flatten(),
+                **_flat(moves.lo, moves.hi),
                 centres=centres,
                 scales=scales,
                 every=every,
@@ -116,23 +150,111 @@ class MLPChain(NamedTuple):
                 uniform_share=moves.uniform_share,
             )
 
+    def hmc(
+        self,
+        points: Points,
+        divergent: Tensor,
+        first: int,
+        coefficients: Sequence[Coefficients],
+        n_leapfrog: int,
+        jitter: float,
+        rng: Tensor,
+        sample_ids: Tensor | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        known: bool = False,
+    ) -> None:
+        """Hamiltonian trajectories ``first``, ``first + 1``, ..., on a CPU: see ``mlp_hmc_chain_``.
+
+        Args:
+            points: min(1, r) is added to row 0 of its ``acceptance``.
+            divergent: (B,) int32.
+            coefficients: (step size, temperature) of each.
+            lo, hi: of the event's shape, or None.
+            known: energy and gradient of ``points`` are those of x.
+        """
+        rows, faces = points.x.flatten(1), _flat(lo, hi)
+        step_sizes, temperatures = tables(coefficients, points.x) if coefficients else (0.0, 1.0)
+        a_call = max(1, steps_of_a_call(self.network, points.x) // n_leapfrog)
+        for start, end in _calls(len(coefficients), a_call):
+            mlp_hmc_chain_(
+                *(rows, points.energy, points.grad.flatten(1), points.acceptance[0], divergent),
+                *(self.network, end - start, n_leapfrog, jitter),
+                *(_part(step_sizes, start, end), _part(temperatures, start, end), rng),
+                t=first + start,
+                sample_ids=sample_ids,
+                known=known or start > 0,
+                **faces,
+            )
+
+    def underdamped(
+        self,
+        points: Points,
+        velocity: Tensor,
+        kick: float | Tensor,
+        first: int,
+        coefficients: Sequence[tuple[float | Tensor, ...]],
+        rng: Tensor,
+        sample_ids: Tensor | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        known: bool = False,
+    ) -> float | Tensor:
+        """Underdamped steps ``first``, ``first + 1``, ..., on a CPU: see ``mlp_underdamped_chain_``.
+
+        Args:
+            velocity: (B, *event), behind by ``kick``, a number or (B,).
+            coefficients: (step size, friction, temperature) of each.
+            lo, hi, known: as of ``hmc``.
+
+        Returns:
+            What the velocity is then behind.
+        """
+        x, rows, faces = points.x, points.x.flatten(1), _flat(lo, hi)
+        factors = [(step, *_friction(step, *rest)) for step, *rest in coefficients]
+        step_sizes, decays, noise_stds = (_table(list(c), x) for c in zip(*factors, strict=True))
+        for start, end in _calls(len(factors), steps_of_a_call(self.network, x)):
+            mlp_underdamped_chain_(
+                *(rows, velocity.flatten(1), points.energy, points.grad.flatten(1)),
+                *(self.network, end - start, _table([kick], x)),
+                *(_part(table, start, end) for table in (step_sizes, decays, noise_stds)),
+                rng,
+                t=first + start,
+                sample_ids=sample_ids,
+                known=known or start > 0,
+                **faces,
+            )
+            kick = coefficients[end - 1][0] / 2
+        return kick
+
 
 def mlp_chain(
-    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, precision: str = "fp32"
+    model: Callable[..., Tensor],
+    x: Tensor,
+    model_kwargs: dict,
+    precision: str = "fp32",
+    n_steps: int | None = 0,
 ) -> MLPChain | str:
     """The chains of a model in one kernel, or the reason why there are none. All that chains know
     of small perceptrons is behind this function.
 
     Args:
         x, model_kwargs: see ``plain_mlp``.
+        n_steps: of the chains about to run, see ``captured_mlp``; None: the model's code is looked
+            at whatever it takes.
 
     Raises:
         ValueError: no chain on the device of ``x`` has this precision.
     """
     if precision == "bf16" and x.device.type != "cuda":
         raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
-    found = plain_mlp(model, x, model_kwargs)
-    return found if isinstance(found, str) else MLPChain(found, precision)
+    plain = plain_mlp(model, x, model_kwargs)
+    if isinstance(plain, Network):
+        return MLPChain(plain, precision)
+    found = captured_mlp(model, x, model_kwargs, n_steps)
+    if isinstance(found, Network):
+        return MLPChain(found, precision, captured=True)
+    return plain if found == plain else f"{plain}; of its code, {found}"
 
 
 def steps_of_a_call(network: Network, x: Tensor) -> int:
@@ -146,6 +268,26 @@ def steps_of_a_call(network: Network, x: Tensor) -> int:
     return max(1, MAX_WORK * torch.get_num_threads() // work)
 
 
+def _calls(n_steps: int, a_call: int) -> Iterator[tuple[int, int]]:
+    """First and end of the steps of each call."""
+    return ((start, min(start + a_call, n_steps)) for start in range(0, n_steps, a_call))
+
+
+def _flat(lo: Tensor | None, hi: Tensor | None) -> dict[str, Tensor | None]:
+    faces = {"lo": lo, "hi": hi}
+    return {name: None if face is None else face.flatten() for name, face in faces.items()}
+
+
+def _friction(
+    step: float | Tensor, friction: float | Tensor, temperature: float | Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """Decay and noise of a velocity."""
+    rate = friction * step
+    if isinstance(rate, Tensor):
+        return (-rate).exp(), (-(-2 * rate).expm1() * temperature) ** 0.5
+    return math.exp(-rate), (-math.expm1(-2 * rate) * temperature) ** 0.5
+
+
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:
     """Step sizes and noises of all steps, each a number or a tensor (K or 1, B or 1)."""
     if len(set(map(id, coefficients))) == 1:
@@ -155,10 +297,10 @@ def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Ten
 
 def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
     first = values[0]
-    if isinstance(first, Tensor):
-        if all(v is first for v in values):
-            return first.to(x.dtype).reshape(1, -1)
-        return torch.stack([v.to(x.dtype).reshape(-1) for v in values])
+    if isinstance(first, Tensor) and all(v is first for v in values):
+        return first.to(x.dtype).reshape(1, -1)
+    if any(isinstance(v, Tensor) for v in values):
+        return stacked(values, x.device).to(x.dtype)
     if all(v == first for v in values):
         return first
     return on_device(values, x.dtype, x.device).unsqueeze(1)

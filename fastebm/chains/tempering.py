@@ -57,8 +57,14 @@ class TemperingSteps:
             self.attempts[pair] += 1
 
     def metrics(self, points: Points, n_steps: int) -> dict[str, Tensor]:
-        """Those of the steps, and ``swap_rates`` (R - 1,): of each pair the mean probability of an
-        exchange, NaN where there was none."""
+        """Those of the steps, of the coldest replica where they are a chain's; and ``swap_rates``
+        (R - 1,): of each pair the mean probability of an exchange, NaN where there was none."""
+        r, b = len(self._temperatures), len(self._ids)
+        found = self._steps.metrics(points, n_steps)
+        if "acceptance" in found:
+            found["acceptances"] = points.acceptance[0].view(r, b).mean(1) / n_steps
+            found["acceptance"] = found["acceptances"][0]
+        if "velocity" in found:
+            found["velocity"] = found["velocity"][:b]
         attempts = torch.tensor(self.attempts, dtype=self.swaps.dtype).to(self.swaps.device)
-        rates = self.swaps.mean(1) / attempts
-        return {**self._steps.metrics(points, n_steps), "swap_rates": rates}
+        return {**found, "swap_rates": self.swaps.mean(1) / attempts}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastebm.chains.adjusted import ROUND
+from fastebm.chains.chain import bounds_of
 from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
 from fastebm.distributed.collectives import mean_of_ranks
@@ -29,7 +30,7 @@ from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
 from fastebm.samplers.langevin_chains import observe
-from fastebm.samplers.units import has_formula, uniform_share
+from fastebm.samplers.units import has_faces, has_formula, uniform_share
 
 
 class LastStepWeights(NamedTuple):
@@ -67,7 +68,7 @@ def terms_by_formulas(
     """
     if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
         return None
-    if len(batch.chains) != len(batch.x):
+    if len(batch.chains) != len(batch.x) or has_faces(getattr(sampler, "clamp", None)):
         return None
     if _inner(model) is not sampler.model or not _is_own(sampler, "last_step"):
         return None
@@ -110,6 +111,8 @@ def points_by_formulas(
     if not isinstance(sampler, LangevinDynamics) or not sampler.adjusted:
         return None
     if batch.x.device.type != "cpu" or _inner(model) is not sampler.model:
+        return None
+    if has_faces(sampler.clamp):
         return None
     step, units = sampler.step_size, sampler.units
     noise = sampler.noise_std, sampler.noise_scale, sampler.temperature
@@ -169,16 +172,24 @@ def _network(
     chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
     if chain is None:
         return None
-    network, of_data = chain.network, chain
+    model = sampler.inner_model
+    network = of_data = chain.of_loss(model, batch.chains, batch.kwargs_neg)
+    if network is None:
+        return None
     base = network.base_precision, network.base_mean
     if any(t is not None and t.requires_grad for t in base):
         return None
     model_kwargs = batch.kwargs_pos
     if model_kwargs is not batch.kwargs_neg or (model_kwargs and len(batch.x) > len(batch.chains)):
-        of_data = sampler.fused_chain(batch.x, model_kwargs)
-    if of_data is None or (of_data.network.row_bias is None) != (network.row_bias is None):
+        chain = sampler.fused_chain(batch.x, model_kwargs)
+        of_data = chain and chain.of_loss(model, batch.x, model_kwargs)
+    if of_data is None or (of_data.row_bias is None) != (network.row_bias is None):
         return None
-    return network, of_data.network.row_bias
+    if of_data is not network:  # what is called with may be in more than the row biases
+        alike = (n._replace(row_bias=None) for n in (network, of_data))
+        if not Network.is_same(*alike):
+            return None
+    return network, of_data.row_bias
 
 
 def _of_rows(
@@ -258,9 +269,7 @@ def _terms(
         *(batch.x, batch.chains, network, len(steps) - 1, step_sizes, noise_stds),
         rng.state(batch.x.device, len(batch.chains)),
         data_row_bias=data_row_bias,
-        grad_clip=options.grad_clip,
-        grad_norm_clip=options.grad_norm_clip,
-        clamp=options.clamp,
+        **bounds_of(options),
         noise_first=options.noise_first,
         energy_reg_weight=energy_reg_weight,
         kl_weight=kl_weight,

@@ -12,7 +12,8 @@ from fastebm.samplers.dual_averaging import DualAveraging
 
 ROUND = 5  # steps between two updates of the step size
 _FIRST = 20  # steps until states are looked at; then windows of 40, 80, 160, ...
-_PRIOR = 5  # states that the mean of the variances counts for in each of them
+_PRIOR = 5  # states that the mean of the logarithms of all scales counts for in each of them
+_LEAST = 1e-20  # a variance is no smaller than this part of the largest
 
 
 class Adaptation(nn.Module):
@@ -82,12 +83,12 @@ class Adaptation(nn.Module):
         variance = self.squares / max(n - 1, 1)
         if is_together():
             variance = mean_of_ranks(variance)
-        middle = variance.mean()
-        if n > 1 and bool(middle > 0):
-            scale = ((n * variance + _PRIOR * middle) / (n + _PRIOR)).sqrt()
-            ratio = (scale / self.scale).log().mean().exp()
-            self.scale.copy_(scale)
-            self.dual.restart(self.dual.average / float(ratio) ** self.power)
+        if n > 1 and bool((variance > 0).any()):
+            log = variance.clamp(min=_LEAST * variance.max()).log() / 2
+            log = (n * log + _PRIOR * log.mean()) / (n + _PRIOR)
+            ratio = float((log - self.scale.log()).mean().exp())
+            self.scale.copy_(log.exp())
+            self.dual.restart(self.dual.average / ratio**self.power)
         self.mean.zero_()
         self.squares.zero_()
         self.counts[1] = 0

@@ -101,7 +101,7 @@ class HMC(Sampler):
         """The steps of a run, in the chains' units."""
         x = run.x
         lo, hi = box_in(self.units, self.clamp, x)
-        with self.gradients(run) as gradient:
+        with self.gradients(run, self.n_leapfrog) as gradient:
             yield HamiltonianSteps(
                 *(gradient, lambda k: self.coefficients(k, x.device), self.n_leapfrog),
                 *(self.jitter, run.rng.state(x.device, len(x)), run.sample_ids, lo, hi),

@@ -16,16 +16,26 @@ from fastebm.chains.chain import ChainRunner, Coefficients, StepOptions
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.chains.second_order import uncompiled
 from fastebm.chains.steps import Steps
+from fastebm.energies.score import NO_ENERGY, Score
 from fastebm.ops.langevin import Clamp
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.adaptive import AdaptiveStep, step_setting
+from fastebm.samplers.explain import explain
 from fastebm.samplers.langevin_chains import langevin_steps, run_langevin
 from fastebm.samplers.last_step import take_last_step
 from fastebm.samplers.run import Run
 from fastebm.samplers.sampler import Sampler
 from fastebm.samplers.scale import warn_of_wide_noise
-from fastebm.samplers.settings import chains, number, setting, value_at
-from fastebm.samplers.units import Preconditioned
+from fastebm.samplers.settings import (
+    callable_model,
+    chains,
+    check_box,
+    is_table,
+    number,
+    setting,
+    value_at,
+)
+from fastebm.samplers.units import Preconditioned, box_in, has_box_each, has_faces
 
 Schedule = Callable[[int], float]
 
@@ -47,12 +57,15 @@ class LangevinDynamics(Sampler):
             also behind a bound method or a ``functools.partial``, is in eval mode with its
             parameters frozen while chains run, and restored after; other threads may sample it
             meanwhile, and nothing else. Any other function is left alone.
-        step_size: a number > 0, a tensor of B numbers (one per chain), or a schedule: a function
-            of the step's index, an int from 0 in every call of ``sample``, to a number; "auto" or
-            an ``AdaptiveStep``: it finds itself, by what Metropolis' rule accepts.
-        noise_scale, temperature: a number >= 0, or a schedule.
-        noise_std: a number >= 0, a tensor of B numbers, or a schedule; None: from the above.
-        clamp: (lo, hi), the box every step ends in; either may be None.
+        step_size: a number > 0; a tensor of B numbers, one per chain; a table (K, B) or (K, 1),
+            whose row k is that of step k, counted from 0 in every call of ``sample`` and with
+            burn_in; or a schedule: a function of the step's index to a number or a tensor (B,);
+            "auto" or an ``AdaptiveStep``: it finds itself, by what Metropolis' rule accepts.
+        noise_scale, temperature: a number >= 0, a tensor, a table, or a schedule.
+        noise_std: the same; None: from the above.
+        clamp: (lo, hi), the box every step ends in: numbers, tensors (*event), or tensors
+            (B, *event), a box a chain, for which jumps and fused chains are not there; either may
+            be None.
         grad_clip: bound on |grad|, element by element.
         noise_first: ``x <- x + sigma * n``, then the gradient there, then the rest of the step.
         grad_norm_clip: bound on each chain's gradient norm, applied before ``grad_clip``.
@@ -75,13 +88,19 @@ class LangevinDynamics(Sampler):
             sqrt(D): chains sample ``exp(-E / effective_temperature)`` at any step. ``clamp``
             refuses what is outside.
         preconditioner: (*event), a scale of each coordinate, such as its standard deviation: chains
-            run in these units, ``x = scale z``: step and noise, and bounds on gradients, are z's.
-            None: all scales are 1. ``warm_up`` finds it.
+            run in these units, ``x = scale z``: step and noise, and bounds on gradients and on the
+            displacement, are z's. None: all scales are 1. ``warm_up`` finds it.
+        displacement_clip: bound on how far a step moves, element by element, noise and all, before
+            the box; not with ``noise_first`` or ``adjusted``.
+        score: in place of ``model``, which is then None: a function (B, *event) -> grad log p of
+            the same shape. There are no energies, so no ``adjusted``, no adaptive step, no
+            preconditioner, no loss, and none in the diagnostics.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
 
-    Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996.
+    Source: Roberts and Tweedie, Exponential convergence of Langevin distributions, 1996; the bound
+    on the displacement: Florence et al., Implicit behavioral cloning, 2021.
     """
 
     _outside_graphs = ("runner", "step_size_checked")  # no graph of a step bakes these in
@@ -89,13 +108,14 @@ class LangevinDynamics(Sampler):
     target_acceptance = 0.9
     _step_power = 2
     step_size = Setting(step_setting)
-    noise_scale = Setting(setting)
+    noise_scale = Setting(partial(setting, per_chain=True))
     noise_std = Setting(optional(partial(setting, per_chain=True)))
     temperature = Setting(partial(setting, per_chain=True))
     grad_clip = Setting(optional(partial(number, above_zero=True)))
     noise_first = Setting(one_of(False, True))
     adjusted = Setting(one_of(False, True))
     grad_norm_clip = Setting(optional(partial(number, above_zero=True)))
+    displacement_clip = Setting(optional(partial(number, above_zero=True)))
     backend = Setting(one_of("auto", "eager", "fused"))
     compile = Setting(one_of(False, True))
     graph = Setting(one_of("auto", True, False))
@@ -103,11 +123,11 @@ class LangevinDynamics(Sampler):
 
     def __init__(
         self,
-        model: Callable[..., Tensor],
+        model: Callable[..., Tensor] | None,
         step_size: float | Tensor | Schedule,
-        noise_scale: float | Schedule = 1.0,
+        noise_scale: float | Tensor | Schedule = 1.0,
         noise_std: float | Tensor | Schedule | None = None,
-        temperature: float | Schedule = 1.0,
+        temperature: float | Tensor | Schedule = 1.0,
         clamp: Clamp | None = None,
         grad_clip: float | None = None,
         noise_first: bool = False,
@@ -118,11 +138,19 @@ class LangevinDynamics(Sampler):
         precision: str = "fp32",
         adjusted: bool = False,
         preconditioner: Tensor | None = None,
+        displacement_clip: float | None = None,
+        score: Callable[..., Tensor] | None = None,
     ) -> None:
-        self.model = model
+        if (model is None) == (score is None):
+            raise ValueError("give one of model and score, and None for the other")
+        if score is None:
+            self.model = model
+        else:
+            self.score = score
         self.step_size, self.noise_scale, self.noise_std = step_size, noise_scale, noise_std
         self.temperature, self.clamp, self.noise_first = temperature, clamp, noise_first
         self.grad_clip, self.grad_norm_clip = grad_clip, grad_norm_clip
+        self.displacement_clip = displacement_clip
         self.backend, self.compile, self.graph = backend, compile, graph
         self.precision, self.adjusted = precision, adjusted
         self.preconditioner = preconditioner
@@ -131,9 +159,35 @@ class LangevinDynamics(Sampler):
         self.step_size_checked = False  # the losses look at their first batch unless it was
 
     @property
+    def score(self) -> Callable[..., Tensor] | None:
+        """The gradient of log p that chains follow where there is no energy."""
+        return self.model.model if isinstance(self.model, Score) else None
+
+    @score.setter
+    def score(self, score: Callable[..., Tensor]) -> None:
+        self.model = Score(callable_model("score", score))
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether there are energies, not a score alone."""
+        return not isinstance(self.model, Score)
+
+    @property
     def options(self) -> StepOptions:
         """What all steps of a chain have in common, of the settings."""
-        return StepOptions(self.clamp, self.grad_clip, self.grad_norm_clip, self.noise_first)
+        return StepOptions(
+            *(self.clamp, self.grad_clip, self.grad_norm_clip, self.noise_first),
+            self.displacement_clip,
+        )
+
+    def options_of(self, x: Tensor) -> StepOptions:
+        """``options`` for chains ``x`` in their units, its box as tensors where faces differ."""
+        options, units = self.options, self.units
+        if options.clamp is None:
+            return options
+        if units is None and not has_faces(options.clamp):
+            return options
+        return options._replace(clamp=box_in(units, options.clamp, x))
 
     def _check_way(self) -> None:
         """ValueError where the settings of how chains run go against each other. Each of them may
@@ -142,20 +196,32 @@ class LangevinDynamics(Sampler):
             raise ValueError(f"precision='bf16' needs backend='fused', got {self.backend!r}")
         if self.backend == "fused" and (self.compile or self.graph is True):
             raise ValueError("backend='fused' has nothing to compile or to capture")
-        if self.clamp is not None and self.units is not None and not self.adjusted:
-            raise ValueError(
-                "clamp of chains in units of each coordinate needs adjusted=True: its faces differ"
-            )
+        if self.displacement_clip is not None and self.noise_first:
+            raise ValueError("displacement_clip bounds a step with its noise: noise_first=False")
+        if not self.has_energy:
+            self._check_score()
         if not self.adjusted:
             return
         for name, value in {"noise_first": False, "grad_clip": None, "grad_norm_clip": None,
-                            "compile": False, "precision": "fp32"}.items():  # fmt: skip
+                            "displacement_clip": None, "compile": False,
+                            "precision": "fp32"}.items():  # fmt: skip
             if getattr(self, name) != value:
                 raise ValueError(
                     f"{name} must be {value!r} with adjusted=True, got {getattr(self, name)!r}"
                 )
         if self.graph is True:
             raise ValueError("graph must be False or 'auto' with adjusted=True, got True")
+
+    def _check_score(self) -> None:
+        """ValueError where a setting needs an energy."""
+        for name, needs in {
+            "adjusted=True": self.adjusted,
+            "an adaptive step_size": isinstance(self.step_size, AdaptiveStep),
+            "compile=True": self.compile,
+            "a preconditioner": self.preconditioner is not None,
+        }.items():
+            if needs:
+                raise ValueError(f"{name} needs a model, {NO_ENERGY}")
 
     def coefficients(self, k: int, device: torch.device | str | None = None) -> Coefficients:
         """``(step_size, sigma)`` of step ``k``, each a float or a tensor (B,). An adaptive step is
@@ -169,13 +235,13 @@ class LangevinDynamics(Sampler):
             return step, value_at(k, "noise_std", self.noise_std)
         scale = value_at(k, "noise_scale", self.noise_scale)
         sigma = (2 * value_at(k, "temperature", self.temperature) * step) ** 0.5
-        return step, sigma if scale == 1 else scale * sigma
+        return step, sigma if isinstance(scale, float) and scale == 1 else scale * sigma
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether a setting is a function of the step."""
+        """Whether a setting is a function of the step, or a table."""
         settings = (self.step_size, self.noise_std, self.noise_scale, self.temperature)
-        return any(callable(s) and not isinstance(s, AdaptiveStep) for s in settings)
+        return any(is_table(s) or callable(s) and not isinstance(s, AdaptiveStep) for s in settings)
 
     def plan(self, steps: range, device: torch.device | str | None = None) -> list[Coefficients]:
         """The coefficients of some steps, all checked."""
@@ -206,6 +272,13 @@ class LangevinDynamics(Sampler):
         """Whether steps may be jumps between modes."""
         return self.adjusted
 
+    def with_settings(self, settings: dict) -> Sampler:
+        """As of any sampler; ValueError for a temperature where ``noise_std`` wins over it."""
+        other = super().with_settings(settings)
+        if "temperature" in settings and other.noise_std is not None:
+            raise ValueError("temperature has no effect where noise_std is set")
+        return other
+
     def _adjusted_kin(self) -> Sampler:
         kin = copy.copy(self)
         kin.adjusted = True
@@ -222,10 +295,12 @@ class LangevinDynamics(Sampler):
 
     def check_temperatures(self) -> None:
         """TypeError unless chains may have a temperature each."""
-        if self.noise_std is not None or callable(self.noise_scale):
+        if self.noise_std is not None or not isinstance(self.noise_scale, float):
             raise TypeError(
                 "noise_std must be None and noise_scale a number where each chain has a temperature"
             )
+        if not self.has_energy:
+            raise TypeError(NO_ENERGY)
 
     def check_step_size(self, data: Tensor) -> None:
         """Warn when the noise of one step is wider than the tightest scale of the data.
@@ -276,6 +351,9 @@ class LangevinDynamics(Sampler):
         x = chains(x)
         check_sample_ids(sample_ids, len(x))
         self._check_way()
+        if not self.has_energy:
+            raise TypeError(NO_ENERGY)
+        check_box(self.clamp, x)
         (coefficients,) = self.plan(range(k, k + 1), x.device)
         out = take_last_step(
             *(self, x, coefficients, rng.state(x.device, len(x)), create_graph),
@@ -284,9 +362,13 @@ class LangevinDynamics(Sampler):
         rng.advance(1)
         return out
 
-    def fused_chain(self, x: Tensor, model_kwargs: dict) -> MLPChain | None:
+    def explain(self, x: Tensor, model_kwargs: dict | None = None) -> str:
+        """Which way chains from ``x`` (B, *event) go, and why: fused, compiled, graph or eager."""
+        return explain(self, x, model_kwargs)
+
+    def fused_chain(self, x: Tensor, model_kwargs: dict, n_steps: int = 0) -> MLPChain | None:
         """Chains from ``x``, in the chains' units, in one kernel; None where they are run step by
-        step.
+        step. ``n_steps`` are about to run: the code of a model is looked at once it is worth it.
 
         Raises:
             ValueError: what ``backend`` and ``precision`` ask for cannot be had.
@@ -297,7 +379,12 @@ class LangevinDynamics(Sampler):
         units = self.units
         scale = units.scale if isinstance(units, Preconditioned) else None
         model = self.inner_model if scale is None else units.inner
-        found = mlp_chain(model, x, model_kwargs, self.precision)
+        asked = None if self.backend == "fused" else n_steps
+        found = mlp_chain(model, x, model_kwargs, self.precision, asked)
+        if has_box_each(self.clamp, x):
+            found = "each chain has a clamp of its own"
+        elif x.device.type != "cpu" and not self.adjusted and has_faces(self.options_of(x).clamp):
+            found = "clamp is of tensors, which the kernel of a device does not take yet"
         if not isinstance(found, str):
             return found if scale is None else found.rescaled(scale.flatten())
         if self.backend == "fused":

@@ -25,7 +25,7 @@ from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.diagnostics import acceptances
 from fastebm.samplers.run import Run
-from fastebm.samplers.units import box_in, uniform_share
+from fastebm.samplers.units import box_in, has_box_each, uniform_share
 
 
 def run_langevin(sampler, run: Run) -> tuple[Points, dict[str, Tensor]]:
@@ -91,7 +91,7 @@ def _run_adjusted(
         after_round(acceptance, n_proposals)
         plan.clear()
 
-    with adjusted_mover(sampler, x, run.model_kwargs) as move:
+    with adjusted_mover(sampler, run) as move:
         run_adjusted(
             *(move, points, run.total, coefficients, transitions),
             *(after_round and adapt, *run.callbacks),
@@ -105,6 +105,8 @@ def transitions_of(sampler, run: Run) -> Moves:
     if n_jumps and run.population is None and ids is None:
         ids = run.rng.first_sample(len(x)) + torch.arange(len(x), device=x.device)
     lo, hi = box_in(sampler.units, sampler.clamp, x)
+    if n_jumps and has_box_each(sampler.clamp, x):
+        raise ValueError("jumps need one clamp for all chains, got tensors with a face for each")
     state = run.rng.state(x.device, len(x))
     given = n_jumps and run.population is not None
     modes = local_means(run.population, state, n_jumps=n_jumps) if given else None
@@ -113,21 +115,21 @@ def transitions_of(sampler, run: Run) -> Moves:
 
 
 @contextmanager
-def adjusted_mover(sampler, x: Tensor, model_kwargs: dict) -> Iterator[Mover]:
+def adjusted_mover(sampler, run: Run) -> Iterator[Mover]:
     """Adjusted transitions on the sampler's energy, by one kernel where it has one."""
-    fused = sampler.fused_chain(x, model_kwargs)
+    fused = sampler.fused_chain(run.x, run.model_kwargs, run.total)
     if fused is not None:
         yield fused.move
         return
     with sampling_mode(sampler.inner_model):
-        yield move_any(sampler.inner_model, model_kwargs)
+        yield move_any(sampler.inner_model, run.model_kwargs)
 
 
 @contextmanager
 def langevin_steps(sampler, run: Run) -> Iterator[Steps]:
     """Steps of a ``LangevinDynamics`` with a plan that is fixed, a few at a time."""
     if sampler.adjusted:
-        with adjusted_mover(sampler, run.x, run.model_kwargs) as move:
+        with adjusted_mover(sampler, run) as move:
             yield _AdjustedSteps(sampler, move, transitions_of(sampler, run))
     else:
         with sampler.gradients(run) as gradient:
@@ -164,15 +166,15 @@ class _PlainSteps:
 def _unadjusted(sampler, run: Run, first: int = 0) -> None:
     x, model, state = run.x, sampler.inner_model, run.rng.state(run.x.device, len(run.x))
     plan = sampler.plan(range(first, first + run.total), x.device)
-    fused = sampler.fused_chain(x, run.model_kwargs)
+    fused, options = sampler.fused_chain(x, run.model_kwargs, run.total), sampler.options_of(x)
     if fused is not None:
-        return fused.run(x, plan, state, sampler.options, run.sample_ids, *run.callbacks)
-    chain = Chain(x, plan, state, sampler.options, run.model_kwargs, run.sample_ids)
+        return fused.run(x, plan, state, options, run.sample_ids, *run.callbacks)
+    chain = Chain(x, plan, state, options, run.model_kwargs, run.sample_ids)
     freeze = not sampler.compile  # whose code takes no gradients of autograd's
     with torch.enable_grad(), sampling_mode(model, freeze):
         sampler.runner.run(
             *(model, chain, sampler.compile, sampler.graph),
-            *(_only(run.on_step, run.seen), _only(run.before_step, run.changed)),
+            *(_only(run.on_step, run.seen), _only(run.before_step, run.changed), run.done),
         )
 
 

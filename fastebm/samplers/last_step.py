@@ -56,7 +56,7 @@ def take_last_step(
             out, grad = _adjusted(model, gradient, x, coefficients, moves, kwargs)
         else:
             out, grad = run_last_step(
-                gradient, x, coefficients, rng, sampler.options, kwargs, sample_ids
+                gradient, x, coefficients, rng, sampler.options_of(x), kwargs, sample_ids
             )
         return out if units is None else units.restore(out), grad
 

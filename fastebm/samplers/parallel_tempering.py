@@ -20,6 +20,7 @@ from fastebm.samplers.ladder import adapted, log_gaps
 from fastebm.samplers.run import Run, run_steps_of
 from fastebm.samplers.sampler import Sampler
 from fastebm.samplers.settings import chains, number
+from fastebm.samplers.units import bring_into, of_replicas
 
 _REPLICA = 48  # the bit of a chain's id from which its replica is counted
 _ROUND = 20  # steps of a warm-up between two looks at the swaps
@@ -64,10 +65,10 @@ class ParallelTempering(Sampler):
     Attributes:
         temperatures: may be set at any time; ``warm_up`` moves those between the first and last.
 
-    Diagnostics: as of the sampler, energies and acceptance of the coldest replica, and
-    ``swap_rates`` (R - 1,), the mean probability of an exchange of each pair (0.2 to 0.6 is good;
-    near 0: the ladder has a gap; NaN: there was none), ``replicas`` (R, B, *event), where all of
-    them are, to go on from.
+    Diagnostics: as of the sampler, energies and ``acceptance`` of the coldest replica,
+    ``acceptances`` (R,) of all, and ``swap_rates`` (R - 1,), the mean probability of an exchange of
+    each pair (0.2 to 0.6 is good; near 0: the ladder has a gap; NaN: there was none), ``replicas``
+    (R, B, *event), where all of them are, to go on from.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
@@ -115,16 +116,27 @@ class ParallelTempering(Sampler):
         tempering._replicas = chains(replicas)
         return super(ParallelTempering, tempering).sample(replicas[0], n_steps, **more)
 
+    def with_settings(self, settings: dict) -> Sampler:
+        """A copy whose sampler has some settings; its temperatures are the ladder's."""
+        if not settings:
+            return self
+        if "temperature" in settings:
+            raise TypeError("ParallelTempering has no temperature but those of its ladder")
+        other = copy.copy(self)
+        other.sampler = self.sampler.with_settings(settings)
+        other.sampler.check_temperatures()
+        return other
+
     def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
         b, units = len(run.x), self.units
         with self._steps(run) as (steps, points, of_all):
             run_steps_of(steps, points, of_all)
         cold = Points(points.x[:b], points.energy[:b], points.grad[:b], points.acceptance[:, :b])
         replicas = points.x if units is None else units.restore(points.x)
-        if self.clamp is not None and units is not None:
-            replicas.clamp_(*self.clamp)
-        metrics = steps.metrics(cold, run.total)
-        return cold, {**metrics, "replicas": replicas.view(-1, *run.x.shape)}
+        replicas = replicas.view(-1, *run.x.shape)
+        if units is not None:
+            bring_into(self.clamp, replicas)
+        return cold, {**steps.metrics(points, run.total), "replicas": replicas}
 
     @contextmanager
     def _steps(self, run: Run) -> Iterator[tuple[TemperingSteps, Points, Run]]:
@@ -149,6 +161,7 @@ class ParallelTempering(Sampler):
         )
         sampler = copy.copy(self.sampler)
         sampler.temperature = ladder.repeat_interleave(b)
+        sampler.clamp = of_replicas(self.clamp, x, r)
         with sampler.steps(of_all) as steps:
             state = run.rng.state(x.device, b)
             tempering = TemperingSteps(steps, ladder, self.swap_every, state, ids)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fastebm.arguments import integer
 from fastebm.chains.adjusted import Points
-from fastebm.chains.chain import BeforeStep, OnStep
+from fastebm.chains.chain import BeforeStep, Done, OnStep
 from fastebm.chains.steps import Steps
 from fastebm.rng import ChainRNG, DeviceRNG
+from fastebm.samplers.progress import PIECE
 from fastebm.samplers.units import Units
 
 
@@ -28,6 +29,7 @@ class Run(NamedTuple):
         before_step, changed: ``before_step(k, x)`` changes x in place, before these.
         n_jumps: of the steps, jumps between the modes of a population.
         population: what they go by, (P, *event); None: the chains themselves.
+        done: told now and then how many steps are; None: nobody asks.
     """
 
     x: Tensor
@@ -41,10 +43,11 @@ class Run(NamedTuple):
     changed: range = range(0)
     n_jumps: int = 0
     population: Tensor | None = None
+    done: Done | None = None
 
     @property
     def callbacks(self) -> tuple:
-        return self.on_step, self.seen, self.before_step, self.changed
+        return self.on_step, self.seen, self.before_step, self.changed, self.done
 
     def in_units(self, units: Units) -> Run:
         """The same with chains, population and callbacks in other units."""
@@ -59,12 +62,15 @@ class Run(NamedTuple):
 def run_steps_of(steps: Steps, points: Points, run: Run) -> None:
     """All steps of a run, by as few calls of ``steps`` as its callbacks allow."""
     known, start = False, 0
-    for end in sorted({run.total, *run.changed, *(k + 1 for k in run.seen)}):
+    pieces = () if run.done is None else range(PIECE, run.total, PIECE)
+    for end in sorted({run.total, *pieces, *run.changed, *(k + 1 for k in run.seen)}):
         if end > start:
             steps(points, start, end - start, known)
             known = True
             if end - 1 in run.seen:
                 run.on_step(end - 1, points.x, points.grad, points.energy)
+            if run.done is not None:
+                run.done(end)
             start = end
         if end in run.changed and end < run.total:
             run.before_step(end, points.x)

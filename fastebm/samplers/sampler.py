@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer, optional, sizes
 from fastebm.chains.adjusted import Points
-from fastebm.chains.chain import BeforeStep, OnStep
+from fastebm.chains.chain import BeforeStep, Done, OnStep
 from fastebm.chains.gradients import GradientAt, gradients
 from fastebm.chains.steps import Steps
 from fastebm.energies.sampling_mode import modules_of, parameters_of
@@ -20,9 +21,17 @@ from fastebm.ops.langevin import langevin_step_
 from fastebm.replay.augmentation import Augmentation
 from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.diagnostics import Log, as_rows, finite_rows
+from fastebm.samplers.progress import Progress, told
 from fastebm.samplers.run import Run, checked_jumps, run_steps_of
-from fastebm.samplers.settings import box, callable_model, chains, scales
-from fastebm.samplers.units import Preconditioned, Units, units_of
+from fastebm.samplers.settings import (
+    box,
+    callable_model,
+    chains,
+    check_box,
+    check_sizes,
+    scales,
+)
+from fastebm.samplers.units import Preconditioned, Units, box_for, bring_into, units_of
 from fastebm.samplers.warm_up import WarmsUp
 
 
@@ -32,12 +41,14 @@ class Sampler(WarmsUp):
 
     Attributes:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S) (scales, summed here).
-        clamp: (lo, hi), the box of the chains; either may be None.
+        clamp: (lo, hi), the box of the chains: numbers, or tensors (*event) or (B, *event); either
+            may be None.
         preconditioner: (*event) or None: chains run in units of these scales, ``x = scale z``, with
             the same steps: a step acts on z, and settings that have a unit have z's.
     """
 
     step_size_checked = True  # there is nothing to check by the data
+    has_energy = True  # the model gives energies, not a score alone
     adjusted = True  # chains accept or refuse, and end at points whose energy is known
     by_points = True  # losses see the chains' ends, and no derivative of a step
 
@@ -88,6 +99,10 @@ class Sampler(WarmsUp):
         augment_every: int = 20,
         jumps: int = 0,
         population: Tensor | None = None,
+        step_size: float | Tensor | Callable[[int], Any] | None = None,
+        noise_std: float | Tensor | Callable[[int], Any] | None = None,
+        temperature: float | Tensor | Callable[[int], Any] | None = None,
+        progress: Progress | bool | None = None,
     ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
@@ -118,6 +133,10 @@ class Sampler(WarmsUp):
             population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
                 one half jumping by where the other is, anew after 20 steps and where states are
                 kept, so B >= 4.
+            step_size, noise_std, temperature: settings for this call alone, of samplers that have
+                them; None: what the sampler's are.
+            progress: called with (steps done, of how many), some ten times a second and in the end;
+                True: a bar of rich's.
 
         Returns:
             The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
@@ -133,6 +152,8 @@ class Sampler(WarmsUp):
             ValueError, TypeError: an argument is not what it should be, or the model is not one
                 for ``backend="fused"``; nothing has run then.
         """
+        own = {"step_size": step_size, "noise_std": noise_std, "temperature": temperature}
+        self = self.with_settings({k: v for k, v in own.items() if v is not None})  # of this call
         n_steps, burn_in = integer("n_steps", n_steps, 0), integer("burn_in", burn_in, 0)
         thin, augment_every = integer("thin", thin, 1), integer("augment_every", augment_every, 1)
         total = burn_in + n_steps
@@ -151,24 +172,28 @@ class Sampler(WarmsUp):
         if augmentation is not None:
             augmentation.check_shape(tuple(x.shape[1:]))
         state = rng.state(x.device, len(x))
-        log = Log(x, burn_in, thin, energy=(len(x),), grad_norm=(len(x),))
+        names = ("energy", "grad_norm") if self.has_energy else ("grad_norm",)
+        log = Log(x, burn_in, thin, **dict.fromkeys(names, (len(x),)))
 
-        def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
+        def keep(k: int, x: Tensor, grad: Tensor, e: Tensor | None) -> None:
             if return_trajectory:
                 log.add_state(x.clone())
             if return_diagnostics:
-                log.add_numbers(x, energy=e.clone(), grad_norm=as_rows(grad).norm(dim=1))
+                energies = {} if e is None else {"energy": e.clone()}
+                log.add_numbers(x, **energies, grad_norm=as_rows(grad).norm(dim=1))
 
         def augment(k: int, x: Tensor) -> None:
             x.copy_(augmentation.transform(x, state, k, sample_ids))
 
         watched = return_trajectory or return_diagnostics
-        points, metrics = self.run(
-            *(x, total, rng, model_kwargs or {}, sample_ids, keep if watched else None),
-            *(range(burn_in + thin - 1, total if watched else 0, thin),),
-            *(None if augmentation is None else augment,),
-            *(range(0, total if augmentation is not None else 0, augment_every), jumps, population),
-        )
+        with told(progress, total) as done:
+            points, metrics = self.run(
+                *(x, total, rng, model_kwargs or {}, sample_ids, keep if watched else None),
+                *(range(burn_in + thin - 1, total if watched else 0, thin),),
+                *(None if augmentation is None else augment,),
+                *(range(0, 0 if augmentation is None else total, augment_every), jumps, population),
+                done,
+            )
         out = log.trajectory() if return_trajectory else points.x
         if not return_diagnostics:
             return out
@@ -179,6 +204,21 @@ class Sampler(WarmsUp):
             "n_nonfinite": (~finite_rows(points.x)).sum(),
             "effective_temperature": self.effective_temperature,
         }
+
+    def with_settings(self, settings: dict[str, Any]) -> Sampler:
+        """A copy with some settings, itself where there are none.
+
+        Raises:
+            TypeError: it has no such setting. And what setting one raises.
+        """
+        if not settings:
+            return self
+        other = copy.copy(self)
+        for name, value in settings.items():
+            if not isinstance(getattr(type(self), name, None), Setting):
+                raise TypeError(f"{type(self).__name__} has no {name}")
+            setattr(other, name, value)
+        return other
 
     def _starting_at(self, x: Tensor) -> Tensor:
         """``x`` as chains may start there, or a ValueError."""
@@ -197,6 +237,7 @@ class Sampler(WarmsUp):
         changed: range = range(0),
         n_jumps: int = 0,
         population: Tensor | None = None,
+        done: Done | None = None,
     ) -> tuple[Points, dict[str, Tensor]]:
         """``total`` steps from ``x`` (B, *event), which stays as it is, arguments as of a ``Run``
         and x in the user's units in all of them; the stream is advanced.
@@ -204,17 +245,19 @@ class Sampler(WarmsUp):
         Returns:
             The last points, x in the user's units, and metrics of the chains.
         """
+        for name in ("step_size", "noise_std", "noise_scale", "temperature"):
+            check_sizes(name, getattr(self, name, None), total, len(x))
+        check_box(self.clamp, x)
         callbacks = on_step, seen, before_step, changed
         with outside_inference():
             x, units = x.clone(memory_format=torch.contiguous_format), self.units
-            run = Run(x, total, rng, model_kwargs, sample_ids, *callbacks, n_jumps, population)
+            more = n_jumps, population, done
+            run = Run(x, total, rng, model_kwargs, sample_ids, *callbacks, *more)
             points, metrics = self._run(run if units is None else run.in_units(units))
             rng.advance(total)
             if units is None:
                 return points, metrics
-            out = units.restore(points.x)
-            if self.clamp is not None:  # the way back is rounded
-                out.clamp_(*self.clamp)
+            out = bring_into(self.clamp, units.restore(points.x))  # the way back is rounded
             return points._replace(x=out), metrics
 
     def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
@@ -228,12 +271,12 @@ class Sampler(WarmsUp):
         """The steps of a run, in the chains' units, for as long as the context is open."""
         raise NotImplementedError
 
-    def gradients(self, run: Run) -> AbstractContextManager[GradientAt]:
-        """Energy and gradient at points, in the chains' units."""
+    def gradients(self, run: Run, a_step: int = 1) -> AbstractContextManager[GradientAt]:
+        """Energy and gradient at points, in the chains' units, so many in each step."""
         units = self.units
         scaled = isinstance(units, Preconditioned)
         model, scale = (units.inner, units.scale) if scaled else (self.inner_model, None)
-        return gradients(model, run.x, run.model_kwargs, scale)
+        return gradients(model, run.x, run.model_kwargs, scale, a_step * run.total)
 
     def check_temperatures(self) -> None:
         """TypeError unless chains may have a temperature each."""
@@ -245,7 +288,7 @@ class Sampler(WarmsUp):
 
     def clamp_share(self, x: Tensor) -> Tensor:
         """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
-        lo, hi = self.clamp or (None, None)
+        lo, hi = box_for(self.clamp, x) or (None, None)
         if lo is None and hi is None:
             return torch.zeros((), device=x.device)
         on_face = x <= lo if hi is None else x >= hi
@@ -262,8 +305,7 @@ class Sampler(WarmsUp):
         parameters = parameters_of(modules_of(self.model))
         like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
         x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
-        state = rng.state(x.device, len(x))
+        check_box(self.clamp, x)
+        state, box = rng.state(x.device, len(x)), box_for(self.clamp, x)
         with torch.no_grad():
-            return langevin_step_(
-                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
-            )
+            return langevin_step_(x, None, 0.0, 1.0, state, sample_ids=ids, clamp=box, tag=INIT)

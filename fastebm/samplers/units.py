@@ -85,22 +85,75 @@ def uniform_share(units: Units | None, clamp: Clamp | None) -> float:
     lo, hi = _closed(clamp)
     if lo is None or hi is None:
         return 0.0
-    wide = units is not None and hi - lo > MOST_WIDTH * units.least_std
+    width = hi - lo
+    if isinstance(width, Tensor):
+        wide = not width.isfinite().all()
+        wide = wide or (units is not None and (width > MOST_WIDTH * units.std.to(width)).any())
+    else:
+        wide = units is not None and width > MOST_WIDTH * units.least_std
     return 0.0 if wide else UNIFORM_SHARE
 
 
 def _closed(clamp: Clamp | None) -> Clamp:
-    """Both faces, None for one that is nowhere."""
-    lo, hi = clamp or (None, None)
-    return tuple(None if c is None or abs(c) == torch.inf else c for c in (lo, hi))
+    """Both faces, None for a number that is nowhere."""
+    faces = clamp or (None, None)
+    return tuple(
+        None if not isinstance(c, Tensor) and (c is None or abs(c) == torch.inf) else c
+        for c in faces
+    )
 
 
 def box_in(units: Units | None, clamp: Clamp | None, x: Tensor) -> Faces:
     """The faces of a box of the user's units in those of the chains x (B, *event): each of the
-    event's shape, or None."""
-    clamp = _closed(clamp)
+    event's shape, of x's where chains have a box each, or None."""
+    faces = _closed(box_for(clamp, x))
     if units is not None:
-        faces = units.bounds(clamp)
-        return tuple(None if c is None else c.expand(x.shape[1:]).contiguous() for c in faces)
+        faces = units.bounds(faces)
     full = dict(size=x.shape[1:], dtype=torch.float32, device=x.device)
-    return tuple(None if c is None else torch.full(fill_value=c, **full) for c in clamp)
+    numbers = (None if c is None or isinstance(c, Tensor) else c for c in faces)
+    whole = (None if c is None else torch.full(fill_value=c, **full) for c in numbers)
+    return tuple(
+        _whole(c, x) if isinstance(c, Tensor) else w for c, w in zip(faces, whole, strict=True)
+    )
+
+
+def _whole(face: Tensor, x: Tensor) -> Tensor:
+    """A face of one shape with an event, or with all chains where they differ."""
+    if has_box_each((face, None), x):
+        return face.expand(x.shape).contiguous()
+    return (face if face.dim() < x.dim() else face[0]).expand(x.shape[1:]).contiguous()
+
+
+def has_faces(clamp: Clamp | None) -> bool:
+    """Whether a box is of tensors, not of numbers."""
+    return any(isinstance(c, Tensor) for c in clamp or ())
+
+
+def has_box_each(clamp: Clamp | None, x: Tensor) -> bool:
+    """Whether chains x (B, *event) have a box each."""
+    return any(isinstance(c, Tensor) and c.dim() == x.dim() and len(c) > 1 for c in clamp or ())
+
+
+def box_for(clamp: Clamp | None, x: Tensor) -> Clamp | None:
+    """A box whose tensors go with x, in device and at least its precision."""
+    if clamp is None:
+        return None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return tuple(c.to(x.device, dtype) if isinstance(c, Tensor) else c for c in clamp)
+
+
+def bring_into(clamp: Clamp | None, x: Tensor) -> Tensor:
+    """``x`` (..., *event), changed in place to lie in a box."""
+    lo, hi = box_for(clamp, x) or (None, None)
+    if lo is not None:
+        x.clamp_(min=lo)
+    return x if hi is None else x.clamp_(max=hi)
+
+
+def of_replicas(clamp: Clamp | None, x: Tensor, n: int) -> Clamp | None:
+    """The box of chains x (B, *event) for n replicas of all of them, (n B, *event)."""
+    if not has_box_each(clamp, x):
+        return clamp
+    return tuple(
+        c.repeat(n, *(1,) * (c.dim() - 1)) if has_box_each((c, None), x) else c for c in clamp
+    )

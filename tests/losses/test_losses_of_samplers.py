@@ -55,7 +55,8 @@ def test_cd_is_the_energy_gap_at_the_ends_of_the_chains(name):
 def test_pcd_keeps_the_chains(name):
     torch.manual_seed(0)
     model = MLPEnergy(2, (16,))
-    buffer = ReplayBuffer(256, (2,), reinit_prob=0.0, init_fn=lambda n: data(name, n))
+    buffer = ReplayBuffer(256, (2,), reinit_prob=0.0, seed=0)
+    buffer.data.copy_(data(name, 256))
     loss = PersistentContrastiveDivergence(model, SAMPLERS[name](model), buffer, k_steps=3)
     rng = ChainRNG(1)
     for _ in range(3):

@@ -78,7 +78,7 @@ def test_dual_averaging_solves_for_the_target():
     dual = DualAveraging(1e-3, 0.7)
     for _ in range(1000):
         dual.update(torch.tensor(-dual.step, dtype=torch.float64).exp())
-    assert dual.average == pytest.approx(-torch.tensor(0.7).log().item(), rel=0.02)
+    assert dual.average == pytest.approx(-torch.tensor(0.7).log().item(), rel=0.05)
     dual.update(float("nan"))  # counts as a refusal
     assert dual.step < dual.average
 

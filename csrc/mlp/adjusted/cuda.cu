@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(tile_threads(kShared), 1)
 }
 
 ChainPlan adjusted_plan(const MlpAdjustedParams& p) {
-  return float_plan(p.chain, adjusted_tile_bytes);
+  return float_plan(p.chain, max_shared_bytes(), adjusted_tile_bytes);
 }
 
 }  // namespace

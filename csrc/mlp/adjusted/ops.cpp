@@ -64,7 +64,7 @@ void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance
       coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps, chain.step_sizes_stride);
   chain.step.noise_stds =
       coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps, chain.noise_stds_stride);
-  if (!kCpu) check_for_device(kOp, chain.mlp, chain.row_bias);
+  if (!kCpu) check_for_device(kOp, chain.mlp);
   const Box box = sample_box(kOp, x, lo, hi, &kept);
   p.jumps.lo = box.lo;
   p.jumps.hi = box.hi;

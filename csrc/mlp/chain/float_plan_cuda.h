@@ -12,13 +12,14 @@ constexpr int kFullWarps = 4;  // to fill a multiprocessor
 // A tile of float32 has as many samples as leave four warps for each multiprocessor: more share a
 // read of weights. Where there are four tiles, a warp takes each, and so many in a CUDA block share
 // its weights. Those are resident where they leave room for the tiles that there is work for, up to
-// four; in slabs they leave room for more than that, but each is read again in every step.
+// four; in slabs they leave room for more than that, but each is read again in every step. Layers
+// of more than kLarge features have too many sums for one warp, so all warps share a tile.
 //
 // tile_bytes(plan, samples, whether all warps share a tile) is what a tile takes of shared memory.
 template <class F>
-ChainPlan float_plan(const MlpChainParams& p, F&& tile_bytes) {
-  ChainPlan plan = pack_plan(p.mlp, 4);
-  const int shared = max_shared_bytes(), beside_slabs = shared - plan.weight_bytes();
+ChainPlan float_plan(const MlpChainParams& p, int most_shared_bytes, F&& tile_bytes) {
+  ChainPlan plan = pack_plan(p.mlp, 4, most_shared_bytes);
+  const int beside_slabs = most_shared_bytes - plan.weight_bytes();
   plan.samples = kMostSamples;
   plan.tile_bytes = tile_bytes(plan, plan.samples, false);
   if (p.step.batch >= kMostSamples * kFullWarps * kChainBlocks && plan.widest <= kLarge &&
@@ -27,7 +28,7 @@ ChainPlan float_plan(const MlpChainParams& p, F&& tile_bytes) {
     plan.tiles = kFullWarps;
     plan.resident = fits_resident(plan);
     plan.tiles = std::min(pieces(p.step.batch, plan.samples * kChainBlocks), kChainThreads / 32);
-    while (plan.tiles > 1 && plan.shared_bytes() > shared) --plan.tiles;
+    while (plan.tiles > 1 && !plan.fits()) --plan.tiles;
     if (plan.tiles > kFullWarps) plan.tiles -= plan.tiles % kFullWarps;
     plan.warps = plan.tiles;
     return with_slabs(plan, 4);

@@ -44,8 +44,7 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
   p.bfloat16 = bfloat16;
   FASTEBM_CHECK(!kCpu || !bfloat16, kOp,
                 ": precision \"bf16\" is for CUDA devices; a CPU has \"fp32\"");
-  if (!kCpu) check_for_device(kOp, p.mlp, p.row_bias);
-  FASTEBM_CHECK(kCpu || !p.lo, kOp, ": a box of tensors is not on a device yet");
+  if (!kCpu) check_for_device(kOp, p.mlp);
   if (energy) p.energy = written_floats(kOp, "energy", *energy, x, {x.size(0)}, "(B,)");
   if (grad) p.grad = written_floats(kOp, "grad", *grad, x, {x.size(0), x.size(1)}, "(B, D)");
   check_written(kOp, "x", x);

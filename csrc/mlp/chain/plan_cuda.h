@@ -46,10 +46,12 @@ struct ChainPlan {
   bool shared_tile;         // float32: all warps share a tile
   int groups;               // of 32 features, that a warp has; bfloat16: of 16
   int tile_bytes;           // of shared memory
+  int most_shared_bytes;    // that a CUDA block may have
 
   FASTEBM_HD int slab(int other) const { return other > kLarge ? large_slab : kSlabBytes; }
   FASTEBM_HD int weight_bytes() const { return resident ? bytes : vector_bytes + 2 * stage_bytes; }
   int shared_bytes() const { return weight_bytes() + tiles * tile_bytes; }
+  bool fits() const { return shared_bytes() <= most_shared_bytes; }
   int scratch_bytes() const { return resident ? 0 : bytes; }
 };
 
@@ -75,8 +77,9 @@ inline void set_large_slab(ChainPlan* plan, int size, int bytes) {
 }
 
 // The packed form of a network whose matrices have elements of `size` bytes: what all plans share.
-inline ChainPlan pack_plan(const Mlp& mlp, int size) {
+inline ChainPlan pack_plan(const Mlp& mlp, int size, int most_shared_bytes) {
   ChainPlan plan{};
+  plan.most_shared_bytes = most_shared_bytes;
   const int multiple = size == 2 ? 32 : 4;  // a warp's features on tensor cores; four floats
   plan.layers = mlp.hidden;
   int at = 0;
@@ -103,13 +106,13 @@ inline ChainPlan pack_plan(const Mlp& mlp, int size) {
 // Where the weights lie is settled last: is there room for all of them beside the tiles?
 inline bool fits_resident(ChainPlan plan) {
   plan.resident = true;
-  return plan.shared_bytes() <= max_shared_bytes();
+  return plan.fits();
 }
 
 // The plan with slabs as large as there is room for.
 inline ChainPlan with_slabs(ChainPlan plan, int size) {
   set_large_slab(&plan, size, kSlabBytes);
-  if (plan.shared_bytes() > max_shared_bytes()) set_large_slab(&plan, size, kSlabBytes / 2);
+  if (!plan.fits()) set_large_slab(&plan, size, kSlabBytes / 2);
   return plan;
 }
 

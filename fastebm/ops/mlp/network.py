@@ -55,3 +55,13 @@ class Network(NamedTuple):
         """Weight and bias of each layer in turn; None for a bias that ``row_bias`` stands for."""
         own = [p for layer in zip(self.weights, self.biases, strict=True) for p in layer]
         return own if self.row_bias is None else [own[0], None, *own[2:]]
+
+    def is_same(self, other: Network) -> bool:
+        """Whether it has the same values; waits for a device."""
+
+        def same(a: object, b: object) -> bool:
+            tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+            return a is b or (a.shape == b.shape and bool((a == b).all()) if tensors else a == b)
+
+        (ours, theirs) = ((*n.weights, *n.biases, *n[2:]) for n in (self, other))
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
