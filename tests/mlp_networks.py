@@ -60,6 +60,13 @@ def noise(shape, k, state, **which):
     return ops.langevin_step_(x, None, 0.0, 1.0, state, t=which.pop("t", 0) + k, **which)
 
 
+def normal_errors(n):
+    """What float32 normals, in pairs, err by: the bounds that tests/ops/test_noise.py holds."""
+    square = (n[:, 0::2].square() + n[:, 1::2].square()).repeat_interleave(2, 1)
+    of_square = 2.5e-7 + 2**-21 * square
+    return of_square / torch.maximum(square, of_square).sqrt() + 5e-7 * square.sqrt()
+
+
 class Rounded(NamedTuple):
     """An exact value, and what float32 errs by at most, to first order in ``UNIT``: a sum of n
     products errs by n + 1 units of the sum of their sizes, and hands on what its terms err by."""

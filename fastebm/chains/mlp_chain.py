@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,9 @@ from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
+from fastebm.ops.mlp.hamiltonian import mlp_hmc_chain_
 from fastebm.ops.mlp.network import Network
+from fastebm.ops.mlp.underdamped import mlp_underdamped_chain_
 
 __all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
 
@@ -137,9 +140,7 @@ class MLPChain(NamedTuple):
         rows, n = points.x.flatten(1), len(coefficients)
         step_sizes, noise_stds = tables(coefficients, points.x)
         centres, scales = moves.modes or (None, None)
-        a_call = steps_of_a_call(self.network, points.x)
-        for start in range(0, n, a_call):
-            end = min(start + a_call, n)
+        for start, end in _calls(n, steps_of_a_call(self.network, points.x)):
             mlp_adjusted_chain_(
                 *(rows, points.energy, points.grad.flatten(1), points.acceptance),
                 *(self.network, end - start),
@@ -147,14 +148,90 @@ class MLPChain(NamedTuple):
                 t=first + start,
                 sample_ids=moves.sample_ids,
                 known=known or start > 0,
-                lo=None if moves.lo is None else moves.lo.flatten(),
-                hi=None if moves.hi is None else moves.hi.flatten(),
+                **_flat(moves.lo, moves.hi),
                 centres=centres,
                 scales=scales,
                 every=every,
                 first=first + start,
                 uniform_share=moves.uniform_share,
             )
+
+    def hmc(
+        self,
+        points: Points,
+        divergent: Tensor,
+        first: int,
+        coefficients: Sequence[Coefficients],
+        n_leapfrog: int,
+        jitter: float,
+        rng: Tensor,
+        sample_ids: Tensor | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        known: bool = False,
+    ) -> None:
+        """Hamiltonian trajectories ``first``, ``first + 1``, ..., on a CPU: see ``mlp_hmc_chain_``.
+
+        Args:
+            points: min(1, r) is added to row 0 of its ``acceptance``.
+            divergent: (B,) int32.
+            coefficients: (step size, temperature) of each.
+            lo, hi: of the event's shape, or None.
+            known: energy and gradient of ``points`` are those of x.
+        """
+        rows, faces = points.x.flatten(1), _flat(lo, hi)
+        step_sizes, temperatures = tables(coefficients, points.x) if coefficients else (0.0, 1.0)
+        a_call = max(1, steps_of_a_call(self.network, points.x) // n_leapfrog)
+        for start, end in _calls(len(coefficients), a_call):
+            mlp_hmc_chain_(
+                *(rows, points.energy, points.grad.flatten(1), points.acceptance[0], divergent),
+                *(self.network, end - start, n_leapfrog, jitter),
+                *(_part(step_sizes, start, end), _part(temperatures, start, end), rng),
+                t=first + start,
+                sample_ids=sample_ids,
+                known=known or start > 0,
+                **faces,
+            )
+
+    def underdamped(
+        self,
+        points: Points,
+        velocity: Tensor,
+        kick: float | Tensor,
+        first: int,
+        coefficients: Sequence[tuple[float | Tensor, ...]],
+        rng: Tensor,
+        sample_ids: Tensor | None = None,
+        lo: Tensor | None = None,
+        hi: Tensor | None = None,
+        known: bool = False,
+    ) -> float | Tensor:
+        """Underdamped steps ``first``, ``first + 1``, ..., on a CPU: see ``mlp_underdamped_chain_``.
+
+        Args:
+            velocity: (B, *event), behind by ``kick``, a number or (B,).
+            coefficients: (step size, friction, temperature) of each.
+            lo, hi, known: as of ``hmc``.
+
+        Returns:
+            What the velocity is then behind.
+        """
+        x, rows, faces = points.x, points.x.flatten(1), _flat(lo, hi)
+        factors = [(step, *_friction(step, *rest)) for step, *rest in coefficients]
+        step_sizes, decays, noise_stds = (_table(list(c), x) for c in zip(*factors, strict=True))
+        for start, end in _calls(len(factors), steps_of_a_call(self.network, x)):
+            mlp_underdamped_chain_(
+                *(rows, velocity.flatten(1), points.energy, points.grad.flatten(1)),
+                *(self.network, end - start, _table([kick], x)),
+                *(_part(table, start, end) for table in (step_sizes, decays, noise_stds)),
+                rng,
+                t=first + start,
+                sample_ids=sample_ids,
+                known=known or start > 0,
+                **faces,
+            )
+            kick = coefficients[end - 1][0] / 2
+        return kick
 
 
 def mlp_chain(
@@ -195,6 +272,26 @@ def steps_of_a_call(network: Network, x: Tensor) -> int:
     of_a_chain = sum(w.numel() + 10 * sum(w.shape) for w in network.weights)
     work = 4096 + len(x) * of_a_chain
     return max(1, MAX_WORK * torch.get_num_threads() // work)
+
+
+def _calls(n_steps: int, a_call: int) -> Iterator[tuple[int, int]]:
+    """First and end of the steps of each call."""
+    return ((start, min(start + a_call, n_steps)) for start in range(0, n_steps, a_call))
+
+
+def _flat(lo: Tensor | None, hi: Tensor | None) -> dict[str, Tensor | None]:
+    faces = {"lo": lo, "hi": hi}
+    return {name: None if face is None else face.flatten() for name, face in faces.items()}
+
+
+def _friction(
+    step: float | Tensor, friction: float | Tensor, temperature: float | Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """Decay and noise of a velocity."""
+    rate = friction * step
+    if isinstance(rate, Tensor):
+        return (-rate).exp(), (-(-2 * rate).expm1() * temperature) ** 0.5
+    return math.exp(-rate), (-math.expm1(-2 * rate) * temperature) ** 0.5
 
 
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:

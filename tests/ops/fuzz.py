@@ -189,6 +189,25 @@ def adjusted(r):
     return {**own, **network(r, d, n), **common, **corners, **source(r, d, corners)}
 
 
+def hmc_chain(r):
+    n, d, steps = r.randrange(1, 40), r.randrange(1, 20), r.randrange(4)
+    table = f"{floats(r, r.choice([1, max(steps, 1)]), r.choice([1, n]))}.abs()"
+    own = {"x": floats(r, n, d), "energy": floats(r, n), "grad": floats(r, n, d)}
+    own |= {"acceptance": floats(r, n), "divergent": f"whole(0, 0, 9, {n}).int()", **box(r, d)}
+    own |= {"n_steps": str(steps), "n_leapfrog": str(r.randrange(1, 4)), "jitter": "0.2"}
+    own |= {"temperature": "0.7", "temperatures": r.choice(["None", table])}
+    common = {**coefficients(r, "float", n), **tables(r, max(steps, 1), n), **stream(r, n)}
+    return {**common, **network(r, d, n), "known": str(r.random() < 0.5), **own}
+
+
+def underdamped_chain(r):
+    fitting = hmc_chain(r)
+    n, table = len(eval(fitting["x"])), r.choice(["None", fitting["step_sizes"]])
+    fitting |= {"velocity": f"{fitting['grad']}.neg()", "decay": "0.9", "decays": table}
+    kicks = r.choice(["None", f"{floats(r, 1, r.choice([1, n]))}.abs()"])
+    return {**fitting, "first_kick": "0.1", "first_kicks": kicks}
+
+
 def gradient(r):
     n, d = r.randrange(1, 70), r.randrange(1, 20)
     net, n_data = network(r, d, n), r.randrange(n + 1)
@@ -265,6 +284,8 @@ CALLS = {
     "replay_gather": gather,
     "mlp_chain_": chain,
     "mlp_adjusted_chain_": adjusted,
+    "mlp_hmc_chain_": hmc_chain,
+    "mlp_underdamped_chain_": underdamped_chain,
     "population_jump": jump,
     "metropolis_step_": metropolis,
     "hmc_step_": hamiltonian,
@@ -297,7 +318,7 @@ def changed(r, kind, name, value):
             value = floats(r, r.randrange(9), r.randrange(9))
         return "None" if "Optional" in kind and r.random() < 0.2 else value + r.choice(VIEWS)
     if "int" in kind:
-        return str(r.choice(FEW if name in ("n_steps", "n") else INTS))
+        return str(r.choice(FEW if name in ("n_steps", "n_leapfrog", "n") else INTS))
     return str(not eval(value)) if "bool" in kind else r.choice(NUMBERS)
 
 

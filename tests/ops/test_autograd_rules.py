@@ -12,8 +12,10 @@ from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
+from fastebm.ops.mlp.hamiltonian import mlp_hmc_chain_
 from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contrastive_divergence
 from fastebm.ops.mlp.network import Network
+from fastebm.ops.mlp.underdamped import mlp_underdamped_chain_
 
 RNG = ChainRNG(0).state()
 
@@ -59,6 +61,22 @@ def hamiltonian(x, rng=RNG, ends=True, **options):
         options["next_step"] = 0.1, 1.0
     got = (e_y, torch.ones(n, 2)) if ends else (None, None)
     hmc_step_(x, *state.values(), *got, 0.1, 1.0, rng, **options)
+    return x
+
+
+def hmc_chain(x, rng=RNG, **mine):
+    n, names = len(x), ("energy", "grad", "acceptance", "divergent")
+    values = torch.zeros(n), torch.zeros(n, 2), torch.zeros(n), torch.zeros(n, dtype=torch.int32)
+    state = [mine.pop(name, value) for name, value in zip(names, values, strict=True)]
+    step = 1e30 if state[3].any() else 0.1  # that is lost
+    mlp_hmc_chain_(x, *state, network(), 1, 1, 0.0, step, 1.0, rng, **mine)
+    return x
+
+
+def underdamped_chain(x, rng=RNG, **mine):
+    shapes = {"velocity": (len(x), 2), "energy": len(x), "grad": (len(x), 2)}
+    state = [mine.pop(name, torch.zeros(shape)) for name, shape in shapes.items()]
+    mlp_underdamped_chain_(x, *state, network(), 1, 0.0, 0.1, 0.9, 0.3, rng, **mine)
     return x
 
 
@@ -110,6 +128,19 @@ CHANGES = {
             **{"energy": 3, "grad": (3, 2), "y": (3, 2), "v": (3, 2), "kinetic": 3},
             **{"acceptance": 3, "divergent": 3},
         }.items()
+    },
+    "mlp_hmc_chain_": (torch.zeros(3, 2), hmc_chain),
+    "mlp_underdamped_chain_": (torch.zeros(3, 2), underdamped_chain),
+    **{
+        f"{operator.__name__}, {name}": (
+            torch.ones(shape, dtype=torch.int32 if name == "divergent" else None),
+            lambda v, of=operator, name=name: of(torch.zeros(3, 2), **{name: v}),
+        )
+        for operator, name, shape in (
+            *((hmc_chain, name, 3) for name in ("energy", "acceptance", "divergent")),
+            *((hmc_chain, "grad", (3, 2)), (underdamped_chain, "energy", 3)),
+            *((underdamped_chain, name, (3, 2)) for name in ("velocity", "grad")),
+        )
     },
     "mlp_gradient, grad": (
         torch.zeros(3, 2),
@@ -196,6 +227,8 @@ FUNCTIONS = {
     "hmc_step_": lambda v: hamiltonian(v.clone()),
     "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
     "neighbor_means": lambda v: neighbor.neighbor_means(v, torch.arange(3), 2)[0],
+    "mlp_hmc_chain_": lambda v: hmc_chain(v.clone()),
+    "mlp_underdamped_chain_": lambda v: underdamped_chain(v.clone()),
     "mlp_gradient": lambda v: mlp_gradient(network(), v),
     "mlp_adjusted_contrastive_divergence": lambda v: adjusted_loss(v)[0],
     "mlp_contrastive_divergence": lambda v: mlp_contrastive_divergence(
@@ -234,6 +267,8 @@ STREAMS = {
     "replay_gather": lambda x, rng, **o: gather(x[:1], rng=rng, **o),
     "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
     "mlp_adjusted_chain_": adjusted,
+    "mlp_hmc_chain_": hmc_chain,
+    "mlp_underdamped_chain_": underdamped_chain,
     "metropolis_step_": lambda x, rng, **o: metropolis(x, rng, decide=False, **o),
     "hmc_step_": lambda x, rng, **o: hamiltonian(x, rng, ends=False, **o),
     "population_jump": lambda x, rng, **o: population_jump(x, X, torch.ones(len(X)), rng, **o),

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 from conftest import SIMD_LEVELS
-from mlp_networks import UNIT, converted, double, network, rounding_errors, with_base_and_rows
+from mlp_networks import (
+    UNIT,
+    converted,
+    double,
+    network,
+    normal_errors,
+    rounding_errors,
+    with_base_and_rows,
+)
 
 from fastebm.ops import library, reference
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
@@ -44,13 +52,6 @@ def options_for(dim, device="cpu"):
     centres = torch.randn(50, dim, device=device)
     modes = {"centres": centres, "scales": 0.5 + torch.rand(50, device=device)}
     return {"lo": lo, "hi": -lo, **modes, "every": 2, "uniform_share": 0.3}
-
-
-def normal_errors(n):
-    """What float32 normals, in pairs, err by: the bounds that tests/ops/test_noise.py holds."""
-    square = (n[:, 0::2].square() + n[:, 1::2].square()).repeat_interleave(2, 1)
-    of_square = 2.5e-7 + 2**-21 * square
-    return of_square / torch.maximum(square, of_square).sqrt() + 5e-7 * square.sqrt()
 
 
 def rounding_of_distances(x, y, most):

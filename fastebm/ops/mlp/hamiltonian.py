@@ -64,6 +64,8 @@ def mlp_hmc_chain_(
     temperature, temperatures = number_or_table(temperature)
     written = {"x": x, "energy": energy, "grad": grad, "acceptance": acceptance}
     library.check_overwritten("mlp_hmc_chain_", **written)
+    if x.device.type != "cpu":
+        raise RuntimeError(f"mlp_hmc_chain_: x must be on a CPU, got {x.device}")
     library.call(
         library.op.mlp_hmc_chain_.default,
         *(x, energy, grad, acceptance, divergent, *network.arguments, n_steps, n_leapfrog, jitter),

@@ -61,6 +61,8 @@ def mlp_underdamped_chain_(
     (decay, decays), (sigma, sigmas) = number_or_table(decay), number_or_table(noise_std)
     written = {"x": x, "velocity": velocity, "energy": energy, "grad": grad}
     library.check_overwritten("mlp_underdamped_chain_", **written)
+    if x.device.type != "cpu":
+        raise RuntimeError(f"mlp_underdamped_chain_: x must be on a CPU, got {x.device}")
     library.call(
         library.op.mlp_underdamped_chain_.default,
         *(x, velocity, energy, grad, *network.arguments, n_steps),
