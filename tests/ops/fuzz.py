@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import torch
+from fuzz_transitions import TRANSITIONS
+from fuzz_values import DTYPES, SHAPES, box, coefficients, floats, stream
 
 for name in ("_C", "_simt"):
     (path,) = Path(os.environ["FASTEBM_FUZZ_BUILD"]).glob(f"{name}.*.so")
@@ -35,37 +37,6 @@ def whole(seed, low, high, *shape):
 
 
 # Arguments that fit, one function an operator: argument -> expression, or list of them.
-BOUNDS = [None, 0.1, 1e9]
-SHAPES = [(1,), (7,), (3, 5), (64,), (3, 4, 4), (300,), (0,)]
-DTYPES = ["float", "double", "half", "bfloat16"]
-
-
-def stream(r, n):
-    state = [r.choice([0, 2**62]), r.choice([0, 2**31]), r.choice([0, 2**40]), 0]
-    return {
-        "rng": f"torch.tensor({state})",
-        "t": str(r.choice([0, 5])),
-        "sample_ids": r.choice(["None", f"whole({r.randrange(99)}, 0, 2**56, {n})"]),
-        "tag": "128",
-    }
-
-
-def floats(r, *shape):
-    return f"normal({r.randrange(10**6)}, {', '.join(map(str, shape))})"
-
-
-def coefficients(r, dtype, n):
-    table = f"{floats(r, n)}.abs().{dtype}()"
-    return {
-        "step_size": str(r.choice([0, 0.1])),
-        "noise_std": str(r.choice([0, 0.1])),
-        "step_sizes": r.choice(["None", table]),
-        "noise_stds": r.choice(["None", table]),
-        **{name: str(r.choice(BOUNDS)) for name in ("grad_clip", "grad_norm_clip", "hi")},
-        "lo": str(r.choice([None, -0.5])),
-    }
-
-
 def step(r, in_place):
     n, shape, dtype = r.randrange(5), r.choice(SHAPES), r.choice(DTYPES)
     x, grad = (f"{floats(r, n, *shape)}.{dtype}()" for _ in range(2))
@@ -180,11 +151,6 @@ def chain(r):
     return {"x": floats(r, n, d), **network(r, d), **common, **outputs}
 
 
-def box(r, d):
-    corner = f"{floats(r, d)}.abs().add(0.5)"
-    return r.choice([{"lo": "None", "hi": "None"}, {"lo": f"{corner}.neg()", "hi": corner}])
-
-
 def source(r, d, corners):
     """Which centres samples jump between, and how often to a uniform point."""
     share = "0.0" if corners["lo"] == "None" else r.choice(["0.0", "0.3", "1.0"])
@@ -282,6 +248,7 @@ CALLS = {
     "mlp_chain_": chain,
     "mlp_adjusted_chain_": adjusted,
     "population_jump": jump,
+    **TRANSITIONS,
     "mlp_gradient": gradient,
     "mlp_contrastive_divergence": loss,
     "mlp_adjusted_contrastive_divergence": adjusted_loss,

@@ -7,12 +7,15 @@ from torch.autograd import forward_ad
 
 from fastebm import ChainRNG, knn_entropy, ops
 from fastebm.ops import bernoulli, choice, neighbor
+from fastebm.ops.discrete import gwg_step_
 from fastebm.ops.metropolis import population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
 from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contrastive_divergence
 from fastebm.ops.mlp.network import Network
+from fastebm.ops.tempering import replica_swap_
+from fastebm.ops.underdamped import underdamped_step_
 
 RNG = ChainRNG(0).state()
 
@@ -32,6 +35,32 @@ def adjusted(x, rng=RNG, energy=None, grad=None, acceptance=None, **options):
     sums = torch.zeros(2, n) if acceptance is None else acceptance
     mlp_adjusted_chain_(x, energy, grad, sums, network(), 1, 0.1, 0.5, rng, **options)
     return x
+
+
+def underdamped(x, rng=RNG, v=None, **options):
+    v = torch.ones_like(x) if v is None else v
+    underdamped_step_(x, v, torch.ones_like(x), 0.5, 0.5, 0.5, 1.0, rng, **options)
+    return x
+
+
+def discrete(x, rng=RNG, **options):
+    """A proposal that is accepted, and the next one."""
+    n, site = len(x), torch.zeros(len(x), dtype=torch.int64)
+    given = dict(energy=torch.full((n,), 9.0), grad=x + 0.1, log_q=torch.zeros(n), site=site)
+    given |= dict(acceptance=torch.zeros(n), y=1 - x.detach(), e_y=torch.zeros(n))
+    given = dict(x=x, grad_y=x + 0.2, temperature=1.0, rng=rng, t=0) | given | options
+    gwg_step_(**given)
+    return x
+
+
+def replicas(x, rng=RNG, **options):
+    """Two that surely swap, of rows (B, D) and as many that are larger."""
+    n = len(x)
+    given = dict(x=torch.stack([x, x + 1]), energy=torch.tensor([[9.0] * n, [0.0] * n]))
+    given |= dict(grad=torch.stack([x, x - 1]), velocity=None, temperatures=torch.tensor([1.0, 2]))
+    given |= dict(parity=0, swaps=torch.zeros(1, n), rng=rng) | options
+    replica_swap_(**given)
+    return given["x"]
 
 
 # Each changes a tensor of its kind: operator -> (a tensor, its change).
@@ -64,6 +93,28 @@ CHANGES = {
         torch.zeros(2, 3),
         lambda a: adjusted(torch.zeros(3, 2), acceptance=a),
     ),
+    "underdamped_step_": (torch.zeros(3, 2), underdamped),
+    "underdamped_step_, v": (
+        torch.zeros(3, 2),
+        lambda v: underdamped(torch.zeros(3, 2), v=v),
+    ),
+    **{
+        f"gwg_step_, {name}": (
+            torch.zeros(shape),
+            lambda v, name=name: discrete(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {
+            **{"x": (3, 2), "grad": (3, 2), "y": (3, 2)},
+            **{"energy": 3, "log_q": 3, "acceptance": 3},
+        }.items()
+    },
+    **{
+        f"replica_swap_, {name}": (
+            torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(shape).clone(),
+            lambda v, name=name: replicas(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {"x": (2, 3, 2), "grad": (2, 3, 2), "velocity": (2, 3, 2)}.items()
+    },
     "mlp_gradient, grad": (
         torch.zeros(3, 2),
         lambda g: mlp_gradient(network(), torch.ones(3, 2), grad=g),
@@ -138,6 +189,9 @@ FUNCTIONS = {
     "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
     "mlp_adjusted_chain_": lambda v: adjusted(v.clone()),
     "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
+    "underdamped_step_": lambda v: underdamped(v.clone()),
+    "gwg_step_": lambda v: discrete(v.clone()),
+    "replica_swap_": lambda v: replicas(v.clone()),
     "neighbor_means": lambda v: neighbor.neighbor_means(v, torch.arange(3), 2)[0],
     "mlp_gradient": lambda v: mlp_gradient(network(), v),
     "mlp_adjusted_contrastive_divergence": lambda v: adjusted_loss(v)[0],
@@ -178,6 +232,9 @@ STREAMS = {
     "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
     "mlp_adjusted_chain_": adjusted,
     "population_jump": lambda x, rng, **o: population_jump(x, X, torch.ones(len(X)), rng, **o),
+    "underdamped_step_": underdamped,
+    "gwg_step_": discrete,
+    "replica_swap_": replicas,
 }
 
 
