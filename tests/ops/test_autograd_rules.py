@@ -46,18 +46,20 @@ def underdamped(x, rng=RNG, v=None, **options):
 def discrete(x, rng=RNG, **options):
     """A proposal that is accepted, and the next one."""
     n, site = len(x), torch.zeros(len(x), dtype=torch.int64)
-    given = dict(energy=torch.full((n,), 9.0), grad=x + 0.1, log_q=torch.zeros(n), site=site)
-    given |= dict(acceptance=torch.zeros(n), y=1 - x.detach(), e_y=torch.zeros(n))
+    given = dict(energy=torch.zeros(n), grad=x + 0.1, log_q=torch.zeros(n), site=site)
+    given |= dict(acceptance=torch.zeros(n), y=1 - x.detach(), e_y=torch.full((n,), -9.0))
     given = dict(x=x, grad_y=x + 0.2, temperature=1.0, rng=rng, t=0) | given | options
     gwg_step_(**given)
     return x
 
 
-def replicas(x, rng=RNG, **options):
+def replicas(rows, rng=RNG, **options):
     """Two that surely swap, of rows (B, D) and as many that are larger."""
-    n = len(x)
-    given = dict(x=torch.stack([x, x + 1]), energy=torch.tensor([[9.0] * n, [0.0] * n]))
-    given |= dict(grad=torch.stack([x, x - 1]), velocity=None, temperatures=torch.tensor([1.0, 2]))
+    n = len(rows)
+    given = dict(x=torch.stack([rows, rows + 1]), energy=torch.tensor([[9.0] * n, [0.0] * n]))
+    given |= dict(
+        grad=torch.stack([rows, rows - 1]), velocity=None, temperatures=torch.tensor([1.0, 2])
+    )
     given |= dict(parity=0, swaps=torch.zeros(1, n), rng=rng) | options
     replica_swap_(**given)
     return given["x"]
@@ -101,7 +103,7 @@ CHANGES = {
     **{
         f"gwg_step_, {name}": (
             torch.zeros(shape),
-            lambda v, name=name: discrete(torch.zeros(3, 2), **{name: v}),
+            lambda v, name=name: discrete(**{"x": torch.zeros(3, 2), name: v}),
         )
         for name, shape in {
             **{"x": (3, 2), "grad": (3, 2), "y": (3, 2)},
