@@ -125,6 +125,12 @@ WAYS = {
         Way("swap of replicas, float32", "replica_swap_kernel<float, true", "element",
             stored(24)),
     ),
+    "metropolis_step_cuda.cu": (
+        Way("decision, float32", "metropolis_step_kernel<float, true", "pass", loop="FFMA"),
+    ),
+    "hamiltonian_cuda.cu": (
+        Way("leapfrog step, float32", "hmc_step_kernel<float, true", "pass", loop="FFMA"),
+    ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),

@@ -17,6 +17,7 @@ from fastebm.ops import (
     bernoulli,
     choice,
     discrete,
+    hamiltonian,
     langevin,
     library,
     metropolis,
@@ -61,10 +62,8 @@ DEVICES = [
 
 if HAS_SIMT:
     importlib.import_module("fastebm._simt")
-    for wrappers in (
-        *(langevin, replay, bernoulli, choice, neighbor, metropolis, chain, adjusted),
-        *(underdamped, discrete, tempering),
-    ):
+    steps = langevin, metropolis, hamiltonian, underdamped, discrete, tempering, chain, adjusted
+    for wrappers in (*steps, replay, bernoulli, choice, neighbor):
         wrappers.register_operators("fastebm_simt")
 
 

@@ -10,6 +10,7 @@ from fastebm.ops import reference
 from fastebm.ops.mlp.network import Network
 
 UNIT = 2.0**-24  # of rounding
+BETAS = {"softplus": 1.5, "leaky_relu": 0.2, "elu": 0.7}
 # Batch, dimension and widths: on and off the sizes of vectors, tiles and groups of rows.
 SHAPES = [
     (1, 1, (1,)),
@@ -27,12 +28,30 @@ def network(dim, widths, activation="silu", bias=True, device="cpu"):
     for a, b in zip(sizes[:-1], sizes[1:], strict=True):
         weights.append((torch.randn(b, a) * (2 / a) ** 0.5).to(device))
         biases.append((torch.randn(b) * 0.3).to(device) if bias else None)
-    return Network(weights, biases, activation, 1.5 if activation == "softplus" else 1.0, 4.0)
+    return Network(weights, biases, activation, BETAS.get(activation, 1.0), 4.0)
+
+
+def with_base_and_rows(net, batch):
+    """With a base around a point of its own, free in one dimension, and row biases for a batch."""
+    width, dim = net.weights[0].shape
+    like = net.weights[0]
+    precision = 2 * torch.rand(dim)
+    precision[dim // 2] = 0.0
+    return net._replace(
+        base_precision=precision.to(like),
+        base_mean=torch.randn(dim).to(like),
+        row_bias=torch.randn(batch, width).to(like),
+    )
+
+
+def converted(net, to):
+    """The network, each tensor by ``to``."""
+    one = lambda v: to(v) if isinstance(v, torch.Tensor) else v  # noqa: E731
+    return Network(*(list(map(one, v)) if isinstance(v, list) else one(v) for v in net))
 
 
 def double(net):
-    to = lambda values: [v if v is None else v.double() for v in values]  # noqa: E731
-    return net._replace(weights=to(net.weights), biases=to(net.biases))
+    return converted(net, torch.Tensor.double)
 
 
 def noise(shape, k, state, **which):
@@ -73,7 +92,7 @@ def exact(value):
 def derivatives(net, z):
     """The activation and its first two derivatives, float64."""
     z = z.double().requires_grad_()
-    act = net._replace(weights=[z.new_ones(1, 1)] * 2, biases=[None] * 2)
+    act = Network([z.new_ones(1, 1)] * 2, [None] * 2, *net[2:5])
     a = reference.mlp_energy(act, z.view(-1, 1)).view(z.shape)
     (slope,) = torch.autograd.grad(a.sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad((slope + 0 * z).sum(), z)
@@ -90,6 +109,9 @@ def activated(net, z):
     if net.activation == "softplus":  # torch's jump to the straight line
         near = (net.beta * z.value - net.threshold).abs() <= net.beta * z.error
         jumps = [near * math.exp(-net.threshold) * f for f in (1 / net.beta, 1, net.beta)]
+    if net.activation in ("leaky_relu", "elu"):
+        near, curve = z.value.abs() <= z.error, net.beta if net.activation == "elu" else 0.0
+        bounds, jumps = [1.0, curve, curve], [0.0, near * (1 - net.beta), near * curve]
     coarse = 8 * UNIT * z.value.abs().clamp(min=1)
     return [
         Rounded(value, bound * z.error + coarse + jump)
@@ -97,12 +119,19 @@ def activated(net, z):
     ]
 
 
-def rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None, x_error=None):
+def rounding_errors(net, x, **terms):
     """What energy (B,), gradient in x (B, D) and gradient in the parameters (P,), as
-    ``reference.mlp_gradient`` defines them, may err by; by the formulas of
+    ``reference.mlp_gradient`` defines them, may err by."""
+    return all_rounding_errors(net, x, **terms)[:3]
+
+
+def all_rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None, x_error=None):
+    """These, and what the gradient in row biases (B, width_1) may err by; by the formulas of
     csrc/mlp/gradient/gradient.h. ``x_error`` is what x errs by."""
     weights = [exact(w) for w in net.weights]
     biases = [exact(w.new_zeros(len(w)) if b is None else b) for w, b in zip(*net[:2], strict=True)]
+    if net.row_bias is not None:
+        biases[0] = exact(net.row_bias)
     h = [exact(x) if x_error is None else Rounded(x.double(), x_error)]
     t = [exact(torch.zeros_like(x) if v is None else v)]
     slopes, bends = [], []
@@ -113,7 +142,12 @@ def rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None, x_e
         t.append(slope * moved)
         slopes.append(slope)
         bends.append(curvature * moved)
-    e = h[-1] @ weights[-1].T + biases[-1]
+    e, pull = h[-1] @ weights[-1].T + biases[-1], exact(torch.zeros_like(x))
+    if net.base_precision is not None:
+        mean = torch.zeros_like(net.base_precision) if net.base_mean is None else net.base_mean
+        u = h[0] + exact(-mean)
+        pull = exact(net.base_precision) * u
+        e = e + (pull * u) @ exact(torch.full_like(mean, 0.5)[:, None])
     sign = torch.where(torch.arange(len(x), device=x.device) < n_data, 1.0, -1.0)[:, None]
     one = exact(torch.ones_like(sign))
     a = exact(sign) * Rounded(factor * one.value, UNIT * abs(factor) * one.value)
@@ -126,4 +160,5 @@ def rounding_errors(net, x, n_data=0, factor=0.0, square_factor=0.0, v=None, x_e
         g = a * to_z + through
         sums = [g.T @ h[i] + to_z.T @ t[i], g.T @ one, *sums]
         to_h, through = to_z @ weights[i], through @ weights[i]
-    return e.error[:, 0], to_h.error, torch.cat([s.error.flatten() for s in sums])
+    sums = torch.cat([s.error.flatten() for s in sums])
+    return e.error[:, 0], (to_h + pull).error, sums, g.error

@@ -26,13 +26,16 @@ FASTEBM = {
     "replay": ["ops", "rng", "distributed", *EVERYWHERE],
     "chains": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "samplers": ["chains", "replay.augmentation", "energies.standardized", "ops", "rng"]
+    + ["energies.rescaled"]
     + ["distributed"]
     + [*ANY_ENERGY, *EVERYWHERE],
+    "diagnostics": ["arguments"],  # of any chains
     "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
     + ["energies.helmholtz", "energies.compose", "distributed", *EVERYWHERE],
     "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
-    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"],
+    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"]
+    + ["diagnostics"],
 }
 # What the files of a folder of csrc/ may include; bindings.cpp and simt_kernel.cpp.in know it all.
 CSRC = {
@@ -46,9 +49,11 @@ CSRC = {
     "neighbor": ["random", "launch", "simd"],
     "metropolis": ["random", "launch", "simd"],
     "underdamped": ["langevin", "random", "launch", "simd"],
-    "discrete": ["metropolis", "random", "launch", "simd"],
-    "tempering": ["metropolis", "random", "launch", "simd"],
-    "mlp": ["langevin", "metropolis", "neighbor", "random", "launch", "simd"],
+    "discrete": ["random", "launch", "simd"],
+    "tempering": ["random", "launch", "simd"],
+    "hamiltonian": ["random", "launch", "simd"],
+    "mlp": ["langevin", "metropolis", "hamiltonian", "underdamped", "neighbor"]
+    + ["random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.
 BENCH = {
@@ -75,7 +80,7 @@ BENCH = {
     "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],
 }
 SOURCES = {".h", ".cpp", ".cu"}
-EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
+EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy", "arviz_stats"}
 SHELL = {"cli", "cli_train", "cli_eval", "terminal"}  # cli says what to install
 
 
@@ -140,12 +145,13 @@ def test_only_the_application_needs_extras_and_it_imports_them_when_called():
 
 def test_small_perceptrons_are_behind_one_door_of_the_chains_and_one_of_the_losses():
     doors = {"chains.mlp_chain", "losses.mlp_loss"}
-    inside = ("ops.mlp.", "chains.plain_mlp.")
+    inside = ("ops.mlp.", "chains.plain_mlp.", "chains.captured_mlp.", "chains.traced_")
     for path, name in modules():
         if name not in doors and not f"{name}.".startswith(("ops.", *inside)):
             assert not any(n.startswith(inside) for n in own(path)), name
     users = {name for path, name in modules() if any(d in " ".join(own(path)) for d in doors)}
     assert users == {
+        "samplers.explain",
         "samplers.langevin",
         "losses.contrastive",
         "losses.improved",

@@ -12,7 +12,7 @@
 // a standard exponential of its own. exp and log are those of random/exact.h, and sums are of
 // partial ones, see sum_of_weights(): every path gives the same bits.
 #pragma once
-#include "metropolis/metropolis.h"
+#include "random/accept.h"
 
 namespace fastebm {
 

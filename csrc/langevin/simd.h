@@ -7,11 +7,16 @@ template <class T>
 FASTEBM_TARGET inline void step_vector(const T* x, const T* grad, T* out, Floats noise,
                                        const RowCoefficients<float>& c, uint32_t* bits) {
   const Floats clip = set(c.clip), unclip = set(-c.clip), lo = set(c.lo), hi = set(c.hi);
+  const Floats from = load(x), displacement = set(c.displacement);
   const Floats g = mul(set(c.scale), grad ? load(grad) : set(0.0f));
-  Floats y = fma(set(-c.step), min(clip, max(unclip, g)), load(x));
+  Floats y = fma(set(-c.step), min(clip, max(unclip, g)), from);
   y = fma(set(c.sigma), noise, y);
-  store(out, min(hi, max(lo, y)));
-  if (bits) *bits = within(y, lo, hi) | within(g, unclip, clip) << kLanes;
+  const Floats least = sub(from, displacement), most = add(from, displacement);
+  const Floats near = min(most, max(least, y));
+  store(out, min(hi, max(lo, near)));
+  if (bits)
+    *bits = within(near, lo, hi) |
+            (within(g, unclip, clip) & not_greater(least, y) & not_greater(y, most)) << kLanes;
 }
 
 FASTEBM_TARGET inline void step_vector(const double* x, const double* grad, double* out,

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastebm.chains.chain import BeforeStep, Coefficients, OnStep
+from fastebm.chains.chain import BeforeStep, Coefficients, Done, OnStep
 from fastebm.chains.local_means import Modes, local_means
 from fastebm.energies.protocol import input_gradient
 from fastebm.ops.langevin import langevin_step_
-from fastebm.ops.metropolis import population_jump
+from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.rng import ACCEPT
 
 ROUND = 20  # transitions between two looks at what was accepted, and at the other chains
@@ -51,7 +51,8 @@ class Moves(NamedTuple):
 
     Attributes:
         rng: the stream's state. sample_ids: (B,) or None.
-        lo, hi: None, or of the event's shape: the box that no proposal may leave.
+        lo, hi: None, or of the event's shape: the box that no proposal may leave; of x's shape
+            where chains have one each and do not jump.
         n_jumps: of all transitions; every so-many-th is one, until there were as many.
         uniform_share: of the jumps, to uniform points of the box.
         modes: what jumps go by; None: those of the other half of the chains, for each half.
@@ -83,6 +84,7 @@ def run_adjusted(
     seen: range = range(0),
     before_step: BeforeStep | None = None,
     changed: range = range(0),
+    done: Done | None = None,
 ) -> None:
     """``total`` transitions of ``points`` in place, by as few calls of ``move`` as possible.
 
@@ -95,6 +97,7 @@ def run_adjusted(
             last call, 0-d, and how many a chain made.
         on_step, seen: ``on_step(k, x, grad, energy)`` after these transitions, of the new points.
         before_step, changed: ``before_step(k, x)``, which may change x, before these.
+        done: told after every call of ``move``.
     """
     every = total // moves.n_jumps if moves.n_jumps else 0
     last_jump, known, start, counted = every * moves.n_jumps, False, 0, 0
@@ -112,6 +115,8 @@ def run_adjusted(
                 sums = points.acceptance[0].mean(dtype=torch.float64)
                 after_round((sums if before is None else sums - before) / counted, counted)
                 before, counted = sums, 0
+            if done is not None:
+                done(end)
             start = end
         if end in changed and end < total:
             before_step(end, points.x)
@@ -156,27 +161,49 @@ def move_any(model: Callable[..., Tensor], model_kwargs: dict) -> Mover:
         every: int,
         known: bool,
     ) -> None:
+        at, total = _wide(points), first + len(coefficients)
+        lo, hi = (None if face is None else face.to(at.x.dtype) for face in (moves.lo, moves.hi))
         if not known:
-            _set(points, *input_gradient(model, points.x, model_kwargs))
-        for k, (step, sigma) in enumerate(coefficients, first):
-            jumps = every > 0 and (k + 1) % every == 0
-            if jumps:
-                y, log_factor = _jump(points, moves, k)
-            else:
-                y, log_factor = _propose(points, step, sigma, moves, k), None
-            grad, e = input_gradient(model, y, model_kwargs)
-            log_r = log_ratio(points, y, e, grad, step, sigma, log_factor)
-            log_r = log_r.masked_fill(~is_inside(y, moves.lo, moves.hi), -torch.inf)
-            accept = is_accepted(log_r, moves, k)
-            sums = accept if jumps else log_r.nan_to_num(nan=-torch.inf).exp().clamp_(max=1)
-            points.acceptance[1 if jumps else 0] += sums
-            rows = over_events(accept, y)
-            points.x.copy_(torch.where(rows, y, points.x))
-            _set(
-                points, torch.where(rows, grad, points.grad), torch.where(accept, e, points.energy)
+            _set(at, *input_gradient(model, points.x, model_kwargs))
+        y, proposed = torch.empty_like(at.x), False
+
+        def step(k: int, e_y: Tensor | None, grad_y: Tensor | None, **options) -> None:
+            metropolis_step_(
+                *(*at, y, e_y, grad_y, *coefficients[k - first], moves.rng),
+                **{"t": k, "sample_ids": moves.sample_ids, "lo": lo, "hi": hi, **options},
             )
 
+        for k in range(first, total):
+            log_factor = None
+            if _is_jump(k, every):
+                y, log_factor = _jump(at, moves, k)
+            elif not proposed:
+                step(k, None, None)
+            grad, e = input_gradient(model, y.to(points.x.dtype), model_kwargs)
+            proposed = k + 1 < total and not _is_jump(k + 1, every)
+            step(
+                *(k, e.to(y.dtype), grad.to(y.dtype)),
+                log_factor=log_factor,
+                next_step=coefficients[k + 1 - first] if proposed else None,
+            )
+        if at is not points:
+            points.x.copy_(at.x)
+            _set(points, at.grad, at.energy)
+
     return move
+
+
+def _is_jump(k: int, every: int) -> bool:
+    return every > 0 and (k + 1) % every == 0
+
+
+def _wide(points: Points) -> Points:
+    """Points of a type that there is an operator for: half types go on in float32, on the energy of
+    their rounded values."""
+    dtype = torch.promote_types(points.x.dtype, torch.float32)
+    if points.x.dtype == dtype:
+        return points
+    return Points(*(v.to(dtype) for v in points[:3]), points.acceptance)
 
 
 def _set(points: Points, grad: Tensor, e: Tensor) -> None:
@@ -184,29 +211,16 @@ def _set(points: Points, grad: Tensor, e: Tensor) -> None:
     points.energy.copy_(e)
 
 
-def _propose(
-    points: Points, step: float | Tensor, sigma: float | Tensor, moves: Moves, k: int
-) -> Tensor:
-    """``x - a(x) g(x) + sigma n``, with ``drift_step``."""
-    n = len(points.x)
-    return langevin_step_(
-        *(points.x.clone(), points.grad, drift_step(points.grad, step, sigma)),
-        *(_per_chain(sigma, n, points.x), moves.rng),
-        t=k,
-        sample_ids=moves.sample_ids,
-    )
-
-
 def _jump(points: Points, moves: Moves, k: int) -> tuple[Tensor, Tensor]:
     y, log_factor = population_jump(
         *(points.x.float(), *moves.modes, moves.rng),
         t=k,
         sample_ids=moves.sample_ids,
-        lo=moves.lo,
-        hi=moves.hi,
+        lo=None if moves.lo is None else moves.lo.float(),
+        hi=None if moves.hi is None else moves.hi.float(),
         uniform_share=moves.uniform_share,
     )
-    return y.to(points.x), log_factor
+    return y.to(points.x), log_factor.to(points.x)
 
 
 def drift_step(grad: Tensor, step: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -224,13 +238,9 @@ def log_ratio(
     grad_y: Tensor,
     step: float | Tensor,
     sigma: float | Tensor,
-    log_factor: Tensor | None = None,
 ) -> Tensor:
-    """log r of proposals y, (B,), of jumps where there is a ``log_factor``: see
-    csrc/metropolis/metropolis.h."""
+    """log r of Langevin proposals y, (B,): see csrc/metropolis/metropolis.h."""
     drop = 2 * step * (points.energy - e_y)
-    if log_factor is not None:
-        return drop / (sigma * sigma) + log_factor
     u, g_x, g_y = _rows(y - points.x), _rows(points.grad), _rows(grad_y)
     a_x, a_y = (drift_step(g, step, sigma) for g in (g_x, g_y))
     drift = a_x * (u * g_x).sum(1) + a_y * (u * g_y).sum(1)

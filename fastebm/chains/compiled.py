@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import types
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fastebm.energies.protocol import checked_energies, leaf_gradient
 
+_numbers = itertools.count()
 _seen = threading.local()  # .call: code, arguments and outputs of the last compiled call
 
 
@@ -58,7 +60,7 @@ class CompiledGradient:
         if calls != self._calls:
             self._calls = calls
             self._compiled = [
-                torch.compile(_with_code_of_its_own(f), fullgraph=True, backend=_inductor)
+                torch.compile(with_code_of_its_own(f), fullgraph=True, backend=_inductor)
                 for f in self._functions
             ]
         return _ChainGradient(self, x, model_kwargs, watched)
@@ -119,10 +121,10 @@ class _ChainGradient:
         return e
 
 
-def _with_code_of_its_own(f: types.FunctionType) -> types.FunctionType:
-    """torch.compile's limit on variants is for each code object: so it is for each model, not for
-    all models of a process."""
-    code = f.__code__.replace()
+def with_code_of_its_own(f: types.FunctionType) -> types.FunctionType:
+    """torch.compile's limit on variants is for each code object, and what it takes for dynamic for
+    each name: so it is for each model, not for all models of a process."""
+    code = f.__code__.replace(co_name=f"{f.__name__}_{next(_numbers)}")
     return types.FunctionType(code, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
 
 

@@ -10,13 +10,23 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Moves, Points
-from fastebm.chains.chain import BeforeStep, Coefficients, OnStep, StepOptions, on_device
+from fastebm.chains.captured_mlp import STEPS, captured_mlp
+from fastebm.chains.chain import (
+    BeforeStep,
+    Coefficients,
+    Done,
+    OnStep,
+    StepOptions,
+    bounds_of,
+    on_device,
+    stacked,
+)
 from fastebm.chains.plain_mlp import plain_mlp
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.network import Network
 
-__all__ = ["PRECISIONS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
+__all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
 
 # Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (AVX-512).
 # Python looks at its signals between calls.
@@ -26,11 +36,34 @@ MAX_WORK = 2**29
 class MLPChain(NamedTuple):
     """Chains on the energy of a small perceptron, many steps in one call of an operator.
 
-    ``precision`` is as in ``mlp_chain_``.
+    ``precision`` is as in ``mlp_chain_``; ``captured`` says that the network was found by
+    ``captured_mlp``.
     """
 
     network: Network
     precision: str
+    captured: bool = False
+
+    def of_loss(
+        self, model: Callable[..., Tensor], x: Tensor, model_kwargs: dict
+    ) -> Network | None:
+        """The network of the chains' model as its loss is to take it: as the model is now, outside
+        of ``sampling_mode``, and with a graph to its parameters; None where it is another one."""
+        if not self.captured:
+            return self.network
+        found = captured_mlp(model, x, model_kwargs, training=True)
+        return found if isinstance(found, Network) and found.is_same(self.network) else None
+
+    def rescaled(self, scale: Tensor) -> MLPChain:
+        """The chains of ``z``, where the energy is that of ``scale z``, scale (D,)."""
+        first, *others = self.network.weights
+        precision, mean = self.network.base_precision, self.network.base_mean
+        network = self.network._replace(
+            weights=[first * scale, *others],
+            base_precision=None if precision is None else precision * scale**2,
+            base_mean=None if mean is None else mean / scale,
+        )
+        return self._replace(network=network)
 
     def run(
         self,
@@ -43,6 +76,7 @@ class MLPChain(NamedTuple):
         seen: range = range(0),
         before_step: BeforeStep | None = None,
         changed: range = range(0),
+        done: Done | None = None,
     ) -> None:
         """``run_steps``, by as few calls of the operator as the callbacks and Ctrl-C allow.
 
@@ -50,10 +84,15 @@ class MLPChain(NamedTuple):
             x: (B, *event) contiguous, the events of as many elements as the network has inputs.
             seen: the steps after which ``on_step`` is called.
             changed: the steps before which ``before_step`` is called.
+            done: told after each call.
         """
         total, start = len(coefficients), 0
         rows = x.flatten(1)
         step_sizes, noise_stds = tables(coefficients, x) if total else (0.0, 0.0)
+        bounds = bounds_of(options)
+        if options.clamp is not None:  # of the event's shape, where it is of tensors
+            faces = (c.flatten() if isinstance(c, Tensor) else c for c in options.clamp)
+            bounds["clamp"] = tuple(faces)
         whole = range(0, total, steps_of_a_call(self.network, x))
         for end in sorted({total, *whole, *changed, *(k + 1 for k in seen)}):
             if end > start:
@@ -65,9 +104,7 @@ class MLPChain(NamedTuple):
                     *(_part(step_sizes, start, end), _part(noise_stds, start, end), rng),
                     t=start,
                     sample_ids=sample_ids,
-                    grad_clip=options.grad_clip,
-                    grad_norm_clip=options.grad_norm_clip,
-                    clamp=options.clamp,
+                    **bounds,
                     noise_first=options.noise_first,
                     precision=self.precision,
                     energy=e,
@@ -75,6 +112,8 @@ class MLPChain(NamedTuple):
                 )
                 if last_seen:
                     on_step(end - 1, x, grad.view_as(x), e)
+                if done is not None:
+                    done(end)
                 start = end
             if end in changed:
                 before_step(end, x)
@@ -113,21 +152,32 @@ class MLPChain(NamedTuple):
 
 
 def mlp_chain(
-    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, precision: str = "fp32"
+    model: Callable[..., Tensor],
+    x: Tensor,
+    model_kwargs: dict,
+    precision: str = "fp32",
+    n_steps: int | None = 0,
 ) -> MLPChain | str:
     """The chains of a model in one kernel, or the reason why there are none. All that chains know
     of small perceptrons is behind this function.
 
     Args:
         x, model_kwargs: see ``plain_mlp``.
+        n_steps: of the chains about to run, see ``captured_mlp``; None: the model's code is looked
+            at whatever it takes.
 
     Raises:
         ValueError: no chain on the device of ``x`` has this precision.
     """
     if precision == "bf16" and x.device.type != "cuda":
         raise ValueError(f"precision='bf16' needs chains on a CUDA device, got {x.device}")
-    found = plain_mlp(model, x, model_kwargs)
-    return found if isinstance(found, str) else MLPChain(found, precision)
+    plain = plain_mlp(model, x, model_kwargs)
+    if isinstance(plain, Network):
+        return MLPChain(plain, precision)
+    found = captured_mlp(model, x, model_kwargs, n_steps)
+    if isinstance(found, Network):
+        return MLPChain(found, precision, captured=True)
+    return plain if found == plain else f"{plain}; of its code, {found}"
 
 
 def steps_of_a_call(network: Network, x: Tensor) -> int:
@@ -150,10 +200,10 @@ def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Ten
 
 def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
     first = values[0]
-    if isinstance(first, Tensor):
-        if all(v is first for v in values):
-            return first.to(x.dtype).reshape(1, -1)
-        return torch.stack([v.to(x.dtype).reshape(-1) for v in values])
+    if isinstance(first, Tensor) and all(v is first for v in values):
+        return first.to(x.dtype).reshape(1, -1)
+    if any(isinstance(v, Tensor) for v in values):
+        return stacked(values, x.device).to(x.dtype)
     if all(v == first for v in values):
         return first
     return on_device(values, x.dtype, x.device).unsqueeze(1)

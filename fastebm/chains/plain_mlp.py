@@ -17,11 +17,11 @@ from fastebm.ops.mlp.network import MAX_DIM_CUDA, MAX_HIDDEN, MAX_WIDTH, Network
 
 _PLAIN = {nn.SiLU: "silu", nn.Tanh: "tanh", nn.ReLU: "relu"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_LAYERS = (nn.Sequential, nn.Linear, *_PLAIN, nn.Softplus, nn.GELU)
+_LAYERS = (nn.Sequential, nn.Linear, *_PLAIN, nn.Softplus, nn.GELU, nn.LeakyReLU, nn.ELU)
 # The calls that the formulas stand for, as torch defines them: users and libraries patch them.
 _FORWARDS = {layer: layer.forward for layer in _LAYERS}
 _calls = itemgetter("__call__", "_wrapped_call_impl", "_call_impl")
-_functions = itemgetter("linear", "silu", "relu", "softplus", "gelu")
+_functions = itemgetter("linear", "silu", "relu", "softplus", "gelu", "leaky_relu", "elu")
 _CALLS, _FUNCTIONS = _calls(vars(nn.Module)), _functions(vars(nn.functional))
 _hooks, _global_hooks = itemgetter(*_HOOKS), itemgetter(*(f"_global{name}" for name in _HOOKS))
 
@@ -30,11 +30,12 @@ def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Ne
     """The network of an energy that is one, or the reason why it is none.
 
     It is one if it is exactly an ``nn.Sequential`` of ``nn.Linear`` and one kind of activation
-    (SiLU, Tanh, ReLU, Softplus, GELU), 1 to 4 hidden layers of at most 256, with one output; or a
-    module that says so: its class defines ``forward`` and ``flat_net`` together, where
-    ``forward(x)`` is ``flat_net(x.flatten(1)).squeeze(1)`` and ``flat_net`` such a Sequential. A
-    subclass with another ``forward`` says nothing by what it inherits. Subclasses of layers, as
-    parametrised ones are, hooks, autocast and other dtypes than float32 rule it out.
+    (SiLU, Tanh, ReLU, LeakyReLU, ELU, Softplus, GELU), 1 to 4 hidden layers of at most 512, with
+    one output; or a module that says so: its class defines ``forward`` and ``flat_net`` together,
+    where ``forward(x)`` is ``flat_net(x.flatten(1)).squeeze(1)`` and ``flat_net`` such a
+    Sequential. A subclass with another ``forward`` says nothing by what it inherits. Subclasses of
+    layers, as parametrised ones are, hooks, autocast and other dtypes than float32 rule it out.
+    Others: see ``fastebm.chains.captured_mlp``.
 
     Args:
         x: (B, *event), where chains start.
@@ -57,7 +58,7 @@ def plain_mlp(model: Callable[..., Tensor], x: Tensor, model_kwargs: dict) -> Ne
         return f"x must be (B, D), got {tuple(x.shape)}"
     layers = list(net)
     modules = layers + [model] if net is model else layers + [model, net]
-    return _unfit_call(modules, x) or _network(layers, x)
+    return unfit_call(modules, x) or _network(layers, x)
 
 
 def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
@@ -92,7 +93,11 @@ def _network(layers: list[nn.Module], x: Tensor) -> Network | str:
 
 
 def _activation(layer: nn.Module) -> tuple[str, float, float] | None:
-    """Name, and beta and threshold of softplus."""
+    """Name, beta and threshold, as of a ``Network``."""
+    if type(layer) is nn.LeakyReLU:
+        return "leaky_relu", layer.negative_slope, 20.0
+    if type(layer) is nn.ELU:
+        return "elu", layer.alpha, 20.0
     if type(layer) is nn.GELU:
         return ("gelu_tanh" if layer.approximate == "tanh" else "gelu"), 1.0, 20.0
     if type(layer) is nn.Softplus:
@@ -101,7 +106,7 @@ def _activation(layer: nn.Module) -> tuple[str, float, float] | None:
     return name and (name, 1.0, 20.0)
 
 
-def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
+def unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
     """Why calling these modules on ``x`` is more than their formulas, or not in float32. Written
     for speed: it is asked at every call of a sampler."""
     if x.dtype != torch.float32:
@@ -116,15 +121,24 @@ def _unfit_call(modules: list[nn.Module], x: Tensor) -> str | None:
         return "modules have hooks"
     if _calls(vars(nn.Module)) != _CALLS or _functions(vars(nn.functional)) != _FUNCTIONS:
         return "functions of torch.nn were replaced"
+    if has_hooks(modules):
+        return "modules have hooks"
     for module in modules:
         own, kind = vars(module), type(module)
-        if any(_hooks(own)) and any(h is not guard for d in _hooks(own) for h in d.values()):
-            return "modules have hooks"
         forward = kind.forward
         as_defined = _FORWARDS.get(kind) is forward or _is_written_in(kind, forward)
         if "forward" in own or kind.__call__ is not nn.Module.__call__ or not as_defined:
             return "a module's forward or __call__ was replaced"
     return None
+
+
+def has_hooks(modules: list[nn.Module]) -> bool:
+    """Whether calls of these modules run more than their forward, but for ``sampling_mode``'s."""
+    for module in modules:
+        hooks = _hooks(vars(module))
+        if any(hooks) and any(h is not guard for d in hooks for h in d.values()):
+            return True
+    return False
 
 
 def _is_written_in(kind: type, forward: Callable) -> bool:

@@ -70,10 +70,11 @@ class Standardized(Energy):
         return (z * self.std + self.mean).to(z.dtype)
 
     def bounds(
-        self, clamp: tuple[float | None, float | None] | None
+        self, clamp: tuple[float | Tensor | None, float | Tensor | None] | None
     ) -> tuple[Tensor | None, Tensor | None] | None:
         """A box (lo, hi) of the user's units in standard ones: tensors of the event's shape, since
-        each coordinate has its own. None, of a side or of both, stays None.
+        each coordinate has its own, or (B, *event) where the faces are. None, of a side or of both,
+        stays None.
 
         A chain on such a bound comes back to the box up to the rounding of ``restore``.
 
@@ -130,9 +131,9 @@ def _moments(data: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(constant, data[0].to(dtype), mean), torch.where(constant, 1.0, std)
 
 
-def _box(clamp: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+def _box(clamp: tuple) -> tuple:
     pair = tuple(clamp) if isinstance(clamp, (tuple, list)) else ()
-    given = [c for c in pair if c is not None]
+    given = [c for c in pair if c is not None and not isinstance(c, Tensor)]
     numbers = all(isinstance(c, Real) and c == c for c in given)
     if len(pair) != 2 or not numbers or given != sorted(given):
         raise ValueError(f"clamp must be (lo, hi), numbers or None with lo <= hi, got {clamp!r}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastebm.chains.adjusted import ROUND
+from fastebm.chains.chain import bounds_of
 from fastebm.chains.local_means import means_and_neighbors
 from fastebm.chains.mlp_chain import steps_of_a_call, tables
 from fastebm.distributed.collectives import mean_of_ranks
@@ -28,8 +29,8 @@ from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
-from fastebm.samplers.run import observe
-from fastebm.samplers.units import has_formula, uniform_share, units_of
+from fastebm.samplers.langevin_chains import observe
+from fastebm.samplers.units import has_faces, has_formula, uniform_share
 
 
 class LastStepWeights(NamedTuple):
@@ -67,24 +68,26 @@ def terms_by_formulas(
     """
     if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
         return None
+    if len(batch.chains) != len(batch.x) or has_faces(getattr(sampler, "clamp", None)):
+        return None
     if _inner(model) is not sampler.model or not _is_own(sampler, "last_step"):
         return None
-    if sampler.adjusted or units_of(sampler.model) is not None:
+    if sampler.adjusted or sampler.units is not None:
         return None
-    chain = sampler.fused_chain(batch.x, batch.kwargs_pos)
-    if chain is None:
+    found = _network(sampler, batch)
+    if found is None:
         return None
     # The operator's one call has no more than Ctrl-C may wait for, and no ``sample`` of others.
     samples_here = _is_own(sampler, "sample")
-    in_one_call = steps_of_a_call(chain.network, batch.x) if samples_here else 1
+    in_one_call = steps_of_a_call(found[0], batch.x) if samples_here else 1
     n_before = max(0, k_steps - in_one_call)
     if n_before or not samples_here:
-        before = sampler.sample(batch.chains, n_before, seed=rng, model_kwargs={})
+        before = sampler.sample(batch.chains, n_before, seed=rng, model_kwargs=batch.kwargs_neg)
         batch = batch._replace(chains=before)
     steps = range(n_before, k_steps)
-    found = _terms(chain.network, sampler, batch, steps, rng, energy_reg_weight, last_step)
-    observe(sampler, found[0].x_neg, len(steps), rng, {})
-    return _reduced(found[0], model, batch.x), *found[1:]
+    terms, before, finite = _terms(*found, sampler, batch, steps, rng, energy_reg_weight, last_step)
+    observe(sampler, terms.x_neg, len(steps), rng, batch.kwargs_neg)
+    return _reduced(terms, model, batch), before, finite
 
 
 @torch.no_grad()
@@ -105,9 +108,13 @@ def points_by_formulas(
     Returns:
         The terms, with all metrics, and whether energies and points are finite.
     """
-    step, units = sampler.step_size, units_of(sampler.model)
-    if batch.x.device.type != "cpu" or _inner(model) is not sampler.model or not sampler.adjusted:
+    if not isinstance(sampler, LangevinDynamics) or not sampler.adjusted:
         return None
+    if batch.x.device.type != "cpu" or _inner(model) is not sampler.model:
+        return None
+    if has_faces(sampler.clamp):
+        return None
+    step, units = sampler.step_size, sampler.units
     noise = sampler.noise_std, sampler.noise_scale, sampler.temperature
     adaptive = type(step) is AdaptiveStep
     numbers = noise if adaptive else (step, *noise)
@@ -117,23 +124,27 @@ def points_by_formulas(
         return None
     if not has_formula(units):
         return None
-    chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
-    if chain is None or k_steps > steps_of_a_call(chain.network, batch.x):
+    found = _network(sampler, batch)
+    if found is None or k_steps > steps_of_a_call(found[0], batch.x):
         return None
+    network, data_row_bias = found
     jumps = _jumps(sampler, n_jumps, population) if n_jumps else None
     if jumps is not None and jumps.n_centres > queries_of_a_call(population):
         return None
     adapts = adaptive and not step.frozen
     if adapts and is_together() and k_steps > ROUND:  # and so more than once, asking the others
         return None
-    x_neg, e_pos, e_neg, sums, values, finite, log_step = mlp_adjusted_contrastive_divergence(
-        *(batch.x, batch.chains, chain.network, k_steps),
-        *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
-        rng.state("cpu", len(batch.chains)),
-        clamp=sampler.clamp,
-        jumps=jumps,
-        units=units and (units.mean.float(), units.std.float()),
-        energy_reg_weight=energy_reg_weight,
+    x_neg, e_pos, e_neg, sums, to_row_bias, values, finite, log_step = (
+        mlp_adjusted_contrastive_divergence(
+            *(batch.x, batch.chains, network, k_steps),
+            *(_adapted(step) if adapts else step.value("cpu") if adaptive else step, noise),
+            rng.state("cpu", len(batch.chains)),
+            data_row_bias=data_row_bias,
+            clamp=sampler.clamp,
+            jumps=jumps,
+            units=units and (units.mean.float(), units.std.float()),
+            energy_reg_weight=energy_reg_weight,
+        )
     )
     rng.advance(k_steps - 1)
     if adapts:
@@ -147,9 +158,48 @@ def points_by_formulas(
         metrics["jump_acceptance"] = jump_acceptance
     if adaptive:
         metrics["step_size"] = step.value("cpu")
-    loss = with_gradient(loss, chain.network, sums)
+    loss = with_gradient(loss, network, sums, *_of_rows(network, data_row_bias, to_row_bias))
     terms = Terms(loss, x_neg, metrics, e_pos, e_neg, metrics["energy_neg"])
-    return _reduced(terms, model, batch.x), finite
+    return _reduced(terms, model, batch), finite
+
+
+@torch.enable_grad()  # row biases are made of parameters
+def _network(
+    sampler: LangevinDynamics | GibbsSampler, batch: Batch
+) -> tuple[Network, Tensor | None] | None:
+    """That of the chains, and the row biases that it has for the data; None where there is none, or
+    one that its formulas have no gradient for."""
+    chain = sampler.fused_chain(batch.chains, batch.kwargs_neg)
+    if chain is None:
+        return None
+    model = sampler.inner_model
+    network = of_data = chain.of_loss(model, batch.chains, batch.kwargs_neg)
+    if network is None:
+        return None
+    base = network.base_precision, network.base_mean
+    if any(t is not None and t.requires_grad for t in base):
+        return None
+    model_kwargs = batch.kwargs_pos
+    if model_kwargs is not batch.kwargs_neg or (model_kwargs and len(batch.x) > len(batch.chains)):
+        chain = sampler.fused_chain(batch.x, model_kwargs)
+        of_data = chain and chain.of_loss(model, batch.x, model_kwargs)
+    if of_data is None or (of_data.row_bias is None) != (network.row_bias is None):
+        return None
+    if of_data is not network:  # what is called with may be in more than the row biases
+        alike = (n._replace(row_bias=None) for n in (network, of_data))
+        if not Network.is_same(*alike):
+            return None
+    return network, of_data.row_bias
+
+
+def _of_rows(
+    network: Network, data_row_bias: Tensor | None, gradient: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """The row biases of data and chains, each with its gradient."""
+    if data_row_bias is None:
+        return []
+    both = data_row_bias, network.row_bias
+    return list(zip(both, gradient.split([len(rows) for rows in both]), strict=True))
 
 
 def _inner(model: Callable) -> Callable:
@@ -158,12 +208,15 @@ def _inner(model: Callable) -> Callable:
 
 
 @torch.enable_grad()
-def _reduced(terms: Terms, model: Callable, x: Tensor) -> Terms:
+def _reduced(terms: Terms, model: Callable, batch: Batch) -> Terms:
     """With a loss whose gradient DistributedDataParallel reduces: it waits for the gradients of
     parameters that its forward pass has used."""
     if not isinstance(model, DistributedDataParallel):
         return terms
-    return terms._replace(loss=terms.loss + 0 * model(torch.zeros_like(x[:1])).sum())
+    first = torch.zeros(1, dtype=torch.int64)
+    one = batch.rows(first, first, 0)
+    used = model(torch.zeros_like(one.x), **one.kwargs_pos)
+    return terms._replace(loss=terms.loss + 0 * used.sum())
 
 
 def _adapted(step: AdaptiveStep) -> AdaptedStep:
@@ -172,7 +225,7 @@ def _adapted(step: AdaptiveStep) -> AdaptedStep:
 
 
 def _jumps(sampler: LangevinDynamics, n: int, population: Tensor) -> Jumps:
-    share = uniform_share(sampler.model, sampler.clamp)
+    share = uniform_share(sampler.units, sampler.clamp)
     return Jumps(n, population, *means_and_neighbors(len(population), n), share)
 
 
@@ -193,12 +246,13 @@ def _metrics(values: list[Tensor]) -> dict[str, Tensor]:
 def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
     """Whether the method is that of LangevinDynamics, and not a subclass's or a caller's."""
     method = getattr(sampler, name, None)
-    return getattr(method, "__func__", None) is vars(LangevinDynamics)[name]
+    return getattr(method, "__func__", None) is getattr(LangevinDynamics, name)
 
 
 @torch.no_grad()
 def _terms(
     network: Network,
+    data_row_bias: Tensor | None,
     sampler: LangevinDynamics,
     batch: Batch,
     steps: range,
@@ -211,12 +265,11 @@ def _terms(
     options = sampler.options
     kl_weight, entropy_weight, entropy_eps = last_step or (None, 0.0, 1.0)
     y, own, y_scale = batch.references or (None, None, (1.0, 0.0))
-    before, x_neg, e_pos, e_neg, sums, values, finite = mlp_contrastive_divergence(
+    before, x_neg, e_pos, e_neg, sums, to_row_bias, values, finite = mlp_contrastive_divergence(
         *(batch.x, batch.chains, network, len(steps) - 1, step_sizes, noise_stds),
         rng.state(batch.x.device, len(batch.chains)),
-        grad_clip=options.grad_clip,
-        grad_norm_clip=options.grad_norm_clip,
-        clamp=options.clamp,
+        data_row_bias=data_row_bias,
+        **bounds_of(options),
         noise_first=options.noise_first,
         energy_reg_weight=energy_reg_weight,
         kl_weight=kl_weight,
@@ -232,5 +285,5 @@ def _terms(
     mean_neg = metrics["energy_neg"]
     if last_step:
         metrics |= {"kl_energy": mean_neg, "entropy": entropy}
-    loss = with_gradient(loss, network, sums)
+    loss = with_gradient(loss, network, sums, *_of_rows(network, data_row_bias, to_row_bias))
     return Terms(loss, x_neg, metrics, e_pos, e_neg, mean_neg), before, finite

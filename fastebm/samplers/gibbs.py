@@ -14,6 +14,7 @@ from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.modes import full_precision
 from fastebm.rng import ChainRNG, as_rng, check_sample_ids
 from fastebm.samplers.diagnostics import Log, finite_rows
+from fastebm.samplers.progress import Progress, told
 from fastebm.samplers.settings import setting, value_at
 
 __all__ = ["GibbsSampler"]
@@ -48,6 +49,7 @@ class GibbsSampler:
     """
 
     step_size_checked = True  # there is no step size
+    by_points = False  # losses take a last step
     model = Setting(_machine)
     temperature = Setting(partial(setting, above_zero=True))
 
@@ -74,6 +76,7 @@ class GibbsSampler:
         generator: Generator | None = None,
         model_kwargs: dict | None = None,
         sample_ids: Tensor | None = None,
+        progress: Progress | bool | None = None,
     ) -> Tensor | Any:  # a union with the pair would be in every caller's way
         """Run ``burn_in + n_steps`` steps.
 
@@ -92,6 +95,8 @@ class GibbsSampler:
             generator: see ``seed``; not both.
             model_kwargs: there can be none.
             sample_ids: int64 (B,), whose random numbers each chain gets; default: its row.
+            progress: called with (steps done, of how many), some ten times a second and in the end;
+                True: a bar of rich's.
 
         Returns:
             The last state, of the shape of ``x``, or with ``return_trajectory``
@@ -125,10 +130,13 @@ class GibbsSampler:
         state = rng.state(x.device, len(x))
         v = x.detach().flatten(1).to(self.model.c.dtype, copy=True)
         log = Log(v.view(x.shape), burn_in, thin, energy=(len(v),), change=())
-        with full_precision(x.device), sampling_mode(self.model, freeze=False):
+        telling = told(progress, total)
+        with full_precision(x.device), sampling_mode(self.model, freeze=False), telling as done:
             for k, beta in enumerate(betas):
                 before = v
                 v, _ = self.model.gibbs_step(v, state, t=k, sample_ids=sample_ids, beta=beta)
+                if done is not None:
+                    done(k + 1)
                 if not log.keeps(k):
                     continue
                 if return_trajectory:
@@ -174,7 +182,7 @@ class GibbsSampler:
         return v.view(x.shape), None
 
     def _beta(self, k: int) -> float:
-        return 1 / value_at(k, "temperature", self.temperature, above_zero=True)
+        return 1 / value_at(k, "temperature", self.temperature, True, per_chain=False)
 
     def _start(self, n: int | None, rng: ChainRNG, sample_ids: Tensor | None) -> Tensor:
         if n is None:

@@ -192,6 +192,7 @@ def arguments(**changed):
         "activation": 0,
         "beta": 1.0,
         "threshold": 20.0,
+        **dict.fromkeys(("base_precision", "base_mean", "row_bias", "data_row_bias")),
         "n_steps": 5,
         "step_size": 0.1,
         "noise_std": None,
@@ -224,6 +225,8 @@ def test_opcheck():
     torch.library.opcheck(op, arguments())
     plain = {"log_step": None, "n_jumps": 0, "population": None, "mean": None, "std": None}
     torch.library.opcheck(op, arguments(**plain, lo=None, hi=None, noise_std=0.3))
+    rows = {"row_bias": torch.randn(6, 4), "data_row_bias": torch.randn(12, 4)}
+    torch.library.opcheck(op, arguments(**rows, base_precision=torch.ones(3)))
 
 
 def test_errors():
@@ -247,6 +250,10 @@ def test_errors():
     fails("std must have the shape of a sample", std=torch.ones(2))
     fails(r"population must be \(P, \*event\), P >= 2, for jumps", population=None)
     fails("population must be float32, got Double", population=torch.randn(40, 3).double())
+    rows = torch.randn(12, 4)
+    fails("row_bias and data_row_bias must be given together", data_row_bias=rows)
+    fails(r"row_bias must have shape \(6, 4\)", data_row_bias=rows, row_bias=rows)
+    fails("base_mean needs base_precision", base_mean=torch.zeros(3))
     fails("n_centres must be in 2..40, got 41", n_centres=41)
     fails("k must be in 1..16, got 17", n_neighbors=17)
     fails("uniform_share must be 0 without lo and hi", lo=None, hi=None)

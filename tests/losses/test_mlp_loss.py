@@ -11,9 +11,10 @@ from torch import nn
 
 from fastebm.energies import MLPEnergy
 from fastebm.losses import mlp_loss
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.samplers.langevin import LangevinDynamics
 
@@ -69,7 +70,9 @@ def formulas(monkeypatch):
     return calls
 
 
-def compute(kind, model, x, backend, k_steps=3, mode="raise", wrapped=False, **options):
+def compute(
+    kind, model, x, backend, k_steps=3, mode="raise", wrapped=False, model_kwargs=None, **options
+):
     """The loss from the same start each time, and the gradient of 3 of it."""
     make, buffered, terms = LOSSES[kind]
     options = {"noise_std": 0.2, "step_size": 0.1} | options
@@ -80,7 +83,7 @@ def compute(kind, model, x, backend, k_steps=3, mode="raise", wrapped=False, **o
         terms = terms | {"buffer": buffer}
     energy = (lambda x: model(x)) if wrapped else model
     loss = make(energy, sampler, k_steps=k_steps, on_nonfinite=mode, **terms)
-    out = loss(x, seed=5)
+    out = loss(x, model_kwargs, seed=5)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return out, torch.cat([g.flatten() for g in torch.autograd.grad(3 * out.loss, parameters)])
 
@@ -88,7 +91,11 @@ def compute(kind, model, x, backend, k_steps=3, mode="raise", wrapped=False, **o
 def assert_as_good_as_the_graph(kind, model, x, **options):
     """From a graph in float64 the formulas may be 3 times as far as a graph in float32 is, and 16
     roundings more, as that may be right by luck."""
-    exact = compute(kind, copy.deepcopy(model).double(), x.double(), "eager", **options)
+    in_double = {n: c.double() for n, c in options.get("model_kwargs", {}).items()}
+    exact = compute(
+        *(kind, copy.deepcopy(model).double(), x.double(), "eager"),
+        **options | {"model_kwargs": in_double},
+    )
     graph, mine = (compute(kind, model, x, way, **options) for way in ("eager", "auto"))
 
     def check(name, mine, graph, exact):

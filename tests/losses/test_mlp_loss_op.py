@@ -120,6 +120,7 @@ def arguments(net=None, x=None, **changed):
         "activation": 0,
         "beta": net.beta,
         "threshold": 20.0,
+        **dict.fromkeys(("base_precision", "base_mean", "row_bias", "data_row_bias")),
         "n_steps": 2,
         "step_size": 0.1,
         "noise_std": 0.2,
@@ -128,6 +129,7 @@ def arguments(net=None, x=None, **changed):
         "rng": ChainRNG(1).state(),
         "grad_clip": None,
         "grad_norm_clip": None,
+        "displacement_clip": 0.4,
         "lo": None,
         "hi": 1.0,
         "tag": 1,
@@ -145,10 +147,17 @@ def arguments(net=None, x=None, **changed):
     return tuple((names | changed).values())
 
 
+CONDITIONED = {
+    **{"base_precision": torch.ones(3), "base_mean": torch.zeros(3)},
+    **{"row_bias": torch.randn(6, 4), "data_row_bias": torch.randn(6, 4)},
+}
+
+
 def test_opcheck():
     op = library.op.mlp_contrastive_divergence.default
     torch.library.opcheck(op, arguments())
     torch.library.opcheck(op, arguments(kl_weight=None, references=None, n_steps=0))
+    torch.library.opcheck(op, arguments(**CONDITIONED))
 
 
 def test_errors():
@@ -165,6 +174,7 @@ def test_errors():
     fails(r"step_sizes must have shape \(K or 1, B or 1\)", step_sizes=torch.ones(2, 6))
     fails("must be contiguous", noise_stds=torch.ones(6, 3).T)
     fails("grad_norm_clip must be > 0", grad_norm_clip=0.0)
+    fails("displacement_clip must be > 0", displacement_clip=0.0)
     fails("clamp must be", lo=2.0)
     fails("rng must be an int64 tensor of 4 values", rng=torch.zeros(3))
     fails("eps must be finite and > 0", entropy_eps=0.0)
@@ -172,6 +182,11 @@ def test_errors():
     fails(r"skip must be in -1..8, got 9", own=torch.full((6,), 9))
     fails(r"weights\[0\] must have shape \(outputs, 3\)", net=network(2, (4,)))
     fails("weights must be float32", net=double(network(3, (4,))))
+    fails(r"base_mean must have shape \(3,\)", **CONDITIONED | {"base_mean": torch.zeros(4)})
+    both = "row_bias and data_row_bias must be given together"
+    for name in ("row_bias", "data_row_bias"):
+        fails(both, **CONDITIONED | {name: None})
+        fails(rf"{name} must have shape \(6, 4\)", **CONDITIONED | {name: torch.ones(5, 4)})
 
 
 def test_terms_without_references_use_the_other_chains():

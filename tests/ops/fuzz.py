@@ -15,9 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import fuzz_values
 import torch
+from fuzz_moves import hamiltonian, metropolis
 from fuzz_transitions import TRANSITIONS
-from fuzz_values import DTYPES, SHAPES, box, coefficients, floats, stream
+from fuzz_values import BOUNDS, DTYPES, SHAPES, box, floats, stream
 
 for name in ("_C", "_simt"):
     (path,) = Path(os.environ["FASTEBM_FUZZ_BUILD"]).glob(f"{name}.*.so")
@@ -26,17 +28,23 @@ for name in ("_C", "_simt"):
     spec.loader.exec_module(sys.modules[spec.name])
 BUILT = sys.modules["fastebm._C"]
 SIMD = BUILT.simd_levels()
-
-
-def normal(seed, *shape):
-    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def whole(seed, low, high, *shape):
-    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+normal, whole = fuzz_values.normal, fuzz_values.whole  # in the text of calls
 
 
 # Arguments that fit, one function an operator: argument -> expression, or list of them.
+def coefficients(r, dtype, n):
+    table = f"{floats(r, n)}.abs().{dtype}()"
+    return {
+        "step_size": str(r.choice([0, 0.1])),
+        "noise_std": str(r.choice([0, 0.1])),
+        "step_sizes": r.choice(["None", table]),
+        "noise_stds": r.choice(["None", table]),
+        **{name: str(r.choice(BOUNDS)) for name in ("grad_clip", "grad_norm_clip", "hi")},
+        "displacement_clip": str(r.choice(BOUNDS)),
+        "lo": str(r.choice([None, -0.5])),
+    }
+
+
 def step(r, in_place):
     n, shape, dtype = r.randrange(5), r.choice(SHAPES), r.choice(DTYPES)
     x, grad = (f"{floats(r, n, *shape)}.{dtype}()" for _ in range(2))
@@ -127,13 +135,18 @@ def gather(r):
     }
 
 
-def network(r, d):
+def network(r, d, n, n_data=None):
+    """For n samples of d elements, and so many of data."""
     widths = [d, *(r.choice([1, 7, 16, 33]) for _ in range(r.randrange(1, 5))), 1]
     layers = list(zip(widths[1:], widths[:-1], strict=True))
+    base = r.choice([("None", "None"), (f"{floats(r, d)}.abs()", r.choice(["None", floats(r, d)]))])
+    rows = {"row_bias": floats(r, n, widths[1]), "data_row_bias": floats(r, n_data or 1, widths[1])}
     return {
         "weights": [floats(r, *layer) for layer in layers],
         "biases": [r.choice(["None", floats(r, out)]) for out, _ in layers],
-        **{"activation": str(r.randrange(6)), "beta": "1.0", "threshold": "20.0"},
+        **{"activation": str(r.randrange(8)), "beta": "1.0", "threshold": "20.0"},
+        **dict(zip(("base_precision", "base_mean"), base, strict=True)),
+        **r.choice([rows, dict.fromkeys(rows, "None")]),
     }
 
 
@@ -148,7 +161,7 @@ def chain(r):
     outputs["grad"] = outputs["grad"].replace(f"x{n, d}", floats(r, n, d))
     common = {**coefficients(r, "float", n), **tables(r, max(steps, 1), n), **stream(r, n)}
     common |= {"n_steps": str(steps), "noise_first": str(r.random() < 0.5), "bfloat16": "False"}
-    return {"x": floats(r, n, d), **network(r, d), **common, **outputs}
+    return {"x": floats(r, n, d), **network(r, d, n), **common, **outputs, **box(r, d, "box_")}
 
 
 def source(r, d, corners):
@@ -174,17 +187,20 @@ def adjusted(r):
     common |= {"n_steps": str(steps), "noise_std": "0.1", "known": str(r.random() < 0.5)}
     common |= {"every": str(r.randrange(3)), "first": str(r.randrange(5))}
     own |= {"x": floats(r, n, d), "acceptance": floats(r, 2, n)}
-    return {**own, **network(r, d), **common, **corners, **source(r, d, corners)}
+    return {**own, **network(r, d, n), **common, **corners, **source(r, d, corners)}
 
 
 def gradient(r):
     n, d = r.randrange(1, 70), r.randrange(1, 20)
-    net, n_data = network(r, d), r.randrange(n + 1)
+    net, n_data = network(r, d, n), r.randrange(n + 1)
     count = sum(math.prod(eval(w).shape) + len(eval(w)) for w in net["weights"])
     return {
         **{"x": floats(r, n, d), **net, "n_data": str(n_data), "factor": "0.1"},
         **{"square_factor": r.choice(["0.0", "0.2"]), "v": r.choice(["None", floats(r, n, d)])},
         **{"sums": r.choice(["None", floats(r, count)]), "grad": floats(r, n - n_data, d)},
+        "to_row_bias": floats(r, *eval(net["row_bias"]).shape)
+        if net["row_bias"] != "None"
+        else "None",
     }
 
 
@@ -197,7 +213,7 @@ def loss(r):
     term |= {"references": r.choice(["None", references(r, m, shape)]), "own": own}
     term |= {"energy_reg_weight": "0.1", "entropy_eps": "0.1", "y_scale": "0.5", "y_offset": "-1.0"}
     points = {"x": floats(r, n, *shape), "start": floats(r, n, *shape)}
-    return {**points, **network(r, math.prod(shape)), **common, **term}
+    return {**points, **network(r, math.prod(shape), n, n), **common, **term}
 
 
 def means(r):
@@ -214,19 +230,22 @@ def adjusted_loss(r):
     )
     step = {"step_size": "0.1", "noise_std": r.choice(["None", "0.3"]), "noise_scale": "1.0"}
     step |= {"temperature": "0.5", "log_step": r.choice(["None", "-1.0"]), "gain": "0.05"}
-    step |= {
-        "target_acceptance": "0.7",
-        "largest": "0.0",
-        "least": "-9.0",
-        "round": str(r.randrange(1, 4)),
-    }
+    step |= {"target_acceptance": "0.7", "largest": "0.0", "least": "-9.0"}
+    step |= {"round": str(r.randrange(1, 4))}
     share = r.choice(["0.0", "0.1"]) if "None" not in faces else "0.0"
     jumps = {"n_jumps": str(r.randrange(steps + 1)), "population": floats(r, size, d)}
     jumps |= {"n_centres": str(min(size, 16)), "n_neighbors": str(min(size, 3))}
     units = {"mean": floats(r, d), "std": f"{floats(r, d)}.abs()"}
     points = {"x": floats(r, n * times, d), "start": floats(r, n, d), "n_steps": str(steps)}
     return {
-        **{**points, **network(r, d), **step, **stream(r, n), **jumps, "uniform_share": share},
+        **{
+            **points,
+            **network(r, d, n, n * times),
+            **step,
+            **stream(r, n),
+            **jumps,
+            "uniform_share": share,
+        },
         **{**r.choice([units, {"mean": "None", "std": "None"}]), "energy_reg_weight": "0.1"},
         **dict(zip(("lo", "hi"), faces, strict=True)),
     }
@@ -248,6 +267,8 @@ CALLS = {
     "mlp_chain_": chain,
     "mlp_adjusted_chain_": adjusted,
     "population_jump": jump,
+    "metropolis_step_": metropolis,
+    "hmc_step_": hamiltonian,
     **TRANSITIONS,
     "mlp_gradient": gradient,
     "mlp_contrastive_divergence": loss,
@@ -260,17 +281,11 @@ FEW = [-(2**63), -1, 0, 1, 5, 2**40 + 1, 2**63 - 1]
 NUMBERS = ["math.nan", "math.inf", "-math.inf", "-1.0", "0.0", "-0.0", "1.0", "7.0", "63.0"]
 NUMBERS += ["1e-300", "1e-40", "1e38", "1e300", "-1e300", "0.5", "4294967295.0"]
 VIEWS = ["[:0]", "[1:]", "[:, :1]", "[..., ::2]", ".flatten()", "[None]", "[0]"]
-VIEWS += [".transpose(0, -1)"]
 VIEWS += [".repeat_interleave(2, 0)", "[:1].expand(5, *(-1,) * 9)", ".contiguous().t()", ".sum()"]
 VIEWS += [f".{dtype}()" for dtype in (*DTYPES, "byte", "int", "long", "bool", "cfloat")]
 VIEWS += [".mul(math.nan)", ".mul(1e30)", ".neg()", ".add(2**40)", ".sub(1)", ".to('meta')"]
-VIEWS += [
-    ".transpose(0, -1)",
-    ".clone().requires_grad_()",
-    ".to_sparse()",
-    ".squeeze()",
-    "[..., :3]",
-]
+VIEWS += [".transpose(0, -1)", ".clone().requires_grad_()", ".to_sparse()", ".squeeze()"]
+VIEWS += ["[..., :3]"]
 
 
 def changed(r, kind, name, value):

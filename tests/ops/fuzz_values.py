@@ -1,4 +1,15 @@
-"""Expressions of arguments that operators share, for fuzz.py, which evaluates them."""
+"""What the fuzz of the operators makes arguments of: text of calls, and what is made of it."""
+
+import torch
+
+
+def normal(seed, *shape):
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(seed, low, high, *shape):
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
 
 BOUNDS = [None, 0.1, 1e9]
 SHAPES = [(1,), (7,), (3, 5), (64,), (3, 4, 4), (300,), (0,)]
@@ -19,18 +30,7 @@ def floats(r, *shape):
     return f"normal({r.randrange(10**6)}, {', '.join(map(str, shape))})"
 
 
-def coefficients(r, dtype, n):
-    table = f"{floats(r, n)}.abs().{dtype}()"
-    return {
-        "step_size": str(r.choice([0, 0.1])),
-        "noise_std": str(r.choice([0, 0.1])),
-        "step_sizes": r.choice(["None", table]),
-        "noise_stds": r.choice(["None", table]),
-        **{name: str(r.choice(BOUNDS)) for name in ("grad_clip", "grad_norm_clip", "hi")},
-        "lo": str(r.choice([None, -0.5])),
-    }
-
-
-def box(r, d):
+def box(r, d, name=""):
     corner = f"{floats(r, d)}.abs().add(0.5)"
-    return r.choice([{"lo": "None", "hi": "None"}, {"lo": f"{corner}.neg()", "hi": corner}])
+    faces = r.choice([("None", "None"), (f"{corner}.neg()", corner)])
+    return {f"{name}lo": faces[0], f"{name}hi": faces[1]}

@@ -8,7 +8,8 @@ from torch.autograd import forward_ad
 from fastebm import ChainRNG, knn_entropy, ops
 from fastebm.ops import bernoulli, choice, neighbor
 from fastebm.ops.discrete import gwg_step_
-from fastebm.ops.metropolis import population_jump
+from fastebm.ops.hamiltonian import hmc_step_
+from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
@@ -65,6 +66,33 @@ def replicas(rows, rng=RNG, **options):
     return given["x"]
 
 
+def metropolis(x, rng=RNG, decide=True, **options):
+    """A decision about a point far below, with some of the tensors it is of, and a proposal."""
+    n, mine = len(x), {k: options.pop(k) for k in ("energy", "grad", "sums", "y") if k in options}
+    state = {"energy": torch.zeros(n), "grad": torch.zeros(n, 2), "sums": torch.zeros(2, n)}
+    state |= {"y": torch.full((n, 2), 0.01), **mine}
+    ends = (torch.full((n,), -9.0), torch.ones(n, 2)) if decide else (None, None)
+    if decide:
+        options["next_step"] = 0.1, 0.5
+    metropolis_step_(x, *state.values(), *ends, 0.1, 0.5, rng, **options)
+    return x
+
+
+def hamiltonian(x, rng=RNG, ends=True, **options):
+    """The same of a trajectory."""
+    n, names = len(x), ("energy", "grad", "y", "v", "kinetic", "acceptance", "divergent")
+    mine = {k: options.pop(k) for k in names if k in options}
+    zero, rows = torch.zeros(n), torch.zeros(n, 2)
+    values = (zero, rows, rows + 0.01, rows.clone(), zero.clone(), zero.clone(), zero.int())
+    state = dict(zip(names, values, strict=True)) | mine
+    e_y = torch.full((n,), -9.0 if "divergent" not in mine else torch.inf)
+    if ends:
+        options["next_step"] = 0.1, 1.0
+    got = (e_y, torch.ones(n, 2)) if ends else (None, None)
+    hmc_step_(x, *state.values(), *got, 0.1, 1.0, rng, **options)
+    return x
+
+
 # Each changes a tensor of its kind: operator -> (a tensor, its change).
 CHANGES = {
     "langevin_step_": (torch.zeros(3, 2), lambda x: ops.langevin_step_(x, None, 0.0, 1.0, RNG)),
@@ -117,9 +145,36 @@ CHANGES = {
         )
         for name, shape in {"x": (2, 3, 2), "grad": (2, 3, 2), "velocity": (2, 3, 2)}.items()
     },
+    "metropolis_step_": (torch.zeros(3, 2), metropolis),
+    **{
+        f"metropolis_step_, {name}": (
+            torch.zeros(shape),
+            lambda v, name=name: metropolis(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {"energy": 3, "grad": (3, 2), "sums": (2, 3), "y": (3, 2)}.items()
+    },
+    "hmc_step_": (torch.zeros(3, 2), hamiltonian),
+    **{
+        f"hmc_step_, {name}": (
+            torch.zeros(shape, dtype=torch.int32 if name == "divergent" else None),
+            lambda v, name=name: hamiltonian(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {
+            **{"energy": 3, "grad": (3, 2), "y": (3, 2), "v": (3, 2), "kinetic": 3},
+            **{"acceptance": 3, "divergent": 3},
+        }.items()
+    },
     "mlp_gradient, grad": (
         torch.zeros(3, 2),
         lambda g: mlp_gradient(network(), torch.ones(3, 2), grad=g),
+    ),
+    "mlp_gradient, to_row_bias": (
+        torch.zeros(3, 4),
+        lambda rows: mlp_gradient(
+            network()._replace(row_bias=torch.ones(3, 4)),
+            torch.ones(3, 2),
+            **{"n_data": 3, "factor": 1.0, "sums": torch.zeros(17), "to_row_bias": rows},
+        ),
     ),
     "mlp_gradient, sums": (
         torch.zeros(17),
@@ -190,6 +245,8 @@ FUNCTIONS = {
     "replay_gather": lambda v: gather(v)[0],
     "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
     "mlp_adjusted_chain_": lambda v: adjusted(v.clone()),
+    "metropolis_step_": lambda v: metropolis(v.clone()),
+    "hmc_step_": lambda v: hamiltonian(v.clone()),
     "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
     "underdamped_step_": lambda v: underdamped(v.clone()),
     "gwg_step_": lambda v: discrete(v.clone()),
@@ -233,6 +290,8 @@ STREAMS = {
     "replay_gather": lambda x, rng, **o: gather(x[:1], rng=rng, **o),
     "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
     "mlp_adjusted_chain_": adjusted,
+    "metropolis_step_": lambda x, rng, **o: metropolis(x, rng, decide=False, **o),
+    "hmc_step_": lambda x, rng, **o: hamiltonian(x, rng, ends=False, **o),
     "population_jump": lambda x, rng, **o: population_jump(x, X, torch.ones(len(X)), rng, **o),
     "underdamped_step_": underdamped,
     "gwg_step_": discrete,

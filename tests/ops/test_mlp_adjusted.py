@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import SIMD_LEVELS
-from mlp_networks import UNIT, double, network, rounding_errors
+from mlp_networks import UNIT, converted, double, network, rounding_errors, with_base_and_rows
 
 from fastebm.ops import library, reference
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
@@ -82,7 +82,7 @@ def proposal_error(state, step, sigma, t, ids):
 def ratio_error(net, state, y, y_error, step, sigma, jump):
     """What log r may err by, to first order, and what energy and gradient at y may."""
     e_error, g_error, _ = rounding_errors(net, y, x_error=y_error)
-    e, g, _ = reference.mlp_gradient(double(net), y)
+    e, g, *_ = reference.mlp_gradient(double(net), y)
     fall = (state.energy - e).abs()
     error, size = 2 * step * (e_error + 3 * UNIT * fall), 2 * step * fall
     if not jump:
@@ -108,15 +108,18 @@ def test_each_transition_is_that_of_the_reference(device, number, set_simd):
     """One after another, each from where the operator is. Whether log r is above log u is not asked
     where the two are nearer than what they may err by."""
     batch, dim = CASES[number]
-    net = network(dim, (20, 9), ACTIVATIONS[number % 6], bias=number % 4 != 0, device=device)
+    net = network(
+        dim, (20, 9), ACTIVATIONS[number % len(ACTIVATIONS)], bias=number % 4 != 0, device=device
+    )
+    if number % 2:
+        net = with_base_and_rows(net, batch)
     x = torch.randn(batch, dim, device=device)
     step = 0.02 + 0.3 * torch.rand(1, batch, device=device)
     sigma = 0.1 + 0.5 * torch.rand(1, batch, device=device)
     ids = torch.randint(2**56, (batch,), device=device)
     options, t = options_for(dim, device), 5
     cpu = {k: v.double().cpu() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    host = net._replace(weights=[w.cpu() for w in net.weights])
-    host = host._replace(biases=[b if b is None else b.cpu() for b in net.biases])
+    host = converted(net, torch.Tensor.cpu)
     exact = {k: cpu[k] for k in ("lo", "hi", "centres", "scales", "uniform_share")}
     energy = lambda y: reference.mlp_gradient(double(host), y)[:2]  # noqa: E731
     s, d, who = step[0].cpu().double(), sigma[0].cpu().double(), ids.cpu()
@@ -299,8 +302,8 @@ def test_opcheck(device):
     net, x = network(3, (4, 5), device=device), torch.randn(6, 3, device=device)
     state = (x, torch.empty(6, device=device), torch.empty_like(x))
     step, lo = torch.full((2, 6), 0.1, device=device), torch.full((3,), -2.0, device=device)
-    args = (*state, torch.zeros(2, 6, device=device), net.weights, net.biases, 0, 1.0, 20.0, 2)
-    args += (0.0, 0.1, step, None, rng(device), 0, None)
+    args = (*state, torch.zeros(2, 6, device=device), *net.arguments)
+    args += (2, 0.0, 0.1, step, None, rng(device), 0, None)
     op = library.op.mlp_adjusted_chain_.default
     torch.library.opcheck(op, (*args, False, None, None, None, None, 0, 0, 0.0))
     modes = torch.randn(9, 3, device=device), torch.ones(9, device=device)

@@ -11,9 +11,9 @@ from test_mlp_chain import exact, rng
 from fastebm import ops
 from fastebm.ops import library, reference
 from fastebm.ops.mlp.chain import mlp_chain_
-from fastebm.ops.mlp.network import Network
+from fastebm.ops.mlp.network import ACTIVATIONS, Network
 
-SMOOTH = ["silu", "tanh", "softplus", "gelu", "gelu_tanh"]
+SMOOTH = ["silu", "tanh", "softplus", "gelu", "gelu_tanh", "elu"]  # elu with alpha 1
 # Weights in shared memory and in slabs; samples by 2, 4 and 8 a warp, by 16 and 32 a CUDA block;
 # gradients of fewer and more features than a hidden layer.
 SHAPES = [
@@ -61,9 +61,10 @@ def bfloat16_bound(net, x):
     Rounded are weights, samples, values, and gradients where they meet weights; the slopes of all
     but the last layer; not the last weights. Values and slopes are within UNIT / 4 max(1, |z|)
     besides, sums of products within 2^-13 of the sum of sizes. Slopes of activations are at most
-    1.2, and change by at most 1.6 times their argument's error.
+    1.2, and change by at most 1.6 times their argument's error. A base is of float32.
     """
-    weights, biases, *how = double(net)
+    weights, biases, *how, precision, mean, row_bias = double(net)
+    biases = biases if row_bias is None else [row_bias, *biases[1:]]
     h, slopes = x.double(), []
     dh = UNIT * h.abs()
     for layer, (w, b) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
@@ -85,7 +86,12 @@ def bfloat16_bound(net, x):
         g = g * slope
         dg = dg @ w.abs() + (UNIT + 2.0**-13) * (g @ w.abs())
         g = g @ w.abs()
-    return 1.1 * de[:, 0] + 1e-5, 1.1 * dg  # a tenth for what is of second order
+    de, dg = 1.1 * de[:, 0] + 1e-5, 1.1 * dg  # a tenth for what is of second order
+    if precision is not None:
+        u = x.double() if mean is None else x.double() - mean
+        de = de + (x.shape[1] + 8) * 2.0**-24 * (precision * u * u).sum(1)
+        dg = dg + 4 * 2.0**-24 * (precision * u.abs() + g)
+    return de, dg
 
 
 @pytest.mark.parametrize("batch, dim, widths", SHAPES)
@@ -104,6 +110,7 @@ def test_bfloat16_gradient(device, activation, batch, dim, widths):
     if activation != "silu" and batch not in (35, 17):
         pytest.skip("one activation goes through every plan")
     net = network(dim, widths, activation, device=device)
+    net = net._replace(beta=1.0 if activation == "elu" else net.beta)
     x = torch.randn(batch, dim, device=device)
     _, energy, grad = run(x, net, precision="bf16")
     e, g = exact(net, x)
@@ -114,15 +121,22 @@ def test_bfloat16_gradient(device, activation, batch, dim, widths):
     assert (grad.double() - g).square().mean() <= (0.02 * g.square().mean().sqrt()) ** 2
 
 
-@pytest.mark.parametrize("batch, dim, widths", SHAPES)
-def test_bfloat16_is_exact_where_numbers_are_short(device, batch, dim, widths):
-    """Sums of few small integers, and ReLU: nothing is rounded, so not a bit may differ."""
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("batch, dim, widths", [*SHAPES, (3, 300, (512, 270)), (2, 5, (300,) * 4)])
+def test_bfloat16_is_exact_where_numbers_are_short(device, batch, dim, widths, activation):
+    """Sums of few small integers, ReLU and |z|: nothing is rounded, so not a bit may differ."""
     sizes, weights, biases = (dim, *widths, 1), [], []
     for a, b in zip(sizes[:-1], sizes[1:], strict=True):
         chosen = torch.rand(b, a).argsort(1) < (2 if b > 1 else a)  # two inputs a feature
         weights.append((chosen * (2 * torch.randint(0, 2, (b, a)) - 1)).float().to(device))
         biases.append(torch.randint(-3, 4, (b,)).float().to(device))
-    net = Network(weights, biases, "relu")
+    net = Network(weights, biases, activation, beta=-1.0)
+    if dim > 3:
+        net = net._replace(
+            row_bias=torch.randint(-3, 4, (batch, widths[0]), device=device).float(),
+            base_precision=torch.randint(0, 3, (dim,), device=device).float(),
+            base_mean=torch.randint(-3, 4, (dim,), device=device).float(),
+        )
     x = torch.randint(-4, 5, (batch, dim), device=device).float()
     _, energy, grad = run(x, net, precision="bf16")
     e, g = exact(net, x)
@@ -143,7 +157,11 @@ def test_a_chain_is_its_steps_and_its_samples(device, precision, batch, dim, wid
         assert all(torch.equal(a, b[first:end]) for a, b in zip(few, whole, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"grad_norm_clip": 0.5}, {"noise_first": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"grad_norm_clip": 0.5}, {"noise_first": True}, {"displacement_clip": 0.1}],
+    ids=str,
+)
 @pytest.mark.parametrize("dim", [1, 6, 65])
 def test_bfloat16_step_is_langevin_step_at_its_gradient(device, options, dim):
     net, x = network(dim, (20, 40), device=device), torch.randn(37, dim, device=device)
@@ -172,7 +190,7 @@ def test_same_for_every_schedule(device, precision, widths, seed, set_schedule):
     assert all(map(torch.equal, run(x, net, 3, **how), expected))
 
 
-@pytest.mark.parametrize("activation", [*SMOOTH, "relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bfloat16_keeps_what_is_not_finite(device, activation):
     net, x = network(4, (20, 10), activation, device=device), torch.randn(40, 4, device=device)
     x[3, 1], x[7, 0], x[8, 2] = math.nan, math.inf, -math.inf
@@ -188,5 +206,5 @@ def test_a_cpu_refuses_bfloat16():
 
 
 def test_samples_too_large_for_a_device_are_refused(device):
-    with pytest.raises(RuntimeError, match="at most 256 elements on a device, got 257"):
-        run(torch.randn(2, 257, device=device), network(257, (4,), device=device))
+    with pytest.raises(RuntimeError, match="at most 512 elements on a device, got 513"):
+        run(torch.randn(2, 513, device=device), network(513, (4,), device=device))

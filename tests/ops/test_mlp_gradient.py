@@ -59,7 +59,7 @@ def test_values(activation, batch, dim, widths, with_v, set_simd):
         terms = terms | {"n_data": round(terms["n_data"] * batch), "v": v}
         n = terms["n_data"]
         in_double = terms | {"v": v.double() if with_v else None}
-        e, g, s = reference.mlp_gradient(double(net), x.double(), **in_double)
+        e, g, s, _ = reference.mlp_gradient(double(net), x.double(), **in_double)
         e_error, g_error, s_error = rounding_errors(net, x, **terms)
         torch_error = (reference.mlp_gradient(net, x, **terms)[2] - s).square().mean().sqrt()
         for level in SIMD_LEVELS:
@@ -127,7 +127,7 @@ def test_what_is_not_finite_stays_with_its_sample(activation, set_simd):
     bad[[3, 40]] = True
     for square_factor in (0.0, 0.1):  # without it the last bias sees no energies
         terms = {"factor": 0.1, "square_factor": square_factor}
-        _, g_torch, s_torch = reference.mlp_gradient(net, broken, **terms)
+        _, g_torch, s_torch, _ = reference.mlp_gradient(net, broken, **terms)
         assert s_torch[-1].isnan() == (square_factor > 0)
         for level in SIMD_LEVELS:
             set_simd(level)
@@ -164,16 +164,16 @@ def test_errors():
     fails(r"sums must be contiguous, of shape \(21,\)", sums=torch.zeros(20))
     fails("sums must be float32", sums=torch.zeros(21).double())
     fails(r"weights\[0\] must have shape \(outputs, 3\)", net=network(2, (4,)))
-    fails(r"weights\[0\] must have 1..256 outputs, got 257", net=network(3, (257,)))
+    fails(r"weights\[0\] must have 1..512 outputs, got 513", net=network(3, (513,)))
     fails("those of 2..5 layers, got 6", net=network(3, (2,) * 5))
     fails("weights must be float32", net=double(net))
-    fails("beta must be finite and > 0", net=net._replace(beta=0.0))
+    fails("beta of softplus must be > 0", net=net._replace(activation="softplus", beta=0.0))
 
 
 def test_opcheck():
     net, x = network(3, (4, 5)), torch.randn(6, 3)
-    args = (x, net.weights, net.biases, 0, 1.0, 20.0, 2, 0.3, 0.1)
-    for rest in ((None, None, None), (x.clone(), torch.zeros(size(net)), torch.empty(4, 3))):
+    args = (x, *net.arguments, 2, 0.3, 0.1)
+    for rest in ((None,) * 4, (x.clone(), torch.zeros(size(net)), torch.empty(4, 3), None)):
         torch.library.opcheck(library.op.mlp_gradient.default, (*args, *rest))
 
 

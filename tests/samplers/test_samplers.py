@@ -291,7 +291,7 @@ def test_non_contiguous_start_and_gradient():
         ("step_size", torch.tensor([1, 2]), ValueError),
         ("noise_std", -0.1, ValueError),
         ("noise_scale", math.inf, ValueError),
-        ("noise_scale", torch.ones(3), TypeError),
+        ("noise_scale", torch.ones(3, 1, 1), ValueError),
         ("temperature", -1, ValueError),
         ("grad_clip", 0, ValueError),
         ("grad_norm_clip", -1, ValueError),

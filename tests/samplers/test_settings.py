@@ -64,7 +64,7 @@ def test_a_setting_that_is_set_is_gone_by(name, backend):
     [
         ("step_size", -1.0, "step_size must be finite and > 0, got -1.0"),
         ("noise_scale", "much", "noise_scale must be a number, got str"),
-        ("clamp", 1.0, "clamp must be a pair .lo, hi. of numbers, got 1.0"),
+        ("clamp", 1.0, "clamp must be a pair .lo, hi. of numbers or tensors, got 1.0"),
         ("clamp", (1, 0), "clamp must have lo <= hi, got .1, 0."),
         ("grad_clip", 0, "grad_clip must be finite and > 0, got 0"),
         ("noise_first", "no", "noise_first must be one of False, True, got 'no'"),

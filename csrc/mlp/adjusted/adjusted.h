@@ -8,7 +8,7 @@
 namespace fastebm {
 
 // `chain` is as for mlp_chain_*(), but that
-//   step.lo, hi, grad_clip, grad_norm_clip, noise_first and bfloat16 are not looked at,
+//   lo, hi, step.lo, step.hi, the three clips, noise_first and bfloat16 are not looked at,
 //   energy (B,) and grad (B, D) are not null: E and its gradient at x, at the start where `known`
 //   says so, else computed first (one evaluation more), and in the end those of the last x.
 // Transition k of the call, k < n_steps, is a jump where every > 0 and (first + k + 1) % every ==

@@ -14,11 +14,10 @@ namespace {
 // the others multiply the last layer forward, and sums the energy while they go back. Memory moves
 // 16 B an element and 24 B a sample for all transitions, the centres twice for a jump, which stay
 // in the caches, and the weights once a CUDA block.
-template <int kGroups, int kSamples>
-__global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThreads, 1)
+template <int kGroups, int kSamples, bool kShared>
+__global__ void __launch_bounds__(tile_threads(kShared), 1)
     adjusted_chain_kernel(const __grid_constant__ MlpAdjustedParams p,
                           const __grid_constant__ ChainPlan plan) {
-  constexpr bool kShared = kGroups == 1;
   using Tile = AdjustedTile<kSamples, kShared>;
   const MlpChainParams& chain = p.chain;
   unsigned char* shared = dynamic_shared<unsigned char>();
@@ -89,19 +88,21 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
       tile_barrier<kShared>();
     } else {
       tile_barrier<kShared>();
-      const float* values = forward_pass<kGroups, kSamples>(chain.mlp, plan, weights, tile, shared,
-                                                            [&] { draw_next(k); });
+      const float* values = forward_pass<kGroups, kSamples, kShared>(
+          chain, plan, weights, tile, first_row, shared, [&] { draw_next(k); });
       if (!kShared || draws)
-        write_energy<kSamples>(0, 1, kSamples, reinterpret_cast<const float*>(shared + plan.last),
-                               plan.rows[plan.layers - 1], values, tile.energy);
-      backward_pass<kGroups, kSamples>(plan, weights, tile, share, kShared);
+        write_energy<kSamples>(chain.mlp, 0, 1, kSamples,
+                               reinterpret_cast<const float*>(shared + plan.last),
+                               plan.rows[plan.layers - 1], values, tile.x, tile.energy);
+      backward_pass<kGroups, kSamples, kShared>(plan, weights, tile, share, kShared);
+      if (chain.mlp.base_precision) add_base(chain.mlp, share);
     }
 #pragma unroll 1
     for (int b = share.first; 4 * b < share.dim; b += share.every)
       parts[b * kSamples] = proposal_part(p, share, current, b);
     if (share.dim > 4) tile_barrier<kShared>();  // else a sample is one thread's
     if (!owns) continue;
-    ProposalSums sums = {0, 0, square, 0};
+    ProposalSums<float> sums = {0, 0, square, 0};
     float outside = 0;
 #pragma unroll 2
     for (int b = 0; 4 * b < share.dim; ++b) {
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
 }
 
 ChainPlan adjusted_plan(const MlpAdjustedParams& p) {
-  return float_plan(p.chain, adjusted_tile_bytes);
+  return float_plan(p.chain, max_shared_bytes(), adjusted_tile_bytes);
 }
 
 }  // namespace
@@ -155,8 +156,8 @@ int mlp_adjusted_cuda(const MlpAdjustedParams& p, int64_t, int64_t, void* stream
   if (const int error = launch_pack<float>(p.chain, plan, stream)) return error;
   return visit_form(plan, [&](auto form) {
     const auto [grid, block, bytes] = ChainBlocks(p.chain, plan);
-    return launch(adjusted_chain_kernel<form.kGroups, form.kSamples>, grid, block, bytes, stream, p,
-                  plan);
+    return launch(adjusted_chain_kernel<form.kGroups, form.kSamples, form.kShared>, grid, block,
+                  bytes, stream, p, plan);
   });
 }
 

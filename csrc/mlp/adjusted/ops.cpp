@@ -33,7 +33,9 @@ template <bool kCpu>
 void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance,
                          const std::vector<Tensor>& weights,
                          const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
-                         double threshold, int64_t n_steps, double step_size, double noise_std,
+                         double threshold, const OptionalTensor& base_precision,
+                         const OptionalTensor& base_mean, const OptionalTensor& row_bias,
+                         int64_t n_steps, double step_size, double noise_std,
                          const OptionalTensor& step_sizes, const OptionalTensor& noise_stds,
                          const Tensor& rng, int64_t t, const OptionalTensor& sample_ids, bool known,
                          const OptionalTensor& lo, const OptionalTensor& hi,
@@ -52,16 +54,17 @@ void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance
   MlpChainParams& chain = p.chain;
   chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t,
                                n_steps, sample_ids, std::nullopt, std::nullopt, std::nullopt,
-                               std::nullopt, kNoiseTag);
+                               std::nullopt, std::nullopt, kNoiseTag);
   std::vector<Tensor> kept;
-  chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
+                          base_mean, &kept);
+  chain.row_bias = row_biases(kOp, "row_bias", row_bias, x, chain.mlp, x.size(0), &kept);
   chain.n_steps = n_steps;
   chain.step.step_sizes =
       coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps, chain.step_sizes_stride);
   chain.step.noise_stds =
       coefficient_table(kOp, "noise_stds", noise_stds, x, n_steps, chain.noise_stds_stride);
-  FASTEBM_CHECK(kCpu || chain.mlp.dim <= kMaxDimCuda, kOp, ": samples may have at most ",
-                kMaxDimCuda, " elements on a device, got ", chain.mlp.dim);
+  if (!kCpu) check_for_device(kOp, chain.mlp);
   const Box box = sample_box(kOp, x, lo, hi, &kept);
   p.jumps.lo = box.lo;
   p.jumps.hi = box.hi;
@@ -94,7 +97,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "mlp_adjusted_chain_(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) grad, "
       "Tensor(d!) acceptance, Tensor[] weights, Tensor?[] biases, int activation, float beta, "
-      "float threshold, int n_steps, float step_size, float noise_std, Tensor? step_sizes, "
+      "float threshold, Tensor? base_precision, Tensor? base_mean, Tensor? row_bias, int n_steps, "
+      "float step_size, float noise_std, Tensor? step_sizes, "
       "Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, bool known, Tensor? lo, "
       "Tensor? hi, Tensor? centres, Tensor? scales, int every, int first, float uniform_share) "
       "-> ()");

@@ -138,13 +138,14 @@ FASTEBM_TARGET void run_tile(const MlpAdjustedParams& p, const AdjustedTile& til
   float *x = static_cast<float*>(chain.step.out) + at, *energy = chain.energy + to.first;
   float *proposals = p.acceptance + to.first, *jumps = proposals + batch;
   load_tile(x, dim, to.count, kPanel, tile.x);
+  load_row_bias(chain, to, kPanel);
   std::copy_n(tile.x, dim * kPanel, to.x);  // also of the lanes without a sample
   std::fill_n(tile.factor, kPanel, 0.0f);
   if (p.known) {
     load_tile(chain.grad + at, dim, to.count, kPanel, tile.grad);
     load_tile(energy, 1, to.count, kPanel, tile.energy);
   } else {
-    gradient<kVectors>(chain.mlp, to, true);
+    gradient<kVectors>(chain, to, true);
     std::copy_n(to.grad, dim * kPanel, tile.grad);
     std::copy_n(to.energy, kPanel, tile.energy);
   }
@@ -161,7 +162,7 @@ FASTEBM_TARGET void run_tile(const MlpAdjustedParams& p, const AdjustedTile& til
       noise.set_key(key);
       propose<kVectors>(dim, tile, noise);
     }
-    gradient<kVectors>(chain.mlp, to, true);
+    gradient<kVectors>(chain, to, true);
     key.tag = kAcceptTag;
     noise.set_key(key);
     if (jump)

@@ -17,6 +17,8 @@ namespace fastebm {
 struct MlpChainParams {
   LangevinParams step;
   Mlp mlp;
+  const float* row_bias;  // null, or (B, width_1): each sample's first-layer biases, for mlp's
+  const float *lo, *hi;   // null, or (D,): the box, for step.lo and step.hi
   int64_t n_steps;
   int64_t step_sizes_stride[2], noise_stds_stride[2];  // of a step, of a sample
   bool noise_first;  // x <- x + sigma n, then the gradient there, then the rest of the step
@@ -55,6 +57,7 @@ FASTEBM_HD RowCoefficients<float> chain_coefficients(const MlpChainParams& p, in
   c.sigma = entry(p.step.noise_stds, p.noise_stds_stride, p.step.noise_std);
   c.scale = scale;
   c.clip = static_cast<float>(p.step.grad_clip);
+  c.displacement = static_cast<float>(p.step.displacement_clip);
   c.lo = static_cast<float>(p.step.lo);
   c.hi = static_cast<float>(p.step.hi);
   return c;
@@ -66,7 +69,7 @@ FASTEBM_HD NoiseKey chain_noise_key(const MlpChainParams& p, int64_t k) {
   return key;
 }
 
-// Noise before the gradient is asked for: langevin_element() with neither gradient nor box.
+// Noise before the gradient is asked for: langevin_element() with neither gradient nor bounds.
 FASTEBM_HD float noise_element(float x, float n, float sigma) { return fma_rn(sigma, n, x); }
 
 }  // namespace fastebm

@@ -37,6 +37,7 @@ void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>
     c.sigma = tile.sigma[lane];
     c.scale = tile.scale[lane];
     c.clip = static_cast<float>(p.step.grad_clip);
+    c.displacement = static_cast<float>(p.step.displacement_clip);
     c.lo = static_cast<float>(p.step.lo);
     c.hi = static_cast<float>(p.step.hi);
     Normals4 n{};
@@ -44,6 +45,10 @@ void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>
       if (noise && i % 4 == 0)
         n = normals4(noise->key, noise->id[lane], static_cast<uint32_t>(i / 4));
       const int64_t at = i * kPanel + lane;
+      if (p.lo) {
+        c.lo = p.lo[i];
+        c.hi = p.hi[i];
+      }
       bool inside, unclipped;
       tile.x[at] = kGradient ? langevin_element(tile.x[at], tile.grad[at], n.v[i % 4], c, &inside,
                                                 &unclipped)

@@ -5,16 +5,16 @@
 namespace fastebm {
 
 int64_t float_chain_scratch_cuda(const MlpChainParams& p) {
-  return float_plan(p, float_tile_bytes).scratch_bytes();
+  return float_plan(p, max_shared_bytes(), float_tile_bytes).scratch_bytes();
 }
 
 int float_chain_cuda(const MlpChainParams& p, void* stream) {
-  const ChainPlan plan = float_plan(p, float_tile_bytes);
+  const ChainPlan plan = float_plan(p, max_shared_bytes(), float_tile_bytes);
   if (const int error = launch_pack<float>(p, plan, stream)) return error;
   return visit_form(plan, [&](auto form) {
     const auto [grid, block, bytes] = ChainBlocks(p, plan);
-    return launch(float_chain_kernel<form.kGroups, form.kSamples>, grid, block, bytes, stream, p,
-                  plan);
+    return launch(float_chain_kernel<form.kGroups, form.kSamples, form.kShared>, grid, block, bytes,
+                  stream, p, plan);
   });
 }
 

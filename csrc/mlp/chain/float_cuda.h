@@ -28,11 +28,10 @@ __device__ __forceinline__ float clip_scale(const SampleShare& s, double bound, 
 // CUDA block; a step reads each weight twice a tile out of shared memory and does two
 // multiplications a weight and sample. x, and at the last step the gradient, are written by the
 // threads that step them.
-template <int kGroups, int kSamples>
-__global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThreads, 1)
+template <int kGroups, int kSamples, bool kShared>
+__global__ void __launch_bounds__(tile_threads(kShared), blocks_beside(kGroups, kShared))
     float_chain_kernel(const __grid_constant__ MlpChainParams p,
                        const __grid_constant__ ChainPlan plan) {
-  constexpr bool kShared = kGroups == 1;
   using Tile = FloatTile<kSamples, kShared>;
   unsigned char* shared = dynamic_shared<unsigned char>();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -56,31 +55,33 @@ __global__ void __launch_bounds__(kGroups == 1 ? 32 * kMostSharers : kChainThrea
       c.sigma = 0;
     }
     tile_barrier<kShared>();
-    const float* values = forward_pass<kGroups, kSamples>(p.mlp, plan, weights, tile, shared, [&] {
-      if (draws && noisy)
-        draw_noise(share, k, lane / kSamples, 32 / kSamples, tile.noise + lane % kSamples);
-    });
+    const float* values =
+        forward_pass<kGroups, kSamples, kShared>(p, plan, weights, tile, first_row, shared, [&] {
+          if (draws && noisy)
+            draw_noise(share, k, lane / kSamples, 32 / kSamples, tile.noise + lane % kSamples);
+        });
     if (k + 1 == p.n_steps && p.energy) {
-      write_energy<kSamples>(kShared ? threadIdx.x / 32 : 0, kShared ? blockDim.x / 32 : 1,
+      write_energy<kSamples>(p.mlp, kShared ? threadIdx.x / 32 : 0, kShared ? blockDim.x / 32 : 1,
                              p.step.batch - first_row,
                              reinterpret_cast<const float*>(shared + plan.last),
-                             plan.rows[plan.layers - 1], values, p.energy + first_row);
+                             plan.rows[plan.layers - 1], values, tile.x, p.energy + first_row);
       tile_barrier<kShared>();
     }
-    backward_pass<kGroups, kSamples>(plan, weights, tile, share, false);
+    backward_pass<kGroups, kSamples, kShared>(plan, weights, tile, share, false);
+    if (p.mlp.base_precision) add_base(p.mlp, share);
     if (k + 1 == p.n_steps && p.grad) write_share(share, share.grad, p.grad);
     if (p.step.grad_norm_clip - p.step.grad_norm_clip == 0)
       c.scale = clip_scale<kSamples, kShared>(share, p.step.grad_norm_clip,
                                               tile.squares + member % kSamples);
     if constexpr (kShared)
-      take_step(share, c, [&](int b) {
+      take_step(p, share, c, [&](int b) {
         Normals4 n{};
         for (int j = 0; j < 4 && noisy; ++j)
           n.v[j] = tile.noise[share.at(b, j) + member % kSamples];
         return n;
       });
     else
-      take_step(share, c, [&](int b) { return noisy ? share_noise(share, k, b) : Normals4{}; });
+      take_step(p, share, c, [&](int b) { return noisy ? share_noise(share, k, b) : Normals4{}; });
   }
   weights.finish();
   write_share(share, share.x, p.step.out);

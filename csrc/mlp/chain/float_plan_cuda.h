@@ -12,66 +12,73 @@ constexpr int kFullWarps = 4;  // to fill a multiprocessor
 // A tile of float32 has as many samples as leave four warps for each multiprocessor: more share a
 // read of weights. Where there are four tiles, a warp takes each, and so many in a CUDA block share
 // its weights. Those are resident where they leave room for the tiles that there is work for, up to
-// four; in slabs they leave room for more than that, but each is read again in every step.
+// four; in slabs they leave room for more than that, but each is read again in every step. Layers
+// of more than kLarge features have too many sums for one warp, so all warps share a tile.
 //
 // tile_bytes(plan, samples, whether all warps share a tile) is what a tile takes of shared memory.
 template <class F>
-ChainPlan float_plan(const MlpChainParams& p, F&& tile_bytes) {
-  ChainPlan plan = pack_plan(p.mlp, 4);
-  const int shared = max_shared_bytes(), beside_slabs = shared - plan.weight_bytes();
+ChainPlan float_plan(const MlpChainParams& p, int most_shared_bytes, F&& tile_bytes) {
+  ChainPlan plan = pack_plan(p.mlp, 4, most_shared_bytes);
+  const int beside_slabs = most_shared_bytes - plan.weight_bytes();
   plan.samples = kMostSamples;
   plan.tile_bytes = tile_bytes(plan, plan.samples, false);
-  if (p.step.batch >= kMostSamples * kFullWarps * kChainBlocks && plan.tile_bytes <= beside_slabs) {
+  if (p.step.batch >= kMostSamples * kFullWarps * kChainBlocks && plan.widest <= kLarge &&
+      plan.tile_bytes <= beside_slabs) {
     plan.groups = plan.widest <= 64 ? 2 : plan.widest <= 128 ? 4 : 8;
     plan.tiles = kFullWarps;
-    plan.resident = true;
-    plan.resident = plan.shared_bytes() <= shared;
+    plan.resident = fits_resident(plan);
     plan.tiles = std::min(pieces(p.step.batch, plan.samples * kChainBlocks), kChainThreads / 32);
-    while (plan.tiles > 1 && plan.shared_bytes() > shared) --plan.tiles;
+    while (plan.tiles > 1 && !plan.fits()) --plan.tiles;
     if (plan.tiles > kFullWarps) plan.tiles -= plan.tiles % kFullWarps;
     plan.warps = plan.tiles;
-    return plan;
+    return with_slabs(plan, 4);
   }
-  plan.groups = plan.tiles = 1;
-  plan.warps = pieces(plan.widest, 32) + 1;  // and one that draws noise
+  plan.shared_tile = true;
+  plan.groups = plan.widest <= kLarge ? 1 : 2;
+  plan.tiles = 1;
+  plan.warps = pieces(plan.widest, 32 * plan.groups) + 1;  // and one that draws noise
   const auto bytes = [&] { return plan.tile_bytes = tile_bytes(plan, plan.samples, true); };
   const int tiles = kChainBlocks * std::max(kFullWarps / (plan.warps - 1), 1);
   while (plan.samples > 1 && (p.step.batch <= tiles * plan.samples / 2 || bytes() > beside_slabs))
     plan.samples /= 2;
   bytes();
-  plan.resident = true;
-  plan.resident = plan.shared_bytes() <= shared;
-  return plan;
+  plan.resident = fits_resident(plan);
+  return with_slabs(plan, 4);
 }
 
-// Groups and samples of a plan, as constants.
-template <int kGroups_, int kSamples_>
+// What a kernel has for constants of a plan.
+template <int kGroups_, int kSamples_, bool kShared_>
 struct FloatForm {
   static constexpr int kGroups = kGroups_, kSamples = kSamples_;
+  static constexpr bool kShared = kShared_;
 };
+
+template <int kGroups, class F>
+int visit_shared_form(const ChainPlan& plan, F&& f) {
+  switch (plan.samples) {
+    case 8:
+      return f(FloatForm<kGroups, 8, true>{});
+    case 4:
+      return f(FloatForm<kGroups, 4, true>{});
+    case 2:
+      return f(FloatForm<kGroups, 2, true>{});
+    default:
+      return f(FloatForm<kGroups, 1, true>{});
+  }
+}
 
 // Returns f(form) of the plan's one among those that there are.
 template <class F>
 int visit_form(const ChainPlan& plan, F&& f) {
+  if (plan.shared_tile)
+    return plan.groups == 2 ? visit_shared_form<2>(plan, f) : visit_shared_form<1>(plan, f);
   switch (plan.groups) {
     case 8:
-      return f(FloatForm<8, 8>{});
+      return f(FloatForm<8, 8, false>{});
     case 4:
-      return f(FloatForm<4, 8>{});
-    case 2:
-      return f(FloatForm<2, 8>{});
+      return f(FloatForm<4, 8, false>{});
     default:
-      break;
-  }
-  switch (plan.samples) {
-    case 8:
-      return f(FloatForm<1, 8>{});
-    case 4:
-      return f(FloatForm<1, 4>{});
-    case 2:
-      return f(FloatForm<1, 2>{});
-    default:
-      return f(FloatForm<1, 1>{});
+      return f(FloatForm<2, 8, false>{});
   }
 }
 

@@ -25,3 +25,15 @@ Normals normals_of_tile(const LaneNoise<kVectors>& noise, int64_t block, int v, 
   }
   return n;
 }
+
+// A uniform number in [0, 1) of each of the v-th kLanes samples, from word 0 of their block 0.
+template <int kVectors>
+Floats uniforms_of_tile(const LaneNoise<kVectors>& noise, int v) {
+  Floats u;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const Words4 c = noise_counter(noise.key, noise.id[v * kLanes + lane], 0);
+    const auto k0 = static_cast<uint32_t>(noise.key.key);
+    u[lane] = uniform_of(philox4x32(c, k0, static_cast<uint32_t>(noise.key.key >> 32)).v[0]);
+  }
+  return u;
+}

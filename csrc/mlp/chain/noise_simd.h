@@ -29,3 +29,9 @@ FASTEBM_TARGET inline Normals normals_of_tile(const LaneNoise<kVectors>& noise, 
   return pair ? normals_by_lane<2>(noise.keys, at, noise.ids[v])
               : normals_by_lane(noise.keys, at, noise.ids[v]);
 }
+
+// A uniform number in [0, 1) of each of the v-th kLanes samples, from word 0 of their block 0.
+template <int kVectors>
+FASTEBM_TARGET inline Floats uniforms_of_tile(const LaneNoise<kVectors>& noise, int v) {
+  return normals_by_lane<2, UniformLaw>(noise.keys, 0, noise.ids[v]).v[0];
+}

@@ -3,7 +3,8 @@
 // The form in shared memory: biases and the last layer's weights as floats, then the matrices,
 // padded with zeros, in rows of an odd number of 16-byte quads, so that neither rows nor columns of
 // them meet in a bank. Where the network fits, each CUDA block packs it there. Else a kernel packs
-// it into scratch once a chain, and slabs of it go through two stages.
+// it into scratch once a chain, and slabs of it go through two stages. Of the inner dimension of a
+// product a slab has kSlabBytes; where the other dimension is large half of them, if no more fits.
 #pragma once
 #include <algorithm>
 
@@ -14,8 +15,8 @@
 namespace fastebm {
 namespace {
 
-constexpr int kSlabBytes = 128;                      // of the inner dimension of a product
-constexpr int kStageBytes = kMaxWidth * (128 + 16);  // the larger of a slab's two forms
+constexpr int kSlabBytes = 128;
+constexpr int kLarge = 256;  // of features, above which a warp has more of them and slabs have less
 constexpr int kPackBlocks = 64;
 constexpr int kChainThreads = 256;  // of a CUDA block that tiles do not share
 constexpr int kChainBlocks = 128;   // CUDA blocks to fill a device
@@ -38,13 +39,19 @@ struct ChainPlan {
   int vector_bytes;         // of all that is not a matrix, and so the offset of the first
   int bytes;                // of the whole
   bool resident;            // all of it is in shared memory
+  int large_slab;           // bytes of the inner dimension, where the other is above kLarge
+  int stage_bytes;          // for any slab
   int warps, tiles;         // of a CUDA block
   int samples;              // of a tile
-  int groups;               // float32: of 32 features, that a lane has; 1: all warps share a tile
+  bool shared_tile;         // float32: all warps share a tile
+  int groups;               // of 32 features, that a warp has; bfloat16: of 16
   int tile_bytes;           // of shared memory
+  int most_shared_bytes;    // that a CUDA block may have
 
-  FASTEBM_HD int weight_bytes() const { return resident ? bytes : vector_bytes + 2 * kStageBytes; }
+  FASTEBM_HD int slab(int other) const { return other > kLarge ? large_slab : kSlabBytes; }
+  FASTEBM_HD int weight_bytes() const { return resident ? bytes : vector_bytes + 2 * stage_bytes; }
   int shared_bytes() const { return weight_bytes() + tiles * tile_bytes; }
+  bool fits() const { return shared_bytes() <= most_shared_bytes; }
   int scratch_bytes() const { return resident ? 0 : bytes; }
 };
 
@@ -58,9 +65,21 @@ struct ChainBlocks {
         shared_bytes(static_cast<size_t>(plan.shared_bytes())) {}
 };
 
+// Has slabs of that size of large matrices, with elements of `size` bytes.
+inline void set_large_slab(ChainPlan* plan, int size, int bytes) {
+  plan->large_slab = bytes;
+  plan->stage_bytes = 0;
+  for (int l = 0; l < plan->layers; ++l) {
+    const int forward = plan->rows[l] * (plan->slab(plan->rows[l]) + 16);
+    const int back = plan->slab(plan->columns[l]) / size * plan->pitch[l];
+    plan->stage_bytes = std::max({plan->stage_bytes, forward, back});
+  }
+}
+
 // The packed form of a network whose matrices have elements of `size` bytes: what all plans share.
-inline ChainPlan pack_plan(const Mlp& mlp, int size) {
+inline ChainPlan pack_plan(const Mlp& mlp, int size, int most_shared_bytes) {
   ChainPlan plan{};
+  plan.most_shared_bytes = most_shared_bytes;
   const int multiple = size == 2 ? 32 : 4;  // a warp's features on tensor cores; four floats
   plan.layers = mlp.hidden;
   int at = 0;
@@ -80,6 +99,20 @@ inline ChainPlan pack_plan(const Mlp& mlp, int size) {
     at += plan.rows[l] * plan.pitch[l];
   }
   plan.bytes = at;
+  set_large_slab(&plan, size, kSlabBytes / 2);
+  return plan;
+}
+
+// Where the weights lie is settled last: is there room for all of them beside the tiles?
+inline bool fits_resident(ChainPlan plan) {
+  plan.resident = true;
+  return plan.fits();
+}
+
+// The plan with slabs as large as there is room for.
+inline ChainPlan with_slabs(ChainPlan plan, int size) {
+  set_large_slab(&plan, size, kSlabBytes);
+  if (!plan.fits()) set_large_slab(&plan, size, kSlabBytes / 2);
   return plan;
 }
 
@@ -206,15 +239,16 @@ class WeightStream {
   // the matrices are not resident this is a barrier, and ends the use of the slab before.
   template <bool kForward>
   __device__ Slab<E> next(int l) {
-    constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(E));
     const int inner = kForward ? plan_.columns[l] : plan_.rows[l];
     int at = plan_.matrix[l], pitch = plan_.pitch[l], count = inner;
     if (!plan_.resident) {
       wait_copies<0>();
       __syncthreads();
+      const int slab = plan_.slab(kForward ? plan_.rows[l] : plan_.columns[l]);
+      const int most = slab / static_cast<int>(sizeof(E));
       at = stage();
-      pitch = kForward ? kSlabBytes + 16 : pitch;
-      count = inner - from_ < kSlab ? inner - from_ : kSlab;
+      pitch = kForward ? slab + 16 : pitch;
+      count = inner - from_ < most ? inner - from_ : most;
       from_ += count;
       if (from_ == inner) {
         from_ = 0;
@@ -231,7 +265,7 @@ class WeightStream {
   __device__ void finish() { wait_copies<0>(); }
 
  private:
-  __device__ int stage() const { return plan_.vector_bytes + (second_ ? kStageBytes : 0); }
+  __device__ int stage() const { return plan_.vector_bytes + (second_ ? plan_.stage_bytes : 0); }
 
   // Asks for the slab at (product_, from_).
   __device__ void prefetch() {
@@ -241,16 +275,17 @@ class WeightStream {
     const unsigned char* matrix = packed_ + plan_.matrix[l];
     unsigned char* to = shared_ + stage();
     if (forward) {  // columns from_, ... of every row
+      const int slab = plan_.slab(plan_.rows[l]), shift = slab == kSlabBytes ? 3 : 2;
       const int left = (plan_.columns[l] - from_) * kSize;
-      const int quads = (left < kSlabBytes ? left : kSlabBytes) / 16;
-      for (int i = threadIdx.x; i < plan_.rows[l] * 8; i += blockDim.x) {
-        const int row = i / 8, quad = i % 8;
+      const int quads = (left < slab ? left : slab) / 16;
+      for (int i = threadIdx.x; i < plan_.rows[l] << shift; i += blockDim.x) {
+        const int row = i >> shift, quad = i - (row << shift);
         if (quad < quads)
-          copy_async(to + row * (kSlabBytes + 16) + 16 * quad,
+          copy_async(to + row * (slab + 16) + 16 * quad,
                      matrix + row * plan_.pitch[l] + from_ * kSize + 16 * quad, true);
       }
     } else {  // rows from_, ...
-      const int left = plan_.rows[l] - from_, most = kSlabBytes / kSize;
+      const int left = plan_.rows[l] - from_, most = plan_.slab(plan_.columns[l]) / kSize;
       const int bytes = (left < most ? left : most) * plan_.pitch[l];
       for (int i = 16 * threadIdx.x; i < bytes; i += 16 * blockDim.x)
         copy_async(to + i, matrix + from_ * plan_.pitch[l] + i, true);

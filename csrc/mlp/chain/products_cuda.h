@@ -3,7 +3,7 @@
 //
 // Every sum is one thread's and its order is the same in both, so no result depends on how a batch
 // is cut: z and the gradients of layers in order of the inner dimension, the gradient in x by sums
-// of 32 of it, added in order.
+// of 32 of it, or 16 where inputs are many, added in order.
 #pragma once
 #include "mlp/chain/plan_cuda.h"
 #include "mlp/chain/step_cuda.h"
@@ -11,9 +11,19 @@
 namespace fastebm {
 namespace {
 
-constexpr int kChunk = 32;                        // of the inner dimension: a warp's features
-constexpr int kMostSharers = kMaxWidth / 32 + 1;  // warps of a shared tile
-constexpr int kMostSamples = 8;                   // of a tile
+constexpr int kChunk = 32;                     // of the inner dimension, at most
+constexpr int kMostSharers = kLarge / 32 + 1;  // warps of a shared tile
+constexpr int kMostSamples = 8;                // of a tile
+
+// Threads of a CUDA block, and how many blocks registers leave a multiprocessor room for: small
+// networks leave shared memory for two.
+constexpr int tile_threads(bool shared) { return shared ? 32 * kMostSharers : kChainThreads; }
+constexpr int blocks_beside(int groups, bool shared) { return groups == 2 && !shared ? 2 : 1; }
+
+// A slab of the smaller size has a chunk of many inputs.
+FASTEBM_HD int chunk_rows(const ChainPlan& plan) {
+  return plan.columns[0] > kLarge ? kChunk / 2 : kChunk;
+}
 
 // Inputs of a network whose chunks of the gradient in x have room beside each other.
 FASTEBM_HD constexpr int narrow(bool shared) { return shared ? 2 * kChunk : kChunk; }
@@ -189,28 +199,29 @@ __device__ __forceinline__ Floats<kInputs> chunk_sum(const float* w, int pitch, 
 }
 
 // The gradient in x from that in z of layer 0, `g`, to `to`, some inputs of a sample at a time. Of
-// a narrow network its chunks, a tile of x apart, for add_chunks(): in a shared tile warp w has
-// chunk w, else a warp all at once. Of others the whole, chunk after chunk, by all threads of the
-// tile.
-template <int kSamples, bool kShared>
+// a narrow network its chunks, a tile of x apart, for add_chunks(): in a shared tile those of a
+// warp's features are its own, else a warp has all at once. Of others the whole, chunk after chunk,
+// by all threads of the tile.
+template <int kGroups, int kSamples, bool kShared>
 __device__ __forceinline__ void input_gradient(WeightStream<float>& weights, const ChainPlan& plan,
                                                const float* g, float* to) {
   constexpr int kInputs = at_once(kSamples);
   const int warp = threadIdx.x / 32, parts = plan.columns[0] / kInputs * kSamples;
+  const int chunk = chunk_rows(plan);
   const bool apart = plan.columns[0] <= narrow(kShared);
   const int first = kShared && !apart ? threadIdx.x : threadIdx.x % 32;
   const int every = kShared && !apart ? blockDim.x : 32;
   for (int from = 0; from < plan.rows[0];) {
     const Slab<float> slab = weights.next<false>(0);
-    const int count = apart && !kShared ? slab.count : kChunk;  // at a time
+    const int count = apart && !kShared ? slab.count : chunk;  // at a time
     for (int begin = 0; begin < slab.count; begin += count) {
-      if (kShared && apart && (from + begin) / kChunk != warp) continue;
-      const int chunks = (count + kChunk - 1) / kChunk;
+      if (kShared && apart && (from + begin) / (kGroups * kChunk) != warp) continue;
+      const int chunks = apart && !kShared ? (count + kChunk - 1) / kChunk : 1;
       for (int i = first; i < chunks * parts; i += every) {
         const int part = i % parts, s = part % kSamples, input = part / kSamples * kInputs;
         const int j = begin + i / parts * kChunk, left = slab.count - j;
         const Floats<kInputs> sum = chunk_sum<kInputs, kSamples>(
-            slab.at + j * slab.pitch + input, slab.pitch, left < kChunk ? left : kChunk,
+            slab.at + j * slab.pitch + input, slab.pitch, left < chunk ? left : chunk,
             g + row_at<kSamples>(from + j) + s);
         float* out = to + row_at<kSamples>(input) + s;
         if (apart) out += (from + j) / kChunk * (plan.columns[0] / 4) * four_rows(kSamples);

@@ -1,8 +1,10 @@
 // What operators that run chains of a small perceptron share: tables of coefficients, and the run
 // on a CPU.
 #pragma once
+#include "langevin/check.h"
 #include "launch/scratch.h"
 #include "mlp/chain/chain.h"
+#include "mlp/chain/coefficient.h"
 #include "mlp/check.h"
 
 namespace fastebm {
@@ -18,6 +20,16 @@ inline const void* coefficient_table(const char* op, const char* what, const Opt
                 " and B = ", x.size(0));
   for (int i = 0; i < 2; ++i) stride[i] = t->size(i) == 1 ? 0 : t->stride(i);
   return t->const_data_ptr();
+}
+
+// A coefficient for `steps` steps, a number or a table.
+inline ChainCoefficient chain_coefficient(const char* op, const char* what, double value,
+                                          const char* whats, const OptionalTensor& table,
+                                          const Tensor& x, int64_t steps) {
+  check_coefficient(op, what, value, x);
+  ChainCoefficient c{value, nullptr, {0, 0}};
+  c.table = static_cast<const float*>(coefficient_table(op, whats, table, x, steps, c.stride));
+  return c;
 }
 
 // Fills in the scratch, and runs in torch's thread pool.

@@ -32,6 +32,7 @@ FASTEBM_TARGET void run_tile(const MlpChainParams& p, const Tile& tile) {
   const int64_t dim = p.mlp.dim, at = tile.first * dim;
   float* x = static_cast<float*>(p.step.out) + at;
   load_tile(x, dim, tile.count, kPanel, tile.x);
+  load_row_bias(p, tile, kPanel);
   const bool noisy = p.step.noise_stds || p.step.noise_std != 0;
   LaneNoise<kVectors> noise(p, tile);
   for (int64_t k = 0; k < p.n_steps; ++k) {
@@ -42,7 +43,7 @@ FASTEBM_TARGET void run_tile(const MlpChainParams& p, const Tile& tile) {
       if (noisy) update<kVectors, false>(p, tile, &noise);
       std::fill_n(tile.sigma, kPanel, 0.0f);
     }
-    gradient<kVectors>(p.mlp, tile, last && p.energy);
+    gradient<kVectors>(p, tile, last && p.energy);
     if (last && p.grad) store_tile(tile.grad, dim, tile.count, kPanel, p.grad + at);
     if (p.step.grad_norm_clip < std::numeric_limits<double>::infinity())
       clip_norms<kVectors>(p, tile);

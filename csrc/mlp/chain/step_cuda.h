@@ -47,6 +47,43 @@ __device__ __forceinline__ Normals4 share_noise(const SampleShare& s, int64_t k,
   return normals4(key, s.id, static_cast<uint32_t>(block));
 }
 
+// The biases of the first layer that sample `row` of the batch has for feature f, 0 past the last;
+// the last sample's where the batch has no such row.
+__device__ __forceinline__ float row_bias_at(const MlpChainParams& p, int64_t row, int f) {
+  const int width = p.mlp.width[0];
+  if (row >= p.step.batch) row = p.step.batch - 1;
+  return f < width ? __ldg(p.row_bias + row * width + f) : 0.0f;
+}
+
+// x_d less the mean of the energy's base.
+__device__ __forceinline__ float from_base(const Mlp& mlp, int d, float x) {
+  return mlp.base_mean ? x - __ldg(mlp.base_mean + d) : x;
+}
+__device__ __forceinline__ float base_energy_at(const Mlp& mlp, int d, float x) {
+  const float u = from_base(mlp, d, x);
+  return 0.5f * __ldg(mlp.base_precision + d) * u * u;
+}
+
+// The gradient with that of the energy's base.
+__device__ __forceinline__ void add_base(const Mlp& mlp, const SampleShare& s) {
+#pragma unroll 1
+  for (int b = s.first; 4 * b < s.dim; b += s.every)
+    for (int j = 0; j < 4 && 4 * b + j < s.dim; ++j) {
+      const int d = 4 * b + j, at = s.at(b, j);
+      s.grad[at] = fma_rn(__ldg(mlp.base_precision + d), from_base(mlp, d, s.x[at]), s.grad[at]);
+    }
+}
+
+// What this share adds to the energy of the base.
+__device__ __forceinline__ double share_of_base(const Mlp& mlp, const SampleShare& s) {
+  double sum = 0;
+#pragma unroll 1
+  for (int b = s.first; 4 * b < s.dim; b += s.every)
+    for (int j = 0; j < 4 && 4 * b + j < s.dim; ++j)
+      sum += base_energy_at(mlp, 4 * b + j, s.x[s.at(b, j)]);
+  return sum;
+}
+
 // x <- x + sigma n.
 __device__ __forceinline__ void add_noise(const SampleShare& s, int64_t k, float sigma) {
 #pragma unroll 1
@@ -86,10 +123,10 @@ __device__ __forceinline__ Normals4 first_noise(const SampleShare& s, int64_t k)
   return 4 * s.first < s.dim ? share_noise(s, k, s.first) : Normals4{};
 }
 
-// x <- clamp(x - step * clip(grad) + sigma n), with noise_of(b) the noise of block b.
+// x <- clamp(x + clip(-step * clip(grad) + sigma n)), with noise_of(b) the noise of block b.
 template <class F>
-__device__ __forceinline__ void take_step(const SampleShare& s, const RowCoefficients<float>& c,
-                                          F&& noise_of) {
+__device__ __forceinline__ void take_step(const MlpChainParams& p, const SampleShare& s,
+                                          RowCoefficients<float> c, F&& noise_of) {
 #pragma unroll 1
   for (int b = s.first; 4 * b < s.dim; b += s.every) {
     const Normals4 n = noise_of(b);
@@ -97,6 +134,7 @@ __device__ __forceinline__ void take_step(const SampleShare& s, const RowCoeffic
     for (int j = 0; j < 4; ++j)
       if (4 * b + j < s.dim) {
         const int at = s.at(b, j);
+        if (p.lo) c.lo = __ldg(p.lo + 4 * b + j), c.hi = __ldg(p.hi + 4 * b + j);
         bool inside, unclipped;
         s.x[at] = langevin_element<float>(s.x[at], s.grad[at], n.v[j], c, &inside, &unclipped);
       }

@@ -1,5 +1,5 @@
 // The whole chain with products of bfloat16 on tensor cores. A CUDA block shares its samples: a
-// warp has 16 features of each layer, of all of them.
+// warp has 16 features of each layer, of all of them; in large networks 32.
 #pragma once
 #include "mlp/activation_cuda.h"
 #include "mlp/chain/fragments_cuda.h"
@@ -9,10 +9,34 @@ namespace fastebm {
 namespace {
 
 // A lane's slopes of a layer: pairs, where the sums of WarpSums are.
-template <int kTiles>
+template <int kTiles, int kGroups>
 struct alignas(16) WarpSlopes {
-  uint32_t v[kTiles][2][2];
+  uint32_t v[kTiles][2 * kGroups][2];
 };
+
+// Calls f(constant) for the activation: kActivation, or kAnyActivation the network's.
+constexpr int kAnyActivation = -1;
+template <int kActivation, class F>
+__device__ __forceinline__ void with_activation(const Mlp& mlp, F&& f) {
+  if constexpr (kActivation == kAnyActivation)
+    visit_activation(mlp.activation, [&](auto activation) {
+      f(activation);
+      return 0;
+    });
+  else
+    f(ActivationConstant<static_cast<Activation>(kActivation)>{});
+}
+
+// Sums of the first layer, begun with the samples' own biases.
+template <int kTiles, int kGroups>
+__device__ __forceinline__ void begin_with_row_bias(const MlpChainParams& p, int64_t first_row,
+                                                    int n, int features,
+                                                    WarpSums<kTiles, kGroups>* sum) {
+  for_each_pair<kTiles, kGroups>(n, features, [&](int row, int f, int m, int h, int r) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum->v[m][h][2 * r + i] = row_bias_at(p, first_row + row, f + i);
+  });
+}
 
 // A share of x, rounded, into its sample's row.
 __device__ __forceinline__ void round_share(const SampleShare& s, Bfloat16* row, int end) {
@@ -25,13 +49,14 @@ __device__ __forceinline__ void round_share(const SampleShare& s, Bfloat16* row,
 }
 
 // From sums z - bias of a hidden layer: its values to `to`, its slopes to `slopes`.
-template <Activation kActivation, int kTiles>
+template <Activation kActivation, int kTiles, int kGroups>
 __device__ __forceinline__ void activate_layer(const Mlp& mlp, int n, int features,
-                                               const float* bias, const WarpSums<kTiles>& sum,
-                                               WarpSlopes<kTiles>* slopes, Bfloat16* to,
+                                               const float* bias,
+                                               const WarpSums<kTiles, kGroups>& sum,
+                                               WarpSlopes<kTiles, kGroups>* slopes, Bfloat16* to,
                                                int pitch) {
-  WarpSlopes<kTiles> all = {};
-  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int h, int r) {
+  WarpSlopes<kTiles, kGroups> all = {};
+  for_each_pair<kTiles, kGroups>(n, features, [&](int row, int f, int m, int h, int r) {
     const float2 b = *reinterpret_cast<const float2*>(bias + f);
     const float* z = &sum.v[m][h][2 * r];
     const auto first = lane::activate_roughly<kActivation>(z[0] + b.x, mlp.beta, mlp.threshold);
@@ -44,13 +69,13 @@ __device__ __forceinline__ void activate_layer(const Mlp& mlp, int n, int featur
 
 // The same of the last hidden layer: its slopes times the last weights to `to`, and for each sample
 // the sum of its values times them over the warp's features to `energy`, if that is not null.
-template <Activation kActivation, int kTiles>
+template <Activation kActivation, int kTiles, int kGroups>
 __device__ __forceinline__ void activate_last(const Mlp& mlp, int n, int features,
                                               const float* bias, const float* last,
-                                              const WarpSums<kTiles>& sum, Bfloat16* to, int pitch,
-                                              float* energy) {
+                                              const WarpSums<kTiles, kGroups>& sum, Bfloat16* to,
+                                              int pitch, float* energy) {
   float energies[kTiles][2] = {};
-  for_each_pair<kTiles>(n, features, [&](int row, int f, int m, int h, int r) {
+  for_each_pair<kTiles, kGroups>(n, features, [&](int row, int f, int m, int h, int r) {
     const float2 b = *reinterpret_cast<const float2*>(bias + f);
     const float2 w = *reinterpret_cast<const float2*>(last + f);
     const float* z = &sum.v[m][h][2 * r];
@@ -81,17 +106,18 @@ __device__ __forceinline__ void activate_last(const Mlp& mlp, int n, int feature
 // first: they are idle while the first ones end the gradient. Memory moves 8 B an element of x for
 // the whole chain; a step reads each weight twice a CUDA block out of shared memory. x, and at the
 // last step energy and gradient, are written by the threads that step them.
-template <Activation kActivation, int kTiles>
-__global__ void __launch_bounds__(kMostTensorThreads)
+template <int kActivation, int kTiles, int kGroups>
+__global__ void __launch_bounds__(kMostTensorThreads, 1)
     tensor_chain_kernel(const __grid_constant__ MlpChainParams p,
                         const __grid_constant__ ChainPlan plan) {
   constexpr int kSamples = 16 * kTiles;
   unsigned char* shared = dynamic_shared<unsigned char>();
-  const TensorTile tile(plan, kSamples, shared + plan.weight_bytes());
-  const int n = threadIdx.x / 32 * kWarpFeatures, s = threadIdx.x % kSamples;
+  const TensorTile<kGroups> tile(plan, kSamples, shared + plan.weight_bytes());
+  const int warp = threadIdx.x / 32, n = warp * kGroups * kGroupFeatures;
+  const int s = threadIdx.x % kSamples;
+  const int64_t first_row = int64_t{blockIdx.x} * kSamples;
   const SampleShare share = sample_share(
-      p, int64_t{blockIdx.x} * kSamples + s, tile.x + s * tile.x_pitch,
-      tile.grad + s * tile.x_pitch, 4, 1,
+      p, first_row + s, tile.x + s * tile.x_pitch, tile.grad + s * tile.x_pitch, 4, 1,
       (tile.threads - 1 - static_cast<int>(threadIdx.x)) / kSamples, tile.threads / kSamples);
   Bfloat16* rounded = tile.rounded + s * tile.rounded_pitch;
   read_share(share, p.step.x, plan.columns[0]);
@@ -99,6 +125,9 @@ __global__ void __launch_bounds__(kMostTensorThreads)
   WeightStream<Bfloat16> weights(p.mlp, plan, p.scratch, shared);
   const float* last = reinterpret_cast<const float*>(shared + plan.last);
   const bool noisy = share.noisy && !p.noise_first;
+  const int rounded_end = kGroups == 1 ? share.dim : plan.columns[0];  // zeros may be written over
+  constexpr int kKept = kGroups == 1 ? 1 : kMaxHidden - 1;
+  [[maybe_unused]] WarpSlopes<kTiles, kGroups> kept[kKept];  // of large networks
 
   const bool same = !p.step.step_sizes && !p.step.noise_stds;  // in all steps
   const RowCoefficients<float> of_all = chain_coefficients(p, 0, share.row, 1.0f);
@@ -106,7 +135,7 @@ __global__ void __launch_bounds__(kMostTensorThreads)
     RowCoefficients<float> c = same ? of_all : chain_coefficients(p, k, share.row, 1.0f);
     if (p.noise_first) {
       add_noise(share, k, c.sigma);
-      round_share(share, rounded, share.dim);
+      round_share(share, rounded, rounded_end);
       c.sigma = 0;
     }
     __syncthreads();
@@ -118,29 +147,33 @@ __global__ void __launch_bounds__(kMostTensorThreads)
       __syncthreads();
     };
     const auto slopes_of = [&](int l) {
-      return reinterpret_cast<WarpSlopes<kTiles>*>(tile.slopes) + l * tile.threads + threadIdx.x;
+      if constexpr (kGroups > 1) return kept + l;
+      return reinterpret_cast<WarpSlopes<kTiles, kGroups>*>(tile.slopes) + l * tile.threads +
+             threadIdx.x;
     };
 #pragma unroll 1
     for (int l = 0; l < plan.layers; ++l) {
       const float* bias = reinterpret_cast<const float*>(shared + plan.bias[l]);
-      WarpSums<kTiles> sum = {};
+      WarpSums<kTiles, kGroups> sum = {};
+      if (l == 0 && p.row_bias) begin_with_row_bias(p, first_row, n, plan.rows[0], &sum);
       multiply<false>(weights, l, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
                       l == 0 ? tile.rounded_pitch : tile.pitch, sum);
-      if (l + 1 == plan.layers)
-        activate_last<kActivation>(
-            p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
-            k + 1 == p.n_steps ? tile.energy + n / kWarpFeatures * kSamples : nullptr);
-      else
-        activate_layer<kActivation>(p.mlp, n, plan.rows[l], bias, sum, slopes_of(l), to,
-                                    tile.pitch);
+      with_activation<kActivation>(p.mlp, [&](auto activation) {
+        constexpr Activation kThis = decltype(activation)::value;
+        if (l + 1 == plan.layers)
+          activate_last<kThis>(p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
+                               k + 1 == p.n_steps ? tile.energy + warp * kSamples : nullptr);
+        else
+          activate_layer<kThis>(p.mlp, n, plan.rows[l], bias, sum, slopes_of(l), to, tile.pitch);
+      });
       end_product();
     }
 #pragma unroll 1
     for (int l = plan.layers - 1; l > 0; --l) {
-      WarpSums<kTiles> sum = {};
+      WarpSums<kTiles, kGroups> sum = {};
       multiply<true>(weights, l, plan.rows[l], plan.columns[l], n, from, tile.pitch, sum);
-      const WarpSlopes<kTiles> slopes = *slopes_of(l - 1);
-      for_each_pair<kTiles>(n, plan.columns[l], [&](int row, int f, int m, int h, int r) {
+      const WarpSlopes<kTiles, kGroups> slopes = *slopes_of(l - 1);
+      for_each_pair<kTiles, kGroups>(n, plan.columns[l], [&](int row, int f, int m, int h, int r) {
         const uint32_t slope = slopes.v[m][h][r];
         const float* v = &sum.v[m][h][2 * r];
         store_pair(to + row * tile.pitch + f,
@@ -151,18 +184,33 @@ __global__ void __launch_bounds__(kMostTensorThreads)
     }
     const Normals4 noise = noisy ? first_noise(share, k) : Normals4{};
     {
-      WarpSums<kTiles> sum = {};
+      WarpSums<kTiles, kGroups> sum = {};
       multiply<true>(weights, 0, plan.rows[0], plan.columns[0], n, from, tile.pitch, sum);
-      for_each_pair<kTiles>(n, plan.columns[0], [&](int row, int f, int m, int h, int r) {
+      if constexpr (kGroups > 1) __syncthreads();  // all have read what the gradient overwrites
+      for_each_pair<kTiles, kGroups>(n, plan.columns[0], [&](int row, int f, int m, int h, int r) {
         const float* v = &sum.v[m][h][2 * r];
         *reinterpret_cast<float2*>(tile.grad + row * tile.x_pitch + f) = make_float2(v[0], v[1]);
       });
     }
     __syncthreads();
+    // The sum of what the threads that share this one's sample give.
+    const auto sum_of_sample = [&](double part) {
+      tile.squares[threadIdx.x] = part;
+      __syncthreads();
+      double sum = 0;
+      for (int i = s; i < tile.threads; i += kSamples) sum += tile.squares[i];
+      return sum;
+    };
+    if (p.mlp.base_precision) add_base(p.mlp, share);
     if (k + 1 == p.n_steps) {
       if (p.grad) write_share(share, share.grad, p.grad);
+      float e = 0;
+      if (p.energy && p.mlp.base_precision) {
+        e = static_cast<float>(sum_of_sample(share_of_base(p.mlp, share)));
+        __syncthreads();  // the same memory is for squares
+      }
       if (p.energy && threadIdx.x < kSamples && share.valid) {
-        float e = last[plan.rows[plan.layers - 1]];
+        e += last[plan.rows[plan.layers - 1]];
         for (int w = 0; w < plan.warps; ++w) e += tile.energy[w * kSamples + s];
         p.energy[share.row] = e;
       }
@@ -172,15 +220,12 @@ __global__ void __launch_bounds__(kMostTensorThreads)
 #pragma unroll 1
       for (int b = share.first; 4 * b < share.dim; b += share.every)
         share_of_squares = add_squares(share, b, share_of_squares);
-      tile.squares[threadIdx.x] = share_of_squares;
-      __syncthreads();
-      double squares = 0;
-      for (int i = s; i < tile.threads; i += kSamples) squares += tile.squares[i];
-      c.scale = norm_clip_scale<float>(squares, p.step.grad_norm_clip);
+      c.scale = norm_clip_scale<float>(sum_of_sample(share_of_squares), p.step.grad_norm_clip);
     }
-    take_step(share, c,
+    take_step(p, share, c,
               [&](int b) { return b == share.first || !noisy ? noise : share_noise(share, k, b); });
-    round_share(share, rounded, share.dim);
+    if constexpr (kGroups > 1) __syncthreads();  // all have read the gradient
+    round_share(share, rounded, rounded_end);
   }
   weights.finish();
   write_share(share, share.x, p.step.out);

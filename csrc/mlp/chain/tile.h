@@ -14,6 +14,7 @@ struct Tile {
   int count;
   float* x;  // (D, panel), as is grad
   float* grad;
+  float* row_bias;           // (width_1, panel), where samples have them
   float* value[2];           // (width, panel) of one layer and the next
   float* slope[kMaxHidden];  // (width, panel); then the gradient in the layer's inputs z
   float *energy, *step, *sigma, *scale;  // (panel,)
@@ -30,6 +31,7 @@ inline int64_t lay_out(const Mlp& mlp, float* base, Tile* tile) {
   const int64_t widest = *std::max_element(mlp.width, mlp.width + mlp.hidden);
   tile->x = take(mlp.dim);
   tile->grad = take(mlp.dim);
+  tile->row_bias = take(mlp.width[0]);
   for (float*& value : tile->value) value = take(widest);
   for (int l = 0; l < mlp.hidden; ++l) tile->slope[l] = take(mlp.width[l]);
   for (float** lanes : {&tile->energy, &tile->step, &tile->sigma, &tile->scale}) *lanes = take(1);

@@ -17,12 +17,14 @@ namespace fastebm {
 struct MlpGradientParams {
   Mlp mlp;
   int64_t batch, n_data;
-  const float* x;  // (B, D), dense
-  const float* v;  // null for none, or (B, D)
+  const float* x;         // (B, D), dense
+  const float* v;         // null for none, or (B, D)
+  const float* row_bias;  // null, or (B, width_1): each sample's first-layer biases, for mlp's
   float factor, square_factor;
-  float* energy;  // (B,): E
-  float* grad;    // null, or (B - n_data, D): dE/dx of the samples after the first n_data
-  bool summed;    // whether the gradient in the parameters is wanted
+  float* energy;       // (B,): E
+  float* grad;         // null, or (B - n_data, D): dE/dx of the samples after the first n_data
+  float* to_row_bias;  // null, or (B, width_1): dS/d row_bias is added, where `summed`
+  bool summed;         // whether the gradient in the parameters is wanted
   bool fresh;     // and whether it begins at zero, not at what the run before left in the scratch
   void* scratch;  // mlp_gradient_scratch_cpu() bytes, 64-byte aligned
   int shares;     // of the batch, each with sums of its own in the scratch: as many as sizes say,

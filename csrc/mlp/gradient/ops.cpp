@@ -16,13 +16,17 @@ const float* rows(const char* what, const Tensor& t, const Tensor& x) {
 
 Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
                     const std::vector<OptionalTensor>& biases, int64_t activation, double beta,
-                    double threshold, int64_t n_data, double factor, double square_factor,
-                    const OptionalTensor& v, OptionalTensor sums, OptionalTensor grad) {
+                    double threshold, const OptionalTensor& base_precision,
+                    const OptionalTensor& base_mean, const OptionalTensor& row_bias, int64_t n_data,
+                    double factor, double square_factor, const OptionalTensor& v,
+                    OptionalTensor sums, OptionalTensor grad, OptionalTensor to_row_bias) {
   MlpGradientParams p{};
   p.x = rows("x", x, x);
   std::vector<Tensor> kept;
-  p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
+                      base_mean, &kept);
   p.batch = x.size(0);
+  p.row_bias = row_biases(kOp, "row_bias", row_bias, x, p.mlp, p.batch, &kept);
   p.v = v ? rows("v", *v, x) : nullptr;
   check_finite(kOp, "factor", factor);
   check_finite(kOp, "square_factor", square_factor);
@@ -45,6 +49,11 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
                   ": sums must be contiguous, of shape (", n, ",), the number of parameters");
     check_written(kOp, "sums", *sums);
   }
+  if (to_row_bias) {
+    FASTEBM_CHECK(row_bias && sums, kOp, ": to_row_bias needs row_bias and sums");
+    p.to_row_bias = written_floats(kOp, "to_row_bias", *to_row_bias, x, {p.batch, p.mlp.width[0]},
+                                   "(B, width_1)");
+  }
   const int64_t size[1] = {p.batch}, one[1] = {1};
   Tensor energy = empty_strided_on(x, size, one, 1, aoti_torch_dtype_float32());
   p.energy = static_cast<float*>(energy.mutable_data_ptr());
@@ -61,9 +70,10 @@ Tensor mlp_gradient(const Tensor& x, const std::vector<Tensor>& weights,
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "mlp_gradient(Tensor x, Tensor[] weights, Tensor?[] biases, int activation, float beta, "
-      "float threshold, int n_data, float factor, float square_factor, Tensor? v, Tensor(a!)? "
+      "float threshold, Tensor? base_precision, Tensor? base_mean, Tensor? row_bias, int n_data, "
+      "float factor, float square_factor, Tensor? v, Tensor(a!)? "
       "sums, "
-      "Tensor(b!)? grad) -> Tensor");
+      "Tensor(b!)? grad, Tensor(c!)? to_row_bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

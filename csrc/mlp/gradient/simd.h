@@ -9,8 +9,13 @@ FASTEBM_TARGET inline void forward(const MlpGradientParams& p, const Tile& tile)
   for (int l = 0; l < mlp.hidden; ++l) {
     const int64_t width = mlp.width[l], inputs = mlp.inputs(l);
     float* value = tile.h[l + 1];
-    multiply<2, false>({mlp.weight[l], width, inputs, inputs, 1}, mlp.bias[l], nullptr, tile.h[l],
-                       value);
+    const Matrix weight{mlp.weight[l], width, inputs, inputs, 1};
+    if (l == 0 && p.row_bias) {
+      load_tile(p.row_bias + tile.first * width, width, tile.count, kPanel, value);
+      multiply<2, With::kBiases>(weight, value, tile.h[0], value);
+    } else {
+      multiply<2, With::kBias>(weight, mlp.bias[l], tile.h[l], value);
+    }
     visit_activation(mlp.activation, [&](auto activation) FASTEBM_TARGET {
       for (int64_t i = 0; i < width * kPanel; i += kLanes) {
         const Activated a =
@@ -23,8 +28,8 @@ FASTEBM_TARGET inline void forward(const MlpGradientParams& p, const Tile& tile)
     });
   }
   const int64_t inputs = mlp.inputs(mlp.hidden);
-  multiply<2, false>({mlp.weight[mlp.hidden], 1, inputs, inputs, 1}, mlp.bias[mlp.hidden], nullptr,
-                     tile.h[mlp.hidden], tile.energy);
+  multiply<2, With::kBias>({mlp.weight[mlp.hidden], 1, inputs, inputs, 1}, mlp.bias[mlp.hidden],
+                           tile.h[mlp.hidden], tile.energy);
 }
 
 FASTEBM_TARGET inline void backward(const MlpGradientParams& p, const Tile& tile) {
@@ -38,22 +43,24 @@ FASTEBM_TARGET inline void backward(const MlpGradientParams& p, const Tile& tile
     }
   for (int l = top; l > 0; --l) {
     const int64_t width = mlp.width[l], below = mlp.width[l - 1];
-    multiply<2, false>({mlp.weight[l], below, width, 1, below}, nullptr, nullptr, tile.to_z[l],
-                       tile.to_h[l - 1]);
+    multiply<2, With::kBias>({mlp.weight[l], below, width, 1, below}, nullptr, tile.to_z[l],
+                             tile.to_h[l - 1]);
     for (int64_t i = 0; i < below * kPanel; i += kLanes)
       store(tile.to_z[l - 1] + i, mul(load(tile.slope[l - 1] + i), load(tile.to_h[l - 1] + i)));
   }
-  if (p.grad && tile.first + tile.count > p.n_data)
-    multiply<2, false>({mlp.weight[0], mlp.dim, mlp.width[0], 1, mlp.dim}, nullptr, nullptr,
-                       tile.to_z[0], tile.grad);
+  const bool with_grad = p.grad && tile.first + tile.count > p.n_data;
+  if (with_grad)
+    multiply<2, With::kBias>({mlp.weight[0], mlp.dim, mlp.width[0], 1, mlp.dim}, nullptr,
+                             tile.to_z[0], tile.grad);
+  if (mlp.base_precision) add_base<2>(mlp, tile.h[0], with_grad ? tile.grad : nullptr, tile.energy);
 }
 
 // t and r: what depends on v. tile.t[0] is v.
 FASTEBM_TARGET inline void along(const Mlp& mlp, const Tile& tile) {
   for (int l = 0; l < mlp.hidden; ++l) {
     const int64_t width = mlp.width[l], inputs = mlp.inputs(l);
-    multiply<2, false>({mlp.weight[l], width, inputs, inputs, 1}, nullptr, nullptr, tile.t[l],
-                       tile.moved);
+    multiply<2, With::kBias>({mlp.weight[l], width, inputs, inputs, 1}, nullptr, tile.t[l],
+                             tile.moved);
     for (int64_t i = 0; i < width * kPanel; i += kLanes) {
       const Floats moved = load(tile.moved + i);
       store(tile.t[l + 1] + i, mul(load(tile.slope[l] + i), moved));
@@ -63,8 +70,8 @@ FASTEBM_TARGET inline void along(const Mlp& mlp, const Tile& tile) {
   }
   for (int l = mlp.hidden - 1; l > 0; --l) {
     const int64_t width = mlp.width[l], below = mlp.width[l - 1];
-    multiply<2, true>({mlp.weight[l], below, width, 1, below}, nullptr, tile.slope[l - 1],
-                      tile.through[l], tile.moved);
+    multiply<2, With::kFactors>({mlp.weight[l], below, width, 1, below}, tile.slope[l - 1],
+                                tile.through[l], tile.moved);
     for (int64_t i = 0; i < below * kPanel; i += kLanes)
       store(tile.through[l - 1] + i, add(load(tile.through[l - 1] + i), load(tile.moved + i)));
   }
@@ -154,6 +161,9 @@ FASTEBM_TARGET inline void add_lanes(const MlpGradientParams& p, const Tile& til
         store(tile.through[l] + i, both);
         store(work.bias[l] + i, add(load(work.bias[l] + i), both));
       }
+  if (p.to_row_bias)
+    add_tile(tile.through[0], mlp.width[0], tile.count, kPanel,
+             p.to_row_bias + tile.first * mlp.width[0]);
   for (int64_t j = 0; j < mlp.inputs(mlp.hidden); ++j)
     for (int v = 0; v < 2; ++v) {
       const int64_t i = j * kPanel + v * kLanes;

@@ -163,13 +163,15 @@ void run_to_points(MlpAdjustedParams p, int64_t n_steps, int64_t n_jumps, int64_
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool, Tensor>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool, Tensor>
 mlp_adjusted_contrastive_divergence(
     const Tensor& x_in, const Tensor& start_in, const std::vector<Tensor>& weights,
     const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
-    int64_t n_steps, double step_size, std::optional<double> noise_std, double noise_scale,
-    double temperature, std::optional<double> log_step, double target_acceptance, double gain,
-    double least, double largest, int64_t round, const Tensor& rng, std::optional<double> lo,
+    const OptionalTensor& base_precision, const OptionalTensor& base_mean,
+    const OptionalTensor& row_bias, const OptionalTensor& data_row_bias, int64_t n_steps,
+    double step_size, std::optional<double> noise_std, double noise_scale, double temperature,
+    std::optional<double> log_step, double target_acceptance, double gain, double least,
+    double largest, int64_t round, const Tensor& rng, std::optional<double> lo,
     std::optional<double> hi, int64_t n_jumps, const OptionalTensor& population, int64_t n_centres,
     int64_t n_neighbors, double uniform_share, const OptionalTensor& means,
     const OptionalTensor& stds, double energy_reg_weight) {
@@ -196,10 +198,13 @@ mlp_adjusted_contrastive_divergence(
   std::vector<Tensor> kept;
   MlpAdjustedParams p{};
   MlpChainParams& chain = p.chain;
-  chain.step =
-      langevin_params(kOp, points, 0, 0, std::nullopt, std::nullopt, rng, 0, n_steps, std::nullopt,
-                      std::nullopt, std::nullopt, std::nullopt, std::nullopt, kNoiseTag);
-  chain.mlp = mlp_network(kOp, points, weights, biases, activation, beta, threshold, &kept);
+  chain.step = langevin_params(kOp, points, 0, 0, std::nullopt, std::nullopt, rng, 0, n_steps,
+                               std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
+                               std::nullopt, kNoiseTag);
+  chain.mlp = mlp_network(kOp, points, weights, biases, activation, beta, threshold, base_precision,
+                          base_mean, &kept);
+  RowBiases row_biases(kOp, data_row_bias, row_bias, x, n, chain.mlp);
+  chain.row_bias = row_biases.chains();
   const Box box = box_in(units, points, lo, hi, &kept);
   p.jumps.lo = box.lo;
   p.jumps.hi = box.hi;
@@ -231,7 +236,8 @@ mlp_adjusted_contrastive_divergence(
   });
 
   MlpGradientRuns gradient(chain.mlp, 2 * all);
-  const Phases of = phases(values(both), values(energy), nullptr, x, &gradient, energy_reg_weight);
+  const Phases of =
+      phases(values(both), &row_biases, values(energy), nullptr, x, &gradient, energy_reg_weight);
   Tensor x_neg = empty_as(x);
   units.restore(values(both) + all * dim, all, static_cast<float>(lo.value_or(-kInfinity)),
                 static_cast<float>(hi.value_or(kInfinity)), values(x_neg));
@@ -245,7 +251,14 @@ mlp_adjusted_contrastive_divergence(
   const Tensor sums = parameter_gradient(x, gradient, chain.mlp);
   Tensor last = empty_strided_on(x, nullptr, nullptr, 0, aoti_torch_dtype_float64());
   *static_cast<double*>(last.mutable_data_ptr()) = step.log.value_or(std::log(step_size));
-  return {x_neg, of.e_pos, of.e_neg, sums, metrics, std::isfinite(of.gap + sum), last};
+  return {x_neg,
+          of.e_pos,
+          of.e_neg,
+          sums,
+          row_biases.gradient(x, chain.mlp),
+          metrics,
+          std::isfinite(of.gap + sum),
+          last};
 }
 
 }  // namespace
@@ -253,13 +266,15 @@ mlp_adjusted_contrastive_divergence(
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "mlp_adjusted_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, "
-      "Tensor?[] biases, int activation, float beta, float threshold, int n_steps, "
+      "Tensor?[] biases, int activation, float beta, float threshold, Tensor? base_precision, "
+      "Tensor? base_mean, Tensor? row_bias, Tensor? data_row_bias, int n_steps, "
       "float step_size, float? noise_std, float noise_scale, float temperature, "
       "float? log_step, float target_acceptance, float gain, float least, float largest, "
       "int round, Tensor rng, float? lo, float? hi, int n_jumps, Tensor? population, int "
       "n_centres, "
       "int n_neighbors, float uniform_share, Tensor? mean, Tensor? std, float energy_reg_weight) "
-      "-> (Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor[] metrics, bool finite, "
+      "-> (Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor to_row_bias, Tensor[] "
+      "metrics, bool finite, "
       "Tensor log_step)");
 }
 

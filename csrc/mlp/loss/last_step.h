@@ -41,11 +41,12 @@ struct Work {
 class LastStep {
  public:
   LastStep(const char* op, const Work& work, MlpGradientRuns* gradient, LangevinParams step,
-           bool noise_first, const Tensor& before, Tensor* out)
+           const float* row_bias, bool noise_first, const Tensor& before, Tensor* out)
       : work_(work), step_(step), bound_(step.grad_norm_clip), n_(step.batch), dim_(step.dim) {
     point_ = values(before);
     if (noise_first) {
-      LangevinParams noise = step_;  // without a gradient there is no box
+      LangevinParams noise = step_;  // without a gradient there are no bounds
+      noise.displacement_clip = kInfinity;
       noise.lo = -kInfinity;
       noise.hi = kInfinity;
       noise.x = point_;
@@ -58,6 +59,7 @@ class LastStep {
     MlpGradientParams g{};
     g.batch = n_;
     g.x = point_;
+    g.row_bias = row_bias;
     g.energy = work.energy;
     g.grad = work.grad;
     gradient->run(g);

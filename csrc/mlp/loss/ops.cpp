@@ -44,26 +44,32 @@ LangevinParams step_after(const MlpChainParams& chain) {
 }
 
 // The terms that come through the last step, after its pull(): a gradient in its own gradient.
-MlpGradientParams through_last_step(const Work& work, int64_t n, const float* point) {
+MlpGradientParams through_last_step(const Work& work, int64_t n, const float* point,
+                                    RowBiases* row_biases) {
   MlpGradientParams p{};
   p.summed = true;
   p.batch = n;
   p.x = point;
   p.v = work.to_grad;
+  p.row_bias = row_biases->chains();
+  p.to_row_bias = row_biases->to_chains();
   p.energy = work.energy;
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>, bool>
 mlp_contrastive_divergence(
     const Tensor& x_in, const Tensor& start, const std::vector<Tensor>& weights,
     const std::vector<OptionalTensor>& biases, int64_t activation, double beta, double threshold,
-    int64_t n_steps, double step_size, double noise_std, const OptionalTensor& step_sizes,
+    const OptionalTensor& base_precision, const OptionalTensor& base_mean,
+    const OptionalTensor& row_bias, const OptionalTensor& data_row_bias, int64_t n_steps,
+    double step_size, double noise_std, const OptionalTensor& step_sizes,
     const OptionalTensor& noise_stds, const Tensor& rng, std::optional<double> grad_clip,
-    std::optional<double> grad_norm_clip, std::optional<double> lo, std::optional<double> hi,
-    int64_t tag, bool noise_first, double energy_reg_weight, std::optional<double> kl_weight,
-    double entropy_weight, double entropy_eps, const OptionalTensor& references,
-    const OptionalTensor& own, double y_scale, double y_offset) {
+    std::optional<double> grad_norm_clip, std::optional<double> displacement_clip,
+    std::optional<double> lo, std::optional<double> hi, int64_t tag, bool noise_first,
+    double energy_reg_weight, std::optional<double> kl_weight, double entropy_weight,
+    double entropy_eps, const OptionalTensor& references, const OptionalTensor& own, double y_scale,
+    double y_offset) {
   check_float32(kOp, "x", x_in, x_in);
   check_float32(kOp, "start", start, x_in);
   FASTEBM_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
@@ -81,10 +87,14 @@ mlp_contrastive_divergence(
   const Tensor x = dense(x_in);
   const int64_t n = x.size(0), dim = sample_dim(x);
   MlpChainParams chain{};
-  chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0,
-                               n_steps + 1, std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
+  chain.step =
+      langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0, n_steps + 1,
+                      std::nullopt, grad_clip, grad_norm_clip, displacement_clip, lo, hi, tag);
   std::vector<Tensor> kept;
-  chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, &kept);
+  chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
+                          base_mean, &kept);
+  RowBiases row_biases(kOp, data_row_bias, row_bias, x, n, chain.mlp);
+  chain.row_bias = row_biases.chains();
   chain.step.step_sizes =
       coefficient_table(kOp, "step_sizes", step_sizes, x, n_steps + 1, chain.step_sizes_stride);
   chain.step.noise_stds =
@@ -110,11 +120,12 @@ mlp_contrastive_divergence(
   work.lay_out(n, dim, static_cast<char*>(kept_scratch<Work>(bytes, &large).take(bytes)));
   MlpGradientRuns gradient(chain.mlp, 2 * n);
   Tensor x_neg = empty_as(x);
-  const LastStep last(kOp, work, &gradient, step_after(chain), noise_first, before, &x_neg);
+  const LastStep last(kOp, work, &gradient, step_after(chain), chain.row_bias, noise_first, before,
+                      &x_neg);
   std::copy_n(values(x), n * dim, work.both);
   std::copy_n(values(x_neg), n * dim, work.both + n * dim);
-  const Phases of = phases(work.both, work.energy, kl_weight ? work.to_x : nullptr, x, &gradient,
-                           energy_reg_weight);
+  const Phases of = phases(work.both, &row_biases, work.energy, kl_weight ? work.to_x : nullptr, x,
+                           &gradient, energy_reg_weight);
   double loss = of.loss, entropy = 0;
   if (kl_weight) {
     // The KL term is the energy of the same points: its gradient there is known. By the last
@@ -128,14 +139,17 @@ mlp_contrastive_divergence(
     }
     last.pull(static_cast<float>(*kl_weight / static_cast<double>(n)),
               static_cast<float>(entropy_weight), push ? values(*push) : nullptr);
-    gradient.run(through_last_step(work, n, last.point()));
+    gradient.run(through_last_step(work, n, last.point(), &row_biases));
     loss += *kl_weight * of.neg.mean - entropy_weight * entropy;
   }
   const Tensor sums = parameter_gradient(x, gradient, chain.mlp);
   std::vector<Tensor> metrics =
       scalars(x, {loss, of.pos.mean, of.neg.mean, of.pos.std, of.neg.std, of.gap, of.squares,
                   last.mean_grad_norm(), last.clamp_share(), entropy});
-  return {before, x_neg, of.e_pos, of.e_neg, sums, metrics, std::isfinite(of.gap + last.sum())};
+  return {before,   x_neg,
+          of.e_pos, of.e_neg,
+          sums,     row_biases.gradient(x, chain.mlp),
+          metrics,  std::isfinite(of.gap + last.sum())};
 }
 
 }  // namespace
@@ -143,12 +157,15 @@ mlp_contrastive_divergence(
 STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "mlp_contrastive_divergence(Tensor x, Tensor start, Tensor[] weights, Tensor?[] biases, "
-      "int activation, float beta, float threshold, int n_steps, float step_size, float noise_std, "
+      "int activation, float beta, float threshold, Tensor? base_precision, Tensor? base_mean, "
+      "Tensor? row_bias, Tensor? data_row_bias, int n_steps, float step_size, float noise_std, "
       "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, float? grad_clip, "
-      "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, "
-      "float energy_reg_weight, float? kl_weight, float entropy_weight, float entropy_eps, "
+      "float? grad_norm_clip, float? displacement_clip, float? lo, float? hi, int tag, "
+      "bool noise_first, float energy_reg_weight, float? kl_weight, float entropy_weight, float "
+      "entropy_eps, "
       "Tensor? references, Tensor? own, float y_scale, float y_offset) "
-      "-> (Tensor before, Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, "
+      "-> (Tensor before, Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor "
+      "to_row_bias, "
       "Tensor[] metrics, bool finite)");
 }
 

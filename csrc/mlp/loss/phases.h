@@ -5,6 +5,7 @@
 
 #include "mlp/gradient/run.h"
 #include "mlp/loss/floats.h"
+#include "mlp/loss/row_bias.h"
 
 namespace fastebm {
 namespace {
@@ -17,14 +18,16 @@ struct Phases {
 
 // E(data) - E(chains) and the mean squares, of `both` (2 n, dim), data first; their gradient is
 // kept in `gradient`. Sets energy (2 n,), and unless it is null to_x, dE/dx of the chains.
-Phases phases(const float* both, float* energy, float* to_x, const Tensor& data,
-              MlpGradientRuns* gradient, double energy_reg_weight) {
+Phases phases(const float* both, RowBiases* row_biases, float* energy, float* to_x,
+              const Tensor& data, MlpGradientRuns* gradient, double energy_reg_weight) {
   const int64_t n = data.size(0);
   MlpGradientParams p{};
   p.summed = true;
   p.batch = 2 * n;
   p.n_data = n;
   p.x = both;
+  p.row_bias = row_biases->both();
+  p.to_row_bias = row_biases->to_both();
   p.factor = static_cast<float>(1.0 / static_cast<double>(n));
   p.square_factor = static_cast<float>(2 * energy_reg_weight / static_cast<double>(n));
   p.energy = energy;

@@ -72,8 +72,8 @@ def mlp_adjusted_chain_(
     library.check_overwritten("mlp_adjusted_chain_", **written)
     library.call(
         library.op.mlp_adjusted_chain_.default,
-        *(x, energy, grad, acceptance, network.weights, network.biases, network.activation_index),
-        *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
+        *(x, energy, grad, acceptance, *network.arguments),
+        *(n_steps, step, sigma, steps, sigmas, rng, t),
         *(sample_ids, known, *box("mlp_adjusted_chain_", x, lo, hi), centres, scales, every, first),
         uniform_share,
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastebm.ops import library
 from fastebm.ops.langevin import Clamp
+from fastebm.ops.metropolis import box
 from fastebm.ops.mlp.network import Network
 from fastebm.rng import NOISE
 
@@ -25,6 +26,7 @@ def mlp_chain_(
     sample_ids: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
+    displacement_clip: float | None = None,
     clamp: Clamp | None = None,
     tag: int = NOISE,
     noise_first: bool = False,
@@ -45,8 +47,12 @@ def mlp_chain_(
         n_steps: >= 0.
         step_size, noise_std: >= 0, a number or a float32 tensor (n_steps or 1, B or 1). A value in
             a tensor that is negative or not finite makes its samples NaN.
-        rng, t, sample_ids, grad_clip, grad_norm_clip, clamp, tag: as in ``langevin_step_``.
-        noise_first: a step is ``x <- x + noise_std * n``, then the gradient there, then the rest.
+        rng, t, sample_ids, grad_clip, grad_norm_clip, displacement_clip, tag: as in
+            ``langevin_step_``.
+        clamp: (lo, hi), the box that every step ends in: numbers or tensors (D,), which on a device
+            are not looked at; either may be None.
+        noise_first: a step is ``x <- x + noise_std * n``, then the gradient there, then the rest,
+            of which alone ``displacement_clip`` is the bound.
         precision: "fp32", or on a CUDA device "bf16": products of bfloat16, sums of float32.
         energy: (B,) float32, or None: gets E at the point whose gradient the last step used.
         grad: (B, D) float32, or None: gets that gradient, unclipped.
@@ -59,15 +65,18 @@ def mlp_chain_(
     """
     step, steps = number_or_table(step_size)
     sigma, sigmas = number_or_table(noise_std)
-    lo, hi = clamp or (None, None)
+    numbers = clamp or (None, None)
+    tensors = None, None
+    if any(isinstance(face, Tensor) for face in numbers):
+        numbers, tensors = tensors, box("mlp_chain_", x, *numbers)
     if precision not in PRECISIONS:
         raise RuntimeError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     library.check_overwritten("mlp_chain_", x=x, energy=energy, grad=grad)
     library.call(
         library.op.mlp_chain_.default,
-        *(x, network.weights, network.biases, network.activation_index),
-        *(network.beta, network.threshold, n_steps, step, sigma, steps, sigmas, rng, t),
-        *(sample_ids, grad_clip, grad_norm_clip, lo, hi, tag, noise_first),
+        *(x, *network.arguments, n_steps, step, sigma, steps, sigmas, rng, t),
+        *(sample_ids, grad_clip, grad_norm_clip, displacement_clip, *numbers, *tensors),
+        *(tag, noise_first),
         *(PRECISIONS.index(precision) == 1, energy, grad),
     )
     return x

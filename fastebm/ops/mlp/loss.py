@@ -24,8 +24,10 @@ def mlp_contrastive_divergence(
     noise_std: float | Tensor,
     rng: Tensor,
     *,
+    data_row_bias: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
+    displacement_clip: float | None = None,
     clamp: Clamp | None = None,
     noise_first: bool = False,
     energy_reg_weight: float = 0.0,
@@ -47,7 +49,8 @@ def mlp_contrastive_divergence(
         x, start: (B, *event) float32: data, and where the chains start.
         network: the energy, float32 on a CPU.
         step_size, noise_std: as in ``mlp_chain_``, for n_before + 1 steps.
-        rng, grad_clip, grad_norm_clip, clamp, noise_first: as in ``mlp_chain_``.
+        rng, grad_clip, grad_norm_clip, displacement_clip, clamp, noise_first: as in
+            ``mlp_chain_``.
         references: (m, *event), what the entropy term measures distances to, with ``own`` (B,)
             int64, which of them each chain may not choose, and ``y_scale`` as in
             ``nearest_neighbor``; None: the other chains.
@@ -65,10 +68,10 @@ def mlp_contrastive_divergence(
     sigma, sigmas = number_or_table(noise_std)
     return library.call(
         library.op.mlp_contrastive_divergence.default,
-        *(x, start, network.weights, network.biases),
-        *(network.activation_index, network.beta, network.threshold),
-        *(n_before, step, sigma, steps, sigmas, rng),
-        *(grad_clip, grad_norm_clip, *(clamp or (None, None)), NOISE, noise_first),
+        *(x, start, *network.arguments, data_row_bias, n_before),
+        *(step, sigma, steps, sigmas, rng),
+        *(grad_clip, grad_norm_clip, displacement_clip, *(clamp or (None, None))),
+        *(NOISE, noise_first),
         *(energy_reg_weight, kl_weight, entropy_weight, entropy_eps, references, own, *y_scale),
     )
 
@@ -114,6 +117,7 @@ def mlp_adjusted_contrastive_divergence(
     noise: tuple[float | None, float, float],
     rng: Tensor,
     *,
+    data_row_bias: Tensor | None = None,
     clamp: Clamp | None = None,
     jumps: Jumps | None = None,
     units: tuple[Tensor, Tensor] | None = None,
@@ -146,8 +150,7 @@ def mlp_adjusted_contrastive_divergence(
     adapted = step_size if isinstance(step_size, AdaptedStep) else AdaptedStep(None, 0, 0, 0, 0, 1)
     return library.call(
         library.op.mlp_adjusted_contrastive_divergence.default,
-        *(x, start, network.weights, network.biases),
-        *(network.activation_index, network.beta, network.threshold, n_steps),
+        *(x, start, *network.arguments, data_row_bias, n_steps),
         *(0.0 if adapted is step_size else step_size, *noise, *adapted, rng),
         *(*(clamp or (None, None)), *(jumps or Jumps(0, None, 0, 0, 0.0))),
         *(*(units or (None, None)), energy_reg_weight),
@@ -155,21 +158,23 @@ def mlp_adjusted_contrastive_divergence(
 
 
 @torch.library.register_fake("fastebm::mlp_contrastive_divergence")
-def _(x, start, weights, *rest):
-    return torch.empty_like(x), torch.empty_like(x), *_phases(x, weights)
+def _(x, start, *rest):
+    return torch.empty_like(x), torch.empty_like(x), *_phases(x, start, *rest)
 
 
 @torch.library.register_fake("fastebm::mlp_adjusted_contrastive_divergence")
-def _(x, start, weights, *rest):
-    return torch.empty_like(x), *_phases(x, weights), x.new_empty((), dtype=torch.float64)
+def _(x, start, *rest):
+    return torch.empty_like(x), *_phases(x, start, *rest), x.new_empty((), dtype=torch.float64)
 
 
-def _phases(x: Tensor, weights: list[Tensor]) -> tuple:
+def _phases(x, start, weights, biases, activation, beta, threshold, base, mean, row_bias, *rest):
     torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, *event)")
     torch._check(x.dtype == torch.float32, lambda: f"x must be float32, got {x.dtype}")
     e_pos, e_neg = (x.new_empty(x.shape[0]) for _ in range(2))
     sums = x.new_empty(sum(w.numel() + len(w) for w in weights))
-    return e_pos, e_neg, sums, [x.new_empty(()) for _ in range(10)], True
+    rows = 0 if row_bias is None else len(x) + len(start)
+    to_row_bias = x.new_empty(rows, len(weights[0]))
+    return e_pos, e_neg, sums, to_row_bias, [x.new_empty(()) for _ in range(10)], True
 
 
 library.record_no_gradient(

@@ -11,6 +11,7 @@ from fastebm.ops.reference.augmentation import (
 from fastebm.ops.reference.bernoulli import bernoulli_sigmoid
 from fastebm.ops.reference.choice import choose_slots, choose_strata
 from fastebm.ops.reference.discrete import gwg_matrix, gwg_step, proposal_logits
+from fastebm.ops.reference.hamiltonian import hamiltonian_chain, leapfrog
 from fastebm.ops.reference.langevin import langevin_step
 from fastebm.ops.reference.metropolis import (
     State,
@@ -37,8 +38,10 @@ __all__ = [
     "choose_strata",
     "gwg_matrix",
     "gwg_step",
+    "hamiltonian_chain",
     "jump_draws",
     "langevin_step",
+    "leapfrog",
     "log_ratio",
     "mlp_chain",
     "mlp_energy",

@@ -12,9 +12,11 @@ from fastebm.ops.reference.langevin import langevin_step
 
 
 def mlp_energy(network: tuple, x: Tensor) -> Tensor:
-    """Energy (B,) of x (B, D) by ``(weights, biases, activation, beta, threshold)``, the first
-    fields of ``fastebm.ops.mlp.network.Network``."""
-    weights, biases, activation, beta, threshold = network[:5]
+    """Energy (B,) of x (B, D) by the fields of ``fastebm.ops.mlp.network.Network``, of which the
+    last three may be left out or None: weights, biases, activation, beta, threshold,
+    base_precision, base_mean, row_bias."""
+    weights, biases, activation, beta, threshold, *rest = network
+    precision, mean, row_bias = (*rest, None, None, None)[:3]
     act = {
         "silu": F.silu,
         "tanh": torch.tanh,
@@ -22,10 +24,19 @@ def mlp_energy(network: tuple, x: Tensor) -> Tensor:
         "softplus": lambda z: F.softplus(z, beta, threshold),
         "gelu": F.gelu,
         "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+        "leaky_relu": lambda z: F.leaky_relu(z, beta),
+        "elu": lambda z: F.elu(z, beta),
     }[activation]
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = act(F.linear(x, weight, bias))
-    return F.linear(x, weights[-1], biases[-1])[:, 0]
+    first = biases[0] if row_bias is None else row_bias
+    h = x
+    for weight, bias in zip(weights[:-1], [first, *biases[1:-1]], strict=True):
+        z = F.linear(h, weight)
+        h = act(z if bias is None else z + bias)
+    e = F.linear(h, weights[-1], biases[-1])[:, 0]
+    if precision is not None:
+        u = x if mean is None else x - mean
+        e = e + (precision * u.square()).sum(1) / 2
+    return e
 
 
 def mlp_gradient(
@@ -35,15 +46,20 @@ def mlp_gradient(
     factor: float = 0.0,
     square_factor: float = 0.0,
     v: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``mlp_energy`` (B,), its gradient (B, D) in x, and the gradient (P,) in the parameters of
     ``sum_i c_i E(x_i) + square_factor E(x_i)^2 / 2 + v_i . dE(x_i)/dx``, c_i = factor for the first
-    ``n_data`` samples, -factor for the others; a missing bias counts as one of zeros."""
-    weights, biases = network[:2]
+    ``n_data`` samples, -factor for the others; a missing bias counts as one of zeros. Last that in
+    each sample's first-layer biases (B, width_1), whose sum stands for the layer's."""
+    weights, biases, activation, beta, threshold, *rest = network
+    precision, mean, row_bias = (*rest, None, None, None)[:3]
     biases = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
-    weights, biases = ([p.detach().requires_grad_() for p in of] for of in (weights, biases))
+    biases[0] = biases[0].expand(len(x), -1) if row_bias is None else row_bias
+    weights, biases = (
+        [p.detach().clone().requires_grad_() for p in of] for of in (weights, biases)
+    )
     x = x.detach().requires_grad_()
-    e = mlp_energy((weights, biases, *network[2:]), x)
+    e = mlp_energy((weights, biases, activation, beta, threshold, precision, mean), x)
     (grad,) = torch.autograd.grad(e.sum(), x, create_graph=True)
     total = factor * (e[:n_data].sum() - e[n_data:].sum())
     if square_factor:
@@ -51,8 +67,9 @@ def mlp_gradient(
     if v is not None:
         total = total + (v * grad).sum()
     own = [p for pair in zip(weights, biases, strict=True) for p in pair]
-    sums = torch.cat([g.flatten() for g in torch.autograd.grad(total, own)])
-    return e.detach(), grad.detach(), sums
+    of_own = list(torch.autograd.grad(total, own))
+    of_rows, of_own[1] = of_own[1], of_own[1].sum(0)
+    return e.detach(), grad.detach(), torch.cat([g.flatten() for g in of_own]), of_rows
 
 
 def mlp_chain(
