@@ -49,8 +49,8 @@ CSRC = {
     "neighbor": ["random", "launch", "simd"],
     "metropolis": ["random", "launch", "simd"],
     "underdamped": ["langevin", "random", "launch", "simd"],
-    "discrete": ["metropolis", "random", "launch", "simd"],
-    "tempering": ["metropolis", "random", "launch", "simd"],
+    "discrete": ["random", "launch", "simd"],
+    "tempering": ["random", "launch", "simd"],
     "hamiltonian": ["random", "launch", "simd"],
     "mlp": ["langevin", "metropolis", "hamiltonian", "underdamped", "neighbor"]
     + ["random", "launch", "simd"],
