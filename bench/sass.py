@@ -115,10 +115,10 @@ WAYS = {
         Way("jump between modes", "population_jump_kernel"),
     ),
     "metropolis_step_cuda.cu": (
-        Way("decision, float32", "metropolis_step_kernel<float, true", "pass", loop="FFMA"),
+        Way("transition on any energy, float32", "metropolis_step_kernel<float, true"),
     ),
     "hamiltonian_cuda.cu": (
-        Way("leapfrog step, float32", "hmc_step_kernel<float, true", "pass", loop="FFMA"),
+        Way("leapfrog step, float32", "hmc_step_kernel<float, true"),
     ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
