@@ -126,10 +126,10 @@ WAYS = {
             stored(24)),
     ),
     "metropolis_step_cuda.cu": (
-        Way("decision, float32", "metropolis_step_kernel<float, true", "pass", loop="FFMA"),
+        Way("transition on any energy, float32", "metropolis_step_kernel<float, true"),
     ),
     "hamiltonian_cuda.cu": (
-        Way("leapfrog step, float32", "hmc_step_kernel<float, true", "pass", loop="FFMA"),
+        Way("leapfrog step, float32", "hmc_step_kernel<float, true"),
     ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),

@@ -74,10 +74,8 @@ def metropolis_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    if next_step is not None and e_y is None:
-        raise RuntimeError(
-            "metropolis_step_: next_step needs e_y and grad_y: it is after a decision"
-        )
+    if next_step is not None and e_y is None and grad_y is None:
+        raise RuntimeError("metropolis_step_: next_step follows a decision, on e_y and grad_y")
     now = after = coefficients(x, step_size, noise_std)
     if next_step is not None:
         after = coefficients(x, *next_step, ("next_step_size", "next_noise_std"))

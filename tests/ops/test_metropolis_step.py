@@ -272,7 +272,7 @@ def test_same_bits_for_any_number_of_threads(set_threads):
         ({"grad": torch.zeros(5, 2)}, "grad must have the shape of x"),
         ({"acceptance": torch.zeros(5)}, r"acceptance must be contiguous, of shape \(2, B\)"),
         ({"e_y": None}, "e_y and grad_y must be given together, got grad_y alone"),
-        ({"e_y": None, "grad_y": None}, "next_step is after a decision: it needs e_y and grad_y"),
+        ({"e_y": None, "grad_y": None}, "next_step follows a decision, on e_y and grad_y"),
         ({"step_size": -0.1}, "step_size must be finite and >= 0, got -0.1"),
         ({"noise_std": 0.0}, "noise_std must be finite and > 0, got 0"),
         ({"next_step": (0.1, math.nan)}, "next_noise_std must be finite and > 0, got nan"),
