@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
-from fastebm.chains.mlp_chain import mlp_chain
+from fastebm.chains.mlp_chain import MLPChain, mlp_chain
 from fastebm.energies.protocol import input_gradient, uncached_casts
 from fastebm.energies.sampling_mode import sampling_mode
 
@@ -32,12 +32,10 @@ def gradients(
         scale: (*event) or None for 1.
         n_steps: gradients that are about to be asked for, see ``mlp_chain``.
     """
-    if not eager and x.device.type == "cpu":
-        found = mlp_chain(model, x, model_kwargs, n_steps=n_steps)
-        if not isinstance(found, str):
-            found = found if scale is None else found.rescaled(scale.flatten())
-            yield found.gradient
-            return
+    found = None if eager else cpu_chain(model, x, model_kwargs, scale, n_steps)
+    if found is not None:
+        yield found.gradient
+        return
 
     def scaled(z: Tensor, **kwargs) -> Tensor:
         return model((z * scale).to(z.dtype), **kwargs)
@@ -45,6 +43,18 @@ def gradients(
     with sampling_mode(model), uncached_casts():
         of = model if scale is None else scaled
         yield lambda points: input_gradient(of, points, model_kwargs)
+
+
+def cpu_chain(
+    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, scale: Tensor | None, n_steps: int
+) -> MLPChain | None:
+    """Chains of ``model(scale x)`` where it is a small perceptron on a CPU, arguments as above."""
+    if x.device.type != "cpu":
+        return None
+    found = mlp_chain(model, x, model_kwargs, n_steps=n_steps)
+    if isinstance(found, str):
+        return None
+    return found if scale is None else found.rescaled(scale.flatten())
 
 
 def set_points(points: Points, grad: Tensor, e: Tensor) -> None:

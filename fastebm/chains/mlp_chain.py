@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from fastebm.chains.chain import (
     stacked,
 )
 from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.chains.steps import decay_and_noise
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
@@ -217,7 +217,7 @@ class MLPChain(NamedTuple):
             What the velocity is then behind.
         """
         x, rows, faces = points.x, points.x.flatten(1), _flat(lo, hi)
-        factors = [(step, *_friction(step, *rest)) for step, *rest in coefficients]
+        factors = [(step, *decay_and_noise(step, *rest)) for step, *rest in coefficients]
         step_sizes, decays, noise_stds = (_table(list(c), x) for c in zip(*factors, strict=True))
         for start, end in _calls(len(factors), steps_of_a_call(self.network, x)):
             mlp_underdamped_chain_(
@@ -282,16 +282,6 @@ def _calls(n_steps: int, a_call: int) -> Iterator[tuple[int, int]]:
 def _flat(lo: Tensor | None, hi: Tensor | None) -> dict[str, Tensor | None]:
     faces = {"lo": lo, "hi": hi}
     return {name: None if face is None else face.flatten() for name, face in faces.items()}
-
-
-def _friction(
-    step: float | Tensor, friction: float | Tensor, temperature: float | Tensor
-) -> tuple[float | Tensor, float | Tensor]:
-    """Decay and noise of a velocity."""
-    rate = friction * step
-    if isinstance(rate, Tensor):
-        return (-rate).exp(), (-(-2 * rate).expm1() * temperature) ** 0.5
-    return math.exp(-rate), (-math.expm1(-2 * rate) * temperature) ** 0.5
 
 
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:
