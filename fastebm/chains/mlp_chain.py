@@ -206,7 +206,7 @@ class MLPChain(NamedTuple):
         hi: Tensor | None = None,
         known: bool = False,
     ) -> float | Tensor:
-        """Underdamped steps ``first``, ``first + 1``, ..., on a CPU: see ``mlp_underdamped_chain_``.
+        """Underdamped steps ``first``, ..., on a CPU: see ``mlp_underdamped_chain_``.
 
         Args:
             velocity: (B, *event), behind by ``kick``, a number or (B,).
