@@ -76,7 +76,7 @@ def _unfit(x: Tensor, model_kwargs: dict, training: bool) -> str | None:
         return f"x must be (B, *event), got {tuple(x.shape)}"
     if type(x) is not Tensor or torch.is_inference_mode_enabled() or x.is_inference():
         return "x is no plain tensor"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_active():
+    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing() or is_active():
         return "it is being compiled or captured"
     if torch._C._functorch.maybe_current_level() is not None:
         return "it is inside a transform of torch.func"
