@@ -1,7 +1,6 @@
 """What is said of the way that a chain takes is the way that it takes."""
 
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -58,7 +57,10 @@ def test_what_is_said(model, options, says):
 
 
 def test_of_captured_chains(monkeypatch):
-    monkeypatch.setattr(langevin, "mlp_chain", partial(mlp_chain, n_steps=None))
+    def at_once(model, x, model_kwargs, precision, n_steps):
+        return mlp_chain(model, x, model_kwargs, precision, n_steps=None)
+
+    monkeypatch.setattr(langevin, "mlp_chain", at_once)
     sampler = LangevinDynamics(Classed(), 0.1)
     assert explain(sampler, X).startswith("fused: ")
     assert "exp of (energy)" in explain(sampler, X, {"c": X})
