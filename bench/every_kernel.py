@@ -96,9 +96,9 @@ def replay(rng: Tensor) -> None:
 
 
 def chains(rng: Tensor) -> None:
-    for n, dim, widths in (  # tiles of 1, 4 and 8 samples, groups of warps, one that is packed
+    for n, dim, widths in (  # tiles of 1, 4 and 8 samples, groups of warps, some that are packed
         *((20, 3, (40, 9)), (300, 2, (31, 70)), (600, 33, (130, 31)), (4200, 2, (8,))),
-        *((4100, 3, (100, 20)), (5, 70, (256, 256, 200))),
+        *((4100, 3, (100, 20)), (5, 70, (256, 256, 200)), (5, 300, (512, 300)), (2100, 1, (257,))),
     ):
         sizes = (dim, *widths, 1)
         weights = [
@@ -106,9 +106,19 @@ def chains(rng: Tensor) -> None:
             for a, b in zip(sizes[:-1], sizes[1:], strict=True)
         ]
         net = Network(weights, [None] * len(weights), "silu")
+        own = net._replace(
+            base_precision=torch.ones(dim, device=rng.device),
+            base_mean=torch.zeros(dim, device=rng.device),
+            row_bias=torch.randn(n, widths[0], device=rng.device),
+        )
+        box = torch.full((dim,), -3.0, device=rng.device), 3.0
         for precision in ("fp32", "bf16"):
             x = torch.randn(n, dim, device=rng.device)
-            mlp_chain_(x, net, 2, 0.01, 0.1, rng, grad_norm_clip=1.0, precision=precision)
+            how = dict(grad_norm_clip=1.0, precision=precision)
+            mlp_chain_(x, net, 2, 0.01, 0.1, rng, **how)
+            if n < 1000:
+                energy = torch.empty(n, device=rng.device)
+                mlp_chain_(x, own, 1, 0.01, 0.1, rng, clamp=box, energy=energy, **how)
         jumps = dict(centres=torch.randn(9, dim, device=rng.device), lo=-3.0, hi=3.0)
         jumps |= dict(scales=torch.ones(9, device=rng.device), uniform_share=0.3)
         population_jump(x, rng=rng, **jumps)
@@ -116,7 +126,8 @@ def chains(rng: Tensor) -> None:
         for known in (False, True):
             sums = torch.zeros(2, n, device=rng.device)
             mlp_adjusted_chain_(
-                *(x, *state, sums, net, 1, 0.01, 0.1, rng), known=known, every=1 + known, **jumps
+                *(x, *state, sums, net if known else own, 1, 0.01, 0.1, rng),
+                **jumps | dict(known=known, every=1 + known),
             )
 
 

@@ -126,10 +126,10 @@ WAYS = {
             stored(24)),
     ),
     "metropolis_step_cuda.cu": (
-        Way("decision, float32", "metropolis_step_kernel<float, true", "pass", loop="FFMA"),
+        Way("transition on any energy, float32", "metropolis_step_kernel<float, true"),
     ),
     "hamiltonian_cuda.cu": (
-        Way("leapfrog step, float32", "hmc_step_kernel<float, true", "pass", loop="FFMA"),
+        Way("leapfrog step, float32", "hmc_step_kernel<float, true"),
     ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
@@ -160,6 +160,8 @@ WAYS = {
     "mlp_chain_float_cuda.cu": (
         Way("chain, float32, inner products", "float_chain_kernel<4, 8", "FFMA", each("FFMA"),
             loop="FFMA"),
+        Way("chain of a large network, float32, inner products", "float_chain_kernel<2, 8, true",
+            "FFMA", each("FFMA"), loop="FFMA"),
         Way("chain, weights of a large network packed", "pack_kernel<float"),
     ),
     "mlp_adjusted_cuda.cu": (
@@ -167,8 +169,10 @@ WAYS = {
             loop="FFMA"),
     ),
     "mlp_chain_tensor_cuda.cu": (
-        Way("chain, bfloat16, inner products", "tensor_chain_kernel<.*2, 2", "HMMA", each("HMMA"),
-            loop="HMMA"),
+        Way("chain, bfloat16, inner products", r"tensor_chain_kernel<(\(\w+\))?2, 2", "HMMA",
+            each("HMMA"), loop="HMMA"),
+        Way("chain of a large network, bfloat16, inner products", "tensor_chain_kernel<-1, 2",
+            "HMMA", each("HMMA"), loop="HMMA"),
     ),
 }  # fmt: skip
 

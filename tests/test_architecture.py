@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the files of a folder of fastebm/ may import from it, beside each other.
 # What an energy is, and its state while chains run; the networks themselves are leaves.
-ANY_ENERGY = ["energies.protocol", "energies.sampling_mode"]
+ANY_ENERGY = ["energies.protocol", "energies.sampling_mode", "energies.score"]
 EVERYWHERE = ["arguments", "caller", "modes"]  # checks, warnings, modes of torch
 FASTEBM = {
     "arguments": [],
@@ -49,8 +49,8 @@ CSRC = {
     "neighbor": ["random", "launch", "simd"],
     "metropolis": ["random", "launch", "simd"],
     "underdamped": ["langevin", "random", "launch", "simd"],
-    "discrete": ["metropolis", "random", "launch", "simd"],
-    "tempering": ["metropolis", "random", "launch", "simd"],
+    "discrete": ["random", "launch", "simd"],
+    "tempering": ["random", "launch", "simd"],
     "hamiltonian": ["random", "launch", "simd"],
     "mlp": ["langevin", "metropolis", "hamiltonian", "underdamped", "neighbor"]
     + ["random", "launch", "simd"],
@@ -135,6 +135,7 @@ def test_only_the_application_needs_extras_and_it_imports_them_when_called():
         used = {n.split(".")[0] for n in imports(path, folder in ("app", "sklearn"))}
         allowed = {"typer", "rich"} if rest in SHELL else set()
         allowed |= {"sklearn"} if folder == "sklearn" else set()
+        allowed |= {"rich"} if name == "samplers.progress" else set()  # where it is asked for
         allowed |= {"faiss"} if name == "entropy.faiss_search" else set()
         foreign = used & (EXTRAS | {"faiss", "pybind11"}) - allowed
         assert not foreign, f"{name} imports {foreign}"
@@ -151,6 +152,7 @@ def test_small_perceptrons_are_behind_one_door_of_the_chains_and_one_of_the_loss
             assert not any(n.startswith(inside) for n in own(path)), name
     users = {name for path, name in modules() if any(d in " ".join(own(path)) for d in doors)}
     assert users == {
+        "chains.gradients",
         "samplers.explain",
         "samplers.langevin",
         "losses.contrastive",

@@ -44,8 +44,11 @@ int gwg_step_cpu(const GwgParams& p, int64_t begin, int64_t end, void*) {
   if (simd_level() == Simd::kAvx512) return avx512::step(p, begin, end), 0;
   if (simd_level() == Simd::kAvx2) return avx2::step(p, begin, end), 0;
 #endif
-  const NoiseKey key = noise_key(p, kSiteTag);
-  for (; begin < end; ++begin) gwg_row(p, begin, PlainWeights{key});
+  const NoiseKey key = noise_key(p, kSiteTag), accept = noise_key(p, kAcceptTag);
+  for (; begin < end; ++begin) {
+    const Normals4 n = normals4(accept, sample_id(p, begin), 0);
+    gwg_row(p, begin, PlainWeights<BlockWords>{{key}}, n.v[0], n.v[1]);
+  }
   return 0;
 }
 

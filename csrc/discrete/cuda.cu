@@ -15,15 +15,15 @@ __device__ __forceinline__ void block_logits(const Weighed& w, int64_t block, fl
   const int64_t first = 4 * block;
   float x[4], grad[4];
   widen_quad(load_quad<kWhole>(w.grad + first, count), grad);
+  widen_quad(load_quad<kWhole>(w.x + first, count), x);
   if (w.categories == 0) {
-    widen_quad(load_quad<kWhole>(w.x + first, count), x);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       logit[i] = i < count ? binary_logit(x[i], grad[i], w.half_inverse) : -INFINITY;
     return;
   }
-  int64_t end = first, from = 0;  // of the site
-  float grad_from = 0;
+  int64_t end = first;  // of the site
+  float current = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     logit[i] = -INFINITY;
@@ -31,16 +31,16 @@ __device__ __forceinline__ void block_logits(const Weighed& w, int64_t block, fl
     if (first + i >= end) {
       const int64_t site = first_of_site(w.categories, first + i);
       end = site + w.categories;
-      from = current_of_site(w.x, w.categories, site);
-      grad_from = w.grad[from];
+      current = current_gradient(w, site);
     }
-    if (first + i != from) logit[i] = categorical_logit(grad_from, grad[i], w.half_inverse);
+    logit[i] = categorical_logit(x[i], grad[i], current, w.half_inverse);
   }
 }
 
 // Computes: the largest log w of the blocks of this thread, of its group's `blocks`.
 template <bool kWhole>
-__device__ float own_largest(const Weighed& w, const Groups& groups, int64_t blocks) {
+__device__ __forceinline__ float own_largest(const Weighed& w, const Groups& groups,
+                                             int64_t blocks) {
   float most = -INFINITY, logit[4];
   for (int64_t b = groups.lane(); b < blocks; b += groups.lanes()) {
     block_logits<kWhole>(w, b, logit);
@@ -50,7 +50,7 @@ __device__ float own_largest(const Weighed& w, const Groups& groups, int64_t blo
   return most;
 }
 
-__device__ float group_largest(float own, const Groups& groups) {
+__device__ __forceinline__ float group_largest(float own, const Groups& groups) {
   return group_fold<kLanesOfRow>(own, groups.lanes(),
                                  [](float a, float b) { return a > b ? a : b; });
 }
@@ -63,8 +63,8 @@ struct Partial {
 // Computes: log sum w over the moves of a group's `blocks`, and with kDraw which one is drawn.
 // Result:   in every thread of the group. Needs all threads of the CUDA block here.
 template <bool kWhole, bool kDraw>
-__device__ Draw weigh(const Weighed& w, const Groups& groups, int64_t blocks, float largest,
-                      const NoiseKey& key, uint64_t id) {
+__device__ __forceinline__ Draw weigh(const Weighed& w, const Groups& groups, int64_t blocks,
+                                      float largest, const NoiseKey& key, uint64_t id) {
   Partial own = {{0, 0, 0, 0}, {INFINITY, 0}};
   for (int64_t b = groups.lane(); b < blocks; b += groups.lanes()) {
     float logit[4];
@@ -105,7 +105,7 @@ __device__ void copy_blocks(const Groups& groups, int64_t dim, int64_t blocks, c
 // move, which the first one writes. float32 moves 16 B an element to accept y, 8 B more where it is
 // accepted, and reads 8 B twice for the next one, from the caches where a sample fits.
 template <bool kWhole>
-__global__ void __launch_bounds__(kLanesOfRow) gwg_step_kernel(GwgParams p, Groups groups) {
+__global__ void __launch_bounds__(kLanesOfRow, 2) gwg_step_kernel(GwgParams p, Groups groups) {
   const bool there = groups.row() < p.batch, first = groups.lane() == 0;
   const int64_t row = there ? groups.row() : 0, at = row * p.dim;
   const int64_t blocks = there ? (p.dim + 3) / 4 : 0;
@@ -126,7 +126,8 @@ __global__ void __launch_bounds__(kLanesOfRow) gwg_step_kernel(GwgParams p, Grou
     const float e_y = p.e_y[row];
     const float log_r = gwg_log_ratio(p.energy[row], e_y, temperature,
                                       logit_of(at_y, back) - log_sum, p.log_q[row]);
-    known = real && is_accepted(p, row, log_r);
+    const Normals4 n = normals4(noise_key(p, kAcceptTag), id, 0);
+    known = real && is_accepted(log_r, n.v[0], n.v[1]);
     __syncthreads();  // all have read what is written now
     if (real && first) {
       p.acceptance[row] += acceptance(log_r);

@@ -12,7 +12,7 @@
 // a standard exponential of its own. exp and log are those of random/exact.h, and sums are of
 // partial ones, see sum_of_weights(): every path gives the same bits.
 #pragma once
-#include "metropolis/metropolis.h"
+#include "random/accept.h"
 
 namespace fastebm {
 
@@ -76,9 +76,19 @@ FASTEBM_HD int64_t first_of_site(int64_t categories, int64_t element) {
 
 // The element that is 1, of a site that begins at `first`; the first one where none is.
 FASTEBM_HD int64_t current_of_site(const float* x, int64_t categories, int64_t first) {
-  for (int64_t i = first; i < first + categories; ++i)
-    if (x[i] > 0.5f) return i;
-  return first;
+  int64_t current = first;
+  for (int64_t i = first; i < first + categories; ++i) current = x[i] > 0.5f ? i : current;
+  return current;
+}
+
+// The gradient of that element.
+FASTEBM_HD float current_gradient(const Weighed& w, int64_t first) {
+  float current = w.grad[first];
+  for (int64_t i = first; i < first + w.categories; ++i) {
+    const float grad = w.grad[i];  // read in any case: a branch would be guessed wrong
+    current = w.x[i] > 0.5f ? grad : current;
+  }
+  return current;
 }
 
 // Which element becomes 0 and which 1; of a binary sample both are the one that flips.
@@ -95,14 +105,17 @@ FASTEBM_HD float binary_logit(float x, float grad, float half_inverse) {
   return mul_rn(mul_rn(fma_rn(2.0f, x, -1.0f), grad), half_inverse);
 }
 
-FASTEBM_HD float categorical_logit(float grad_from, float grad_to, float half_inverse) {
-  return mul_rn(grad_from - grad_to, half_inverse);
+// -infinity of the category that is there.
+FASTEBM_HD float categorical_logit(float x, float grad, float current, float half_inverse) {
+  const float logit = mul_rn(current - grad, half_inverse);
+  return x > 0.5f ? -INFINITY : logit;
 }
 
 // log w of a move.
 FASTEBM_HD float logit_of(const Weighed& w, const Move& move) {
-  return w.categories == 0 ? binary_logit(w.x[move.to], w.grad[move.to], w.half_inverse)
-                           : categorical_logit(w.grad[move.from], w.grad[move.to], w.half_inverse);
+  const float x = w.x[move.to], grad = w.grad[move.to];
+  return w.categories == 0 ? binary_logit(x, grad, w.half_inverse)
+                           : categorical_logit(x, grad, w.grad[move.from], w.half_inverse);
 }
 
 FASTEBM_HD void make_move(const Weighed& w, const Move& move, float* x) {
@@ -121,13 +134,12 @@ FASTEBM_HD void logits_of(const Weighed& w, int64_t first, int count, float* log
       logit[i] = binary_logit(w.x[first + i], w.grad[first + i], w.half_inverse);
     return;
   }
-  for (int i = 0; i < count;) {
-    const int64_t site = first_of_site(w.categories, first + i), end = site + w.categories;
-    const int64_t from = current_of_site(w.x, w.categories, site);
-    for (; i < count && first + i < end; ++i)
-      logit[i] = first + i == from
-                     ? -INFINITY
-                     : categorical_logit(w.grad[from], w.grad[first + i], w.half_inverse);
+  int64_t site = first_of_site(w.categories, first);
+  for (int i = 0; i < count; site += w.categories) {
+    const int end = static_cast<int>(site + w.categories - first);
+    const float current = current_gradient(w, site);
+    for (; i < count && i < end; ++i)
+      logit[i] = categorical_logit(w.x[first + i], w.grad[first + i], current, w.half_inverse);
   }
 }
 
@@ -178,12 +190,6 @@ FASTEBM_HD float log_sum_of(float largest, float sum) { return largest + exact::
 FASTEBM_HD float gwg_log_ratio(float e_x, float e_y, float temperature, float log_q_back,
                                float log_q) {
   return (e_x - e_y) / temperature + (log_q_back - log_q);
-}
-
-// Whether a proposal is accepted.
-FASTEBM_HD bool is_accepted(const GwgParams& p, int64_t row, float log_r) {
-  const Normals4 n = normals4(noise_key(p, kAcceptTag), sample_id(p, row), 0);
-  return is_accepted(log_r, n.v[0], n.v[1]);
 }
 
 }  // namespace fastebm

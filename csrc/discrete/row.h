@@ -8,9 +8,19 @@ namespace fastebm {
 
 constexpr int kAtOnce = 64;  // moves whose logits are made at once
 
-// One after another.
-struct PlainWeights {
+// The four random words of a block of sample `id`.
+struct BlockWords {
   const NoiseKey& key;  // with kSiteTag
+
+  FASTEBM_HD Words4 operator()(uint64_t id, int64_t block) const {
+    return random_words(key, id, static_cast<uint32_t>(block));
+  }
+};
+
+// One after another.
+template <class Words>
+struct PlainWeights {
+  Words words_of;
 
   FASTEBM_HD float largest(const Weighed& w) const {
     float most = -INFINITY, logit[kAtOnce];
@@ -34,8 +44,7 @@ struct PlainWeights {
       logits_of(w, first, count, logit);
       Words4 words{};
       for (int i = 0; i < count; ++i) {
-        if (kDraw && i % 4 == 0)
-          words = random_words(key, id, static_cast<uint32_t>((first + i) / 4));
+        if (kDraw && i % 4 == 0) words = words_of(id, (first + i) / 4);
         const float weight = exact::exp_minus(largest - logit[i]);
         part[(first + i) % (4 * lanes)] += weight;
         if (!kDraw) continue;
@@ -48,8 +57,10 @@ struct PlainWeights {
   }
 };
 
+// The normals are those by which y is accepted.
 template <class Weights>
-FASTEBM_HD void gwg_row(const GwgParams& p, int64_t row, const Weights& weights) {
+FASTEBM_HD void gwg_row(const GwgParams& p, int64_t row, const Weights& weights, float n0,
+                        float n1) {
   const int64_t at = row * p.dim;
   const uint64_t id = sample_id(p, row);
   float *x = p.x + at, *y = p.y + at, *grad = p.grad + at;
@@ -65,7 +76,7 @@ FASTEBM_HD void gwg_row(const GwgParams& p, int64_t row, const Weights& weights)
     const float log_r = gwg_log_ratio(p.energy[row], p.e_y[row], temperature,
                                       logit_of(at_y, back) - log_sum, p.log_q[row]);
     p.acceptance[row] += acceptance(log_r);
-    known = is_accepted(p, row, log_r);
+    known = is_accepted(log_r, n0, n1);
     if (known) {
       make_move(at_x, move, x);
       p.energy[row] = p.e_y[row];

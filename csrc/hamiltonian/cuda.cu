@@ -143,8 +143,10 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class C>
 int step(const HamiltonianParams& p, void* stream) {
   const bool whole = are_quads<C>(p.dim, p.x, p.grad, p.y, p.v, p.grad_y);
-  return launch_rows(whole ? hmc_step_kernel<C, true> : hmc_step_kernel<C, false>, p.batch, p.dim,
-                     p, stream);
+  return for_each_rows(p.batch, p.dim, [&](int64_t first, dim3 grid, const SampleGroups& groups) {
+    return launch(whole ? hmc_step_kernel<C, true> : hmc_step_kernel<C, false>, grid,
+                  dim3(kRowThreads), 0, stream, p, first, groups);
+  });
 }
 
 }  // namespace

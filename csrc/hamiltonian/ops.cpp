@@ -56,7 +56,8 @@ void hmc_step_(Tensor x, Tensor energy, Tensor grad, Tensor y, Tensor v, Tensor 
   }
   p.y = rows.write_samples("y", y);
   p.v = rows.write_samples("v", v);
-  p.kinetic = rows.write_values("kinetic", kinetic);
+  p.kinetic = begin ? rows.write_values("kinetic", kinetic)
+                    : const_cast<void*>(rows.read_values("kinetic", kinetic));
   const bool apart = p.y != p.x && p.y != p.grad && p.v != p.x && p.v != p.grad && p.v != p.y;
   FASTEBM_CHECK(p.batch * p.dim == 0 || apart, kOp, ": y and v must have memory of their own");
   p.rng = static_cast<const int64_t*>(rng.const_data_ptr());

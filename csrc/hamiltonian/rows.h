@@ -9,7 +9,7 @@ struct TrajectoryTile {
   alignas(64) uint64_t ids[kTileRows];
   alignas(64) float normals[2 * kTileRows];  // that decide
   alignas(64) float uniform[kTileRows];
-  alignas(64) C h[kTileRows], temperature[kTileRows], square[kTileRows];
+  alignas(64) C h[kTileRows], temperature[kTileRows], square[kTileRows], log_r[kTileRows];
   alignas(64) int32_t inside[kTileRows], accepted[kTileRows];
   alignas(64) float noise[kTileFloats + 4 * kMaxLanes];
 
@@ -78,6 +78,7 @@ FASTEBM_TARGET void last_squares(const HamiltonianParams& p, int threads, Trajec
   }
 }
 
+// In loops of few arrays each, or the compiler gives up telling them apart.
 template <class C>
 FASTEBM_TARGET void decide(const HamiltonianParams& p, TrajectoryTile<C>* tile) {
   C* energy = static_cast<C*>(p.energy) + tile->first;
@@ -85,12 +86,18 @@ FASTEBM_TARGET void decide(const HamiltonianParams& p, TrajectoryTile<C>* tile) 
   const C* kinetic = static_cast<const C*>(p.kinetic) + tile->first;
   float* acceptances = p.acceptance + tile->first;
   int32_t* divergent = p.divergent + tile->first;
+  for (int i = 0; i < tile->rows; ++i)
+    tile->log_r[i] =
+        log_ratio(energy[i], e_y[i], kinetic[i], tile->square[i], tile->temperature[i]);
   for (int i = 0; i < tile->rows; ++i) {
-    const C log_r = log_ratio(energy[i], e_y[i], kinetic[i], tile->square[i], tile->temperature[i]);
-    const C of_inside = tile->inside[i] ? log_r : static_cast<C>(NAN);
-    const bool accepted = is_accepted(of_inside, tile->normals[i], tile->normals[kTileRows + i]);
-    divergent[i] += is_divergent(log_r);
-    acceptances[i] += acceptance(static_cast<float>(of_inside));
+    divergent[i] += is_divergent(tile->log_r[i]);
+    tile->log_r[i] = tile->inside[i] ? tile->log_r[i] : static_cast<C>(NAN);
+  }
+  for (int i = 0; i < tile->rows; ++i)
+    acceptances[i] += acceptance(static_cast<float>(tile->log_r[i]));
+  for (int i = 0; i < tile->rows; ++i) {
+    const bool accepted =
+        is_accepted(tile->log_r[i], tile->normals[i], tile->normals[kTileRows + i]);
     energy[i] = accepted ? e_y[i] : energy[i];
     tile->accepted[i] = accepted;
   }
@@ -121,7 +128,7 @@ FASTEBM_TARGET void begin_short(const HamiltonianParams& p, TrajectoryTile<C>* t
 template <class C>
 FASTEBM_TARGET void begin_long(const HamiltonianParams& p, int threads, TrajectoryTile<C>* tile,
                                const NoiseStream& stream) {
-  const int64_t at_once = tile->rows == 1 ? kTileFloats : p.dim, padded = (p.dim + 3) / 4 * 4;
+  const int64_t at_once = tile->rows == 1 ? kPieceFloats : p.dim, padded = (p.dim + 3) / 4 * 4;
   Partials<C, 1> sum;
   sum.clear(threads);
   for (int64_t from = 0; from < p.dim; from += at_once) {

@@ -33,16 +33,14 @@ __device__ __forceinline__ void store_four(const C (&from)[4], void* p, int64_t 
   store_quad<kWhole>(pack(from), static_cast<C*>(p) + at, count);
 }
 
-// Queues kernel(p, first row, groups) for all of `batch` samples of `dim` elements.
-template <class P>
-int launch_rows(void (*kernel)(P, int64_t, SampleGroups), int64_t batch, int64_t dim, const P& p,
-                void* stream) {
+// Calls f(first sample, grid, groups) for runs of samples that fit one launch, of kRowThreads
+// threads a block.
+template <class F>
+int for_each_rows(int64_t batch, int64_t dim, F&& f) {
   const SampleGroups groups((dim + 3) / 4);
-  constexpr int64_t kMost = int64_t{1} << 30;  // blocks of a grid hold one sample at least
+  constexpr int64_t kMost = int64_t{1} << 30;  // a block takes one sample at least
   for (int64_t first = 0; first < batch; first += kMost) {
-    const int64_t rows = batch - first < kMost ? batch - first : kMost;
-    const int error =
-        launch(kernel, groups.grid(rows), dim3(kRowThreads), 0, stream, p, first, groups);
+    const int error = f(first, groups.grid(batch - first < kMost ? batch - first : kMost), groups);
     if (error) return error;
   }
   return 0;

@@ -66,6 +66,7 @@ inline int threads_of_row(int64_t dim) {
 // A CPU takes samples in tiles: so many that their numbers stay in its cache.
 constexpr int kShortDim = 4;  // elements of a sample beside which others are taken lane by lane
 constexpr int kTileRows = 128, kTileFloats = 16 * kPartials, kMaxLanes = 16;
+constexpr int kPieceFloats = 2 * kPartials;  // of a large sample, whose numbers are made at once
 
 inline int tile_rows(int64_t dim) {
   return dim <= kShortDim ? kTileRows : dim <= kPartials ? kTileFloats / kPartials : 1;

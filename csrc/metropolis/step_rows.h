@@ -123,7 +123,7 @@ FASTEBM_TARGET void propose_short(const MetropolisStepParams& p, StepTile<C>* ti
 template <class C>
 FASTEBM_TARGET void propose_long(const MetropolisStepParams& p, StepTile<C>* tile,
                                  const NoiseStream& stream) {
-  const int64_t at_once = tile->rows == 1 ? kTileFloats : p.dim, padded = (p.dim + 3) / 4 * 4;
+  const int64_t at_once = tile->rows == 1 ? kPieceFloats : p.dim, padded = (p.dim + 3) / 4 * 4;
   for (int64_t from = 0; from < p.dim; from += at_once) {
     const int64_t count = std::min(at_once, p.dim - from);
     row_normals(stream, tile->ids, tile->rows, from / 4, (count + 3) / 4, tile->noise);

@@ -26,11 +26,12 @@ FASTEBM_TARGET inline Parts parts_of(Floats v) {
   return {above, to_float(shift_right_signed<23>(above)), sub(floats_of(mantissa), set(1.0f))};
 }
 
-// log(v) within 2e-7 of max(1, |log v|), of a v that is neither 0 nor subnormal.
+// log(v) within 2e-7 of max(1, |log v|), of a finite v that is neither 0 nor subnormal; NaN stays.
 FASTEBM_TARGET inline Floats log(Floats v) {
   using namespace box_muller;
   const Parts of = parts_of(v);
-  return mul(set(-0.5f), fma(of.e, set(kMinus2Ln2), mul(of.t, log_polynomial(of.t))));
+  const Floats twice = fma(of.e, set(kMinus2Ln2), mul(of.t, log_polynomial(of.t)));
+  return fma(set(-0.5f), twice, mul(v, set(0.0f)));
 }
 
 // Standard exponentials -log(1 - u), u = (w + 1/2) / 2^32, within 5e-7 of their size; the least is

@@ -7,7 +7,7 @@
 // which leaves the product of exp(-E / T_r) over replicas as it is. A velocity goes along, scaled
 // by sqrt(T_new / T_old), to which its law at the new temperature is due. NaN is refused.
 #pragma once
-#include "metropolis/metropolis.h"
+#include "random/accept.h"
 
 namespace fastebm {
 

@@ -7,9 +7,10 @@ constexpr int64_t kRun = 16 * kLanes;  // most elements of a run
 template <class C>
 struct RunValues {
   alignas(64) C all[kRun + kLanes] = {};  // with room to read on
+  const C* from = all;                    // or where they are stored
   int64_t each = 0;                       // 1: one for each
 
-  const C* at(int64_t i) const { return all + each * i; }
+  const C* at(int64_t i) const { return from + each * i; }
   void share(double value) { std::fill_n(all, kLanes, static_cast<C>(value)); }
 };
 
@@ -36,15 +37,19 @@ FASTEBM_TARGET inline void fill(const UnderdampedParams& p, int64_t row, int64_t
                                 int64_t count, Run<C>* run) {
   for (int64_t i = 0; i < count; ++row, element = 0) {
     const int64_t n = std::min(count - i, p.dim - element);
-    const auto c = underdamped_coefficients<C>(p, row);
-    if (p.kicks) std::fill_n(run->kick.all + i, n, c.kick);
-    if (p.drifts) std::fill_n(run->drift.all + i, n, c.drift);
-    if (p.decays) std::fill_n(run->decay.all + i, n, c.decay);
-    if (p.noise_stds) std::fill_n(run->sigma.all + i, n, c.sigma);
+    const auto own = [&](const void* values, RunValues<C>* to) {
+      if (values) std::fill_n(to->all + i, n, coefficient<C>(0, values, row));
+    };
+    own(p.kicks, &run->kick);
+    own(p.drifts, &run->drift);
+    own(p.decays, &run->decay);
+    own(p.noise_stds, &run->sigma);
     if (p.los) {
       const int64_t at = row * p.box_stride + element;
-      std::copy_n(static_cast<const C*>(p.los) + at, n, run->lo.all + i);
-      std::copy_n(static_cast<const C*>(p.his) + at, n, run->hi.all + i);
+      const C *lo = static_cast<const C*>(p.los) + at, *hi = static_cast<const C*>(p.his) + at;
+      const bool there = n == count && n % kLanes == 0;  // and no vector reads on
+      run->lo.from = there ? lo : std::copy_n(lo, n, run->lo.all + i) - (i + n);
+      run->hi.from = there ? hi : std::copy_n(hi, n, run->hi.all + i) - (i + n);
     }
     i += n;
   }

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
-from fastebm.chains.mlp_chain import mlp_chain
+from fastebm.chains.mlp_chain import MLPChain, mlp_chain
 from fastebm.energies.protocol import input_gradient, uncached_casts
 from fastebm.energies.sampling_mode import sampling_mode
-from fastebm.ops.mlp.gradient import mlp_gradient
-from fastebm.ops.mlp.network import Network
 
 GradientAt = Callable[[Tensor], tuple[Tensor, Tensor]]  # (B, *event) -> grad, energies (B,)
 
@@ -35,12 +32,10 @@ def gradients(
         scale: (*event) or None for 1.
         n_steps: gradients that are about to be asked for, see ``mlp_chain``.
     """
-    if not eager and x.device.type == "cpu":
-        found = mlp_chain(model, x, model_kwargs, n_steps=n_steps)
-        if not isinstance(found, str):
-            found = found if scale is None else found.rescaled(scale.flatten())
-            yield _by_network(found.network)
-            return
+    found = None if eager else cpu_chain(model, x, model_kwargs, scale, n_steps)
+    if found is not None:
+        yield found.gradient
+        return
 
     def scaled(z: Tensor, **kwargs) -> Tensor:
         return model((z * scale).to(z.dtype), **kwargs)
@@ -50,16 +45,19 @@ def gradients(
         yield lambda points: input_gradient(of, points, model_kwargs)
 
 
+def cpu_chain(
+    model: Callable[..., Tensor], x: Tensor, model_kwargs: dict, scale: Tensor | None, n_steps: int
+) -> MLPChain | None:
+    """Chains of ``model(scale x)`` where it is a small perceptron on a CPU, arguments as above."""
+    if x.device.type != "cpu":
+        return None
+    found = mlp_chain(model, x, model_kwargs, n_steps=n_steps)
+    if isinstance(found, str):
+        return None
+    return found if scale is None else found.rescaled(scale.flatten())
+
+
 def set_points(points: Points, grad: Tensor, e: Tensor) -> None:
     """Energies and gradients of ``points.x``."""
     points.grad.copy_(grad)
     points.energy.copy_(e)
-
-
-def _by_network(network: Network) -> GradientAt:
-    def gradient(points: Tensor) -> tuple[Tensor, Tensor]:
-        grad = torch.empty_like(points)
-        e = mlp_gradient(network, points.flatten(1), grad=grad.flatten(1))
-        return grad, e
-
-    return gradient

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastebm.chains.adjusted import Points
 from fastebm.chains.gradients import GradientAt, set_points
+from fastebm.chains.mlp_chain import MLPChain
+from fastebm.chains.steps import Number
 from fastebm.ops.hamiltonian import hmc_step_
-
-Number = float | Tensor  # of all chains, or (B,)
 
 
 class HamiltonianSteps:
@@ -27,7 +27,7 @@ class HamiltonianSteps:
 
     def __init__(
         self,
-        gradient: GradientAt,
+        gradient: GradientAt | MLPChain,
         coefficients: Callable[[int], tuple[Number, Number]],
         n_leapfrog: int,
         jitter: float,
@@ -41,14 +41,18 @@ class HamiltonianSteps:
         self._noise, self._box = (rng, sample_ids), (lo, hi)
         self._divergent: Tensor | None = None
 
+    def _counts(self, x: Tensor) -> Tensor:
+        """Of divergent trajectories, (B,)."""
+        if self._divergent is None:
+            self._divergent = torch.zeros(len(x), dtype=torch.int32, device=x.device)
+        return self._divergent
+
     def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
         x = points.x
         if not known:
             set_points(points, *self._gradient(x))
-        if self._divergent is None:
-            self._divergent = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         y, v, kinetic = torch.empty_like(x), torch.empty_like(x), torch.empty_like(points.energy)
-        chain = x, points.energy, points.grad, y, v, kinetic, points.acceptance[0], self._divergent
+        chain = x, points.energy, points.grad, y, v, kinetic, points.acceptance[0], self._counts(x)
         (rng, ids), (lo, hi) = self._noise, self._box
         options = {"sample_ids": ids, "jitter": self._jitter, "lo": lo, "hi": hi}
         now = self._coefficients(first)
@@ -70,3 +74,15 @@ class HamiltonianSteps:
             "acceptance": points.acceptance[0].mean() / n_steps,
             "n_divergent": self._divergent.sum(),
         }
+
+
+class FusedHamiltonianSteps(HamiltonianSteps):
+    """The same of a small perceptron on a CPU, many trajectories in one operator: ``gradient`` is
+    an ``MLPChain``."""
+
+    def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
+        coefficients = [self._coefficients(k) for k in range(first, first + n)]
+        self._gradient.hmc(
+            *(points, self._counts(points.x), first, coefficients, self._n_leapfrog, self._jitter),
+            *(*self._noise, *self._box, known),
+        )

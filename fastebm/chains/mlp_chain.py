@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,8 +22,10 @@ from fastebm.chains.chain import (
     stacked,
 )
 from fastebm.chains.plain_mlp import plain_mlp
+from fastebm.chains.steps import decay_and_noise
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import PRECISIONS, mlp_chain_
+from fastebm.ops.mlp.gradient import mlp_gradient
 from fastebm.ops.mlp.hamiltonian import mlp_hmc_chain_
 from fastebm.ops.mlp.network import Network
 from fastebm.ops.mlp.underdamped import mlp_underdamped_chain_
@@ -67,6 +68,11 @@ class MLPChain(NamedTuple):
             base_mean=None if mean is None else mean / scale,
         )
         return self._replace(network=network)
+
+    def gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient (B, *event) and energies (B,) at points, on a CPU."""
+        grad = torch.empty_like(points)
+        return grad, mlp_gradient(self.network, points.flatten(1), grad=grad.flatten(1))
 
     def run(
         self,
@@ -215,7 +221,7 @@ class MLPChain(NamedTuple):
         if not coefficients:
             return kick
         x, rows, faces = points.x, points.x.flatten(1), _flat(lo, hi)
-        factors = [(step, *_friction(step, *rest)) for step, *rest in coefficients]
+        factors = [(step, *decay_and_noise(step, *rest)) for step, *rest in coefficients]
         step_sizes, decays, noise_stds = (_table(list(c), x) for c in zip(*factors, strict=True))
         for start, end in _calls(len(factors), steps_of_a_call(self.network, x)):
             mlp_underdamped_chain_(
@@ -280,16 +286,6 @@ def _calls(n_steps: int, a_call: int) -> Iterator[tuple[int, int]]:
 def _flat(lo: Tensor | None, hi: Tensor | None) -> dict[str, Tensor | None]:
     faces = {"lo": lo, "hi": hi}
     return {name: None if face is None else face.flatten() for name, face in faces.items()}
-
-
-def _friction(
-    step: float | Tensor, friction: float | Tensor, temperature: float | Tensor
-) -> tuple[float | Tensor, float | Tensor]:
-    """Decay and noise of a velocity."""
-    rate = friction * step
-    if isinstance(rate, Tensor):
-        return (-rate).exp(), (-(-2 * rate).expm1() * temperature) ** 0.5
-    return math.exp(-rate), (-math.expm1(-2 * rate) * temperature) ** 0.5
 
 
 def tables(coefficients: Sequence[Coefficients], x: Tensor) -> tuple[float | Tensor, ...]:

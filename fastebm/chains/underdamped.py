@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,11 +9,11 @@ from torch import Tensor
 
 from fastebm.chains.adjusted import Points
 from fastebm.chains.gradients import GradientAt, set_points
+from fastebm.chains.mlp_chain import MLPChain
+from fastebm.chains.steps import Number, decay_and_noise
 from fastebm.ops.langevin import langevin_step_
 from fastebm.ops.underdamped import underdamped_step_
 from fastebm.rng import VELOCITY
-
-Number = float | Tensor  # of all chains, or (B,)
 
 
 class UnderdampedSteps:
@@ -33,7 +32,7 @@ class UnderdampedSteps:
 
     def __init__(
         self,
-        gradient: GradientAt,
+        gradient: GradientAt | MLPChain,
         coefficients: Callable[[int], tuple[Number, Number, Number]],
         rng: Tensor,
         sample_ids: Tensor | None,
@@ -59,8 +58,7 @@ class UnderdampedSteps:
         grad, e = (points.grad, points.energy) if known else self._gradient(x)
         for k in range(first, first + n):
             step, friction, temperature = self._coefficients(k)
-            decay = _exp(-friction * step)
-            noise_std = ((1 - decay * decay) * temperature) ** 0.5
+            decay, noise_std = decay_and_noise(step, friction, temperature)
             kick, self._kick = self._kick + step / 2, step / 2
             underdamped_step_(
                 *(x, self.velocity, grad, kick, step / 2, decay, noise_std, rng),
@@ -85,5 +83,13 @@ class UnderdampedSteps:
         }
 
 
-def _exp(value: Number) -> Number:
-    return value.exp() if isinstance(value, Tensor) else math.exp(value)
+class FusedUnderdampedSteps(UnderdampedSteps):
+    """The same of a small perceptron on a CPU, many steps in one operator: ``gradient`` is an
+    ``MLPChain``."""
+
+    def __call__(self, points: Points, first: int, n: int, known: bool) -> None:
+        coefficients = [self._coefficients(k) for k in range(first, first + n)]
+        self._kick = self._gradient.underdamped(
+            *(points, self.velocity, self._kick, first, coefficients),
+            *(*self._noise, *self._box, known),
+        )

@@ -13,6 +13,7 @@ from fastebm.arguments import Setting, integer, one_of, optional
 from fastebm.distributed.world import together, world
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.energies.sampling_mode import check_initialised, check_unsampled
+from fastebm.energies.score import NO_ENERGY, Score
 from fastebm.losses.chain_checks import check_jumps, check_rows, check_starts
 from fastebm.losses.loss import Loss
 from fastebm.losses.mlp_loss import points_by_formulas, terms_by_formulas
@@ -36,6 +37,8 @@ from fastebm.samplers.settings import callable_model, real
 def _sampler(name: str, sampler: Sampler | GibbsSampler):
     if not isinstance(sampler, (Sampler, GibbsSampler)):
         raise TypeError(f"{name} must be one of fastebm's samplers, got {type(sampler).__name__}")
+    if isinstance(sampler.model, Score):
+        raise TypeError(NO_ENERGY)
     return sampler
 
 

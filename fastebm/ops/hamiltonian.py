@@ -61,11 +61,11 @@ def hmc_step_(
             not changed any more.
         kinetic: (B,) of the dtype of x: |v|^2 / 2 at its start.
         acceptance: (B,) float32, contiguous; min(1, r) of each trajectory is added.
-        divergent: (B,) int32, contiguous; 1 is added where \|log r\|, the box left aside, is above
+        divergent: (B,) int32, contiguous; 1 is added where |log r|, the box left aside, is above
             1000 or not finite.
         e_y, grad_y: E and its gradient at y, as ``energy`` and ``grad``.
-        step_size: >= 0, temperature: > 0, a number or a tensor with 1 or B values. Where a tensor
-            has another value, the sample's trajectory is NaN, and refused.
+        step_size, temperature: the first >= 0, the second > 0, numbers or tensors with 1 or B
+            values. Where a tensor has another value, the sample's trajectory is NaN, and refused.
         rng, t, sample_ids: as in ``langevin_step_``. The draws have tags ``VELOCITY``, ``JITTER``
             and ``ACCEPT``.
         jitter: in [0, 1).
@@ -79,7 +79,7 @@ def hmc_step_(
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
     if next_step is not None and e_y is None:
-        raise RuntimeError("hmc_step_: next_step is after a decision: it needs e_y and grad_y")
+        raise RuntimeError("hmc_step_: next_step follows a decision, on e_y and grad_y")
     now = after = coefficients(x, step_size, temperature, ("step_size", "temperature"))
     if next_step is not None:
         after = coefficients(x, *next_step, ("next_step_size", "next_temperature"))

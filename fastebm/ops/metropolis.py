@@ -60,8 +60,8 @@ def metropolis_step_(
             0, and 1 for each jump that was accepted to row 1.
         y: (B, *event) of the dtype of x, in memory of its own.
         e_y, grad_y: E and its gradient at y, as ``energy`` and ``grad``; None both for no decision.
-        step_size: >= 0, noise_std: > 0, a number or a tensor with 1 or B values. Where a tensor has
-            another value, the sample's proposals are NaN, and refused.
+        step_size, noise_std: the first >= 0, the second > 0, numbers or tensors with 1 or B values.
+            Where a tensor has another value, the sample's proposals are NaN, and refused.
         rng, t, sample_ids: as in ``langevin_step_``.
         lo, hi: the box, numbers or tensors of the event's shape, or of that of x; None for no
             bound. On a device tensors are not looked at.
@@ -74,10 +74,8 @@ def metropolis_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit, or a value is out of range.
     """
-    if next_step is not None and e_y is None:
-        raise RuntimeError(
-            "metropolis_step_: next_step needs e_y and grad_y: it is after a decision"
-        )
+    if next_step is not None and e_y is None and grad_y is None:
+        raise RuntimeError("metropolis_step_: next_step follows a decision, on e_y and grad_y")
     now = after = coefficients(x, step_size, noise_std)
     if next_step is not None:
         after = coefficients(x, *next_step, ("next_step_size", "next_noise_std"))

@@ -55,12 +55,15 @@ def underdamped_step_(
     Source: Leimkuhler and Matthews, Rational construction of stochastic numerical methods for
     molecular sampling, 2013.
     """
-    coefficients = dict(kick=kick, drift=drift, decay=decay, noise_std=noise_std)
-    values, tensors = zip(*(per_sample(*item, x) for item in coefficients.items()), strict=True)
+    kick, kicks = per_sample("kick", kick, x)
+    drift, drifts = per_sample("drift", drift, x)
+    decay, decays = per_sample("decay", decay, x)
+    noise_std, noise_stds = per_sample("noise_std", noise_std, x)
     library.check_overwritten("underdamped_step_", x=x, v=v)
     library.call(
         library.op.underdamped_step_.default,
-        *(x, v, grad, *values, *tensors, rng, t, sample_ids, *_faces(x, lo, hi)),
+        *(x, v, grad, kick, drift, decay, noise_std, kicks, drifts, decays, noise_stds),
+        *(rng, t, sample_ids, *_faces(x, lo, hi)),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastebm.arguments import Setting, integer
 from fastebm.chains.adjusted import ROUND, Points
-from fastebm.chains.hamiltonian import HamiltonianSteps
+from fastebm.chains.hamiltonian import FusedHamiltonianSteps, HamiltonianSteps
 from fastebm.chains.steps import Steps
 from fastebm.ops.langevin import Clamp
 from fastebm.samplers.adaptive import AdaptiveStep, step_setting
@@ -101,11 +101,14 @@ class HMC(Sampler):
         """The steps of a run, in the chains' units."""
         x = run.x
         lo, hi = box_in(self.units, self.clamp, x)
-        with self.gradients(run, self.n_leapfrog) as gradient:
-            yield HamiltonianSteps(
-                *(gradient, lambda k: self.coefficients(k, x.device), self.n_leapfrog),
-                *(self.jitter, run.rng.state(x.device, len(x)), run.sample_ids, lo, hi),
-            )
+        settings = (lambda k: self.coefficients(k, x.device)), self.n_leapfrog, self.jitter
+        settings += run.rng.state(x.device, len(x)), run.sample_ids, lo, hi
+        chain = self.cpu_chain(run, self.n_leapfrog)
+        if chain is not None:
+            yield FusedHamiltonianSteps(chain, *settings)
+            return
+        with self.gradients(run) as gradient:
+            yield HamiltonianSteps(gradient, *settings)
 
     def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
         points, metrics = super()._run(run)

@@ -24,6 +24,7 @@ from fastebm.samplers.units import bring_into, of_replicas
 
 _REPLICA = 48  # the bit of a chain's id from which its replica is counted
 _ROUND = 20  # steps of a warm-up between two looks at the swaps
+_GAIN = 3.0  # of a rate, in the logarithm of a gap; less and less
 
 
 def _sampler(name: str, sampler: Sampler) -> Sampler:
@@ -201,9 +202,8 @@ class ParallelTempering(Sampler):
             points, found = at.run(x, every, rng, model_kwargs or {}, sample_ids)
             x, at._replicas = points.x, found["replicas"]
             self._rounds += 1
-            gaps = gaps + (
-                found["swap_rates"].double().cpu() - found["swap_rates"].mean().item()
-            ) / (math.sqrt(self._rounds))
+            rates = found["swap_rates"].double().cpu()
+            gaps = gaps + _GAIN * (rates - rates.mean()) / math.sqrt(self._rounds)
         self.temperatures = adapted(self.temperatures, gaps)
         return x
 

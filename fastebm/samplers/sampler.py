@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from fastebm.arguments import Setting, integer, optional, sizes
 from fastebm.chains.adjusted import Points
 from fastebm.chains.chain import BeforeStep, Done, OnStep
-from fastebm.chains.gradients import GradientAt, gradients
+from fastebm.chains.gradients import GradientAt, cpu_chain, gradients
+from fastebm.chains.mlp_chain import MLPChain
 from fastebm.chains.steps import Steps
 from fastebm.energies.sampling_mode import modules_of, parameters_of
 from fastebm.modes import outside_inference
@@ -31,7 +32,14 @@ from fastebm.samplers.settings import (
     check_sizes,
     scales,
 )
-from fastebm.samplers.units import Preconditioned, Units, box_for, bring_into, units_of
+from fastebm.samplers.units import (
+    Preconditioned,
+    Units,
+    box_for,
+    bring_into,
+    has_box_each,
+    units_of,
+)
 from fastebm.samplers.warm_up import WarmsUp
 
 
@@ -273,10 +281,22 @@ class Sampler(WarmsUp):
 
     def gradients(self, run: Run, a_step: int = 1) -> AbstractContextManager[GradientAt]:
         """Energy and gradient at points, in the chains' units, so many in each step."""
+        model, scale = self._unscaled
+        return gradients(model, run.x, run.model_kwargs, scale, a_step * run.total)
+
+    def cpu_chain(self, run: Run, a_step: int = 1) -> MLPChain | None:
+        """The run's chains in one operator, where the energy is a small perceptron on a CPU."""
+        if has_box_each(self.clamp, run.x):
+            return None
+        model, scale = self._unscaled
+        return cpu_chain(model, run.x, run.model_kwargs, scale, a_step * run.total)
+
+    @property
+    def _unscaled(self) -> tuple[Callable[..., Tensor], Tensor | None]:
+        """What chains run on before it is scaled, and the scale."""
         units = self.units
         scaled = isinstance(units, Preconditioned)
-        model, scale = (units.inner, units.scale) if scaled else (self.inner_model, None)
-        return gradients(model, run.x, run.model_kwargs, scale, a_step * run.total)
+        return (units.inner, units.scale) if scaled else (self.inner_model, None)
 
     def check_temperatures(self) -> None:
         """TypeError unless chains may have a temperature each."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastebm.arguments import Setting
 from fastebm.chains.steps import Steps
-from fastebm.chains.underdamped import UnderdampedSteps
+from fastebm.chains.underdamped import FusedUnderdampedSteps, UnderdampedSteps
 from fastebm.ops.langevin import Clamp
 from fastebm.samplers.hmc import HMC
 from fastebm.samplers.run import Run
@@ -133,10 +133,13 @@ class UnderdampedLangevin(Sampler):
             velocity = velocity if std is None else velocity / std
         lo, hi = box_in(units, self.clamp, x)
         state = run.rng.state(x.device, len(x))
+        settings = self.coefficients, state, run.sample_ids, lo, hi, x, velocity, std
+        chain = self.cpu_chain(run)
+        if chain is not None:
+            yield FusedUnderdampedSteps(chain, *settings)
+            return
         with self.gradients(run) as gradient:
-            yield UnderdampedSteps(
-                *(gradient, self.coefficients, state, run.sample_ids, lo, hi, x, velocity, std)
-            )
+            yield UnderdampedSteps(gradient, *settings)
 
     def _adjusted_kin(self) -> Sampler:
         return HMC(

@@ -18,6 +18,7 @@ from pathlib import Path
 import fuzz_values
 import torch
 from fuzz_moves import hamiltonian, metropolis
+from fuzz_transitions import TRANSITIONS
 from fuzz_values import BOUNDS, DTYPES, SHAPES, box, floats, stream
 
 for name in ("_C", "_simt"):
@@ -289,6 +290,7 @@ CALLS = {
     "population_jump": jump,
     "metropolis_step_": metropolis,
     "hmc_step_": hamiltonian,
+    **TRANSITIONS,
     "mlp_gradient": gradient,
     "mlp_contrastive_divergence": loss,
     "mlp_adjusted_contrastive_divergence": adjusted_loss,

@@ -7,6 +7,7 @@ from torch.autograd import forward_ad
 
 from fastebm import ChainRNG, knn_entropy, ops
 from fastebm.ops import bernoulli, choice, neighbor
+from fastebm.ops.discrete import gwg_step_
 from fastebm.ops.hamiltonian import hmc_step_
 from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
@@ -16,6 +17,8 @@ from fastebm.ops.mlp.hamiltonian import mlp_hmc_chain_
 from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contrastive_divergence
 from fastebm.ops.mlp.network import Network
 from fastebm.ops.mlp.underdamped import mlp_underdamped_chain_
+from fastebm.ops.tempering import replica_swap_
+from fastebm.ops.underdamped import underdamped_step_
 
 RNG = ChainRNG(0).state()
 
@@ -35,6 +38,34 @@ def adjusted(x, rng=RNG, energy=None, grad=None, acceptance=None, **options):
     sums = torch.zeros(2, n) if acceptance is None else acceptance
     mlp_adjusted_chain_(x, energy, grad, sums, network(), 1, 0.1, 0.5, rng, **options)
     return x
+
+
+def underdamped(x, rng=RNG, v=None, **options):
+    v = torch.ones_like(x) if v is None else v
+    underdamped_step_(x, v, torch.ones_like(x), 0.5, 0.5, 0.5, 1.0, rng, **options)
+    return x
+
+
+def discrete(x, rng=RNG, **options):
+    """A proposal that is accepted, and the next one."""
+    n, site = len(x), torch.zeros(len(x), dtype=torch.int64)
+    given = dict(energy=torch.zeros(n), grad=x + 0.1, log_q=torch.zeros(n), site=site)
+    given |= dict(acceptance=torch.zeros(n), y=1 - x.detach(), e_y=torch.full((n,), -9.0))
+    given = dict(x=x, grad_y=x + 0.2, temperature=1.0, rng=rng, t=0) | given | options
+    gwg_step_(**given)
+    return x
+
+
+def replicas(rows, rng=RNG, **options):
+    """Two that surely swap, of rows (B, D) and as many that are larger."""
+    n = len(rows)
+    given = dict(x=torch.stack([rows, rows + 1]), energy=torch.tensor([[9.0] * n, [0.0] * n]))
+    given |= dict(
+        grad=torch.stack([rows, rows - 1]), velocity=None, temperatures=torch.tensor([1.0, 2])
+    )
+    given |= dict(parity=0, swaps=torch.zeros(1, n), rng=rng) | options
+    replica_swap_(**given)
+    return given["x"]
 
 
 def metropolis(x, rng=RNG, decide=True, **options):
@@ -110,6 +141,28 @@ CHANGES = {
         torch.zeros(2, 3),
         lambda a: adjusted(torch.zeros(3, 2), acceptance=a),
     ),
+    "underdamped_step_": (torch.zeros(3, 2), underdamped),
+    "underdamped_step_, v": (
+        torch.zeros(3, 2),
+        lambda v: underdamped(torch.zeros(3, 2), v=v),
+    ),
+    **{
+        f"gwg_step_, {name}": (
+            torch.zeros(shape),
+            lambda v, name=name: discrete(**{"x": torch.zeros(3, 2), name: v}),
+        )
+        for name, shape in {
+            **{"x": (3, 2), "grad": (3, 2), "y": (3, 2)},
+            **{"energy": 3, "log_q": 3, "acceptance": 3},
+        }.items()
+    },
+    **{
+        f"replica_swap_, {name}": (
+            torch.tensor([1.0, 2.0]).view(2, 1, 1).expand(shape).clone(),
+            lambda v, name=name: replicas(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {"x": (2, 3, 2), "grad": (2, 3, 2), "velocity": (2, 3, 2)}.items()
+    },
     "metropolis_step_": (torch.zeros(3, 2), metropolis),
     **{
         f"metropolis_step_, {name}": (
@@ -226,6 +279,9 @@ FUNCTIONS = {
     "metropolis_step_": lambda v: metropolis(v.clone()),
     "hmc_step_": lambda v: hamiltonian(v.clone()),
     "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
+    "underdamped_step_": lambda v: underdamped(v.clone()),
+    "gwg_step_": lambda v: discrete(v.clone()),
+    "replica_swap_": lambda v: replicas(v.clone()),
     "neighbor_means": lambda v: neighbor.neighbor_means(v, torch.arange(3), 2)[0],
     "mlp_hmc_chain_": lambda v: hmc_chain(v.clone()),
     "mlp_underdamped_chain_": lambda v: underdamped_chain(v.clone()),
@@ -272,6 +328,9 @@ STREAMS = {
     "metropolis_step_": lambda x, rng, **o: metropolis(x, rng, decide=False, **o),
     "hmc_step_": lambda x, rng, **o: hamiltonian(x, rng, ends=False, **o),
     "population_jump": lambda x, rng, **o: population_jump(x, X, torch.ones(len(X)), rng, **o),
+    "underdamped_step_": underdamped,
+    "gwg_step_": discrete,
+    "replica_swap_": replicas,
 }
 
 

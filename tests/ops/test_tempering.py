@@ -100,7 +100,7 @@ def test_pairs_and_chains_draw_their_own(device):
     """All swaps of even odds: in a half of the cases, whatever the others do."""
     replicas, chains = 8, 4000
     x, _, grad, _ = states(replicas, chains, (1,))
-    energy = torch.arange(replicas, 0, -1.0)[:, None].repeat(1, chains)
+    energy = torch.arange(float(replicas))[:, None].repeat(1, chains)
     inverse = torch.linspace(8, 8 - 7 * math.log(2), replicas).double()  # log r = -log 2
     before = x.clone()
     x, *_ = swapped(device, x, energy, grad, None, 1 / inverse, 0)

@@ -18,6 +18,7 @@ from fastebm import (
 )
 from fastebm.ops import choice, langevin, neighbor
 from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contrastive_divergence
+from fastebm.ops.underdamped import underdamped_step_
 
 
 def langevin_steps():
@@ -28,6 +29,13 @@ def langevin_steps():
     gradients = torch.autograd.grad(out, (x, grad), torch.randn_like(out))
     norms = langevin.langevin_step_(x.detach().clone(), grad, *args, grad_norm_clip=2.0)
     return out, *gradients, norms
+
+
+def underdamped_steps():
+    x, v, grad = torch.randn(3, 3000, 7)
+    kick, hi = torch.rand(3000), torch.rand(7)
+    underdamped_step_(x, v, grad, kick, 0.1, 0.9, 0.2, ChainRNG(1).state(), lo=-1.0, hi=hi)
+    return x, v
 
 
 def neighbors(n, m, dim):
@@ -75,6 +83,7 @@ def conditioned_formulas(batch):
 
 CASES = {
     "Langevin step": langevin_steps,
+    "underdamped step": underdamped_steps,
     "direct search": lambda: neighbors(9000, 700, 6),
     "search by tiles": lambda: neighbors(700, 900, 100),
     **{f"formulas, {n}": functools.partial(formulas, n) for n in (50, 65, 128, 1000, 7000)},

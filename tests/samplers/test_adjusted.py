@@ -180,6 +180,16 @@ def test_the_last_step_is_that_of_the_chain_and_has_its_gradient():
     assert slope[3] == pytest.approx(float(values[0] - values[1]) / (2 * h), rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_chains_of_half_types(dtype):
+    """On the energy of rounded values, whose errors of 2^-8 leave the law of N(0, 1) nearly so."""
+    n, sampler = 20_000, LangevinDynamics(bowl, 0.9, adjusted=True, clamp=(-8.0, 8.0))
+    x = normal(n, 3).to(dtype)
+    out, found = sampler.sample(x, 10, seed=1, jumps=2, population=x[:50], return_diagnostics=True)
+    assert out.dtype == dtype and 0.3 < found["acceptance"] < 0.99
+    assert (out.double().square().mean(0) - 1).abs().max() < 4 * math.sqrt(2 / n) + 2**-6
+
+
 def test_models_of_scales_and_keyword_arguments():
     def model(x, shift):
         return torch.stack([bowl(x - shift), bowl(x)], 1)

@@ -1,7 +1,7 @@
 // The whole chain in float32, in two forms. Large batches: a warp has samples of its own and all
-// features of them, and meets others only to share the weights. Small ones (kGroups = 1): the warps
-// of a CUDA block share a tile of samples, each has 32 features of a layer, and one more warp draws
-// the noise meanwhile.
+// features of them, and meets others only to share the weights. Small ones, and large networks
+// (kShared): the warps of a CUDA block share a tile of samples, each has 32 features of a layer, of
+// large networks 64, and one more warp draws the noise meanwhile.
 #pragma once
 #include "mlp/chain/passes_cuda.h"
 
@@ -20,14 +20,16 @@ __device__ __forceinline__ float clip_scale(const SampleShare& s, double bound, 
 }
 
 // All steps of x <- clamp(x - step * clip(grad E(x)) + sigma n), see mlp/chain/chain.h. A tile
-// has kSamples samples. kGroups = 1: a CUDA block has one tile, warp w the features from 32 w on,
-// and the last warp draws noise; a barrier ends each layer. Else a warp has a tile. A lane has
+// has kSamples samples. kShared: a CUDA block has one tile, warp w the features from 32 kGroups w
+// on, and the last warp draws noise; a barrier ends each layer. Else a warp has a tile. A lane has
 // kGroups features of each layer, or twice as many of half the tile, see lanes_of_feature(). Step
 // (and noise, in a tile of a warp) go by blocks of four elements of one sample, a thread always to
 // the same sample. Memory moves 8 B an element of x for the whole chain, and the weights once a
-// CUDA block; a step reads each weight twice a tile out of shared memory and does two
-// multiplications a weight and sample. x, and at the last step the gradient, are written by the
-// threads that step them.
+// CUDA block, or, where they are not resident, twice in each step; a step reads each weight twice a
+// tile out of shared memory and does two multiplications a weight and sample. Row biases, a base
+// and a box of tensors are read in each step, 4 B a feature and sample and 16 B an element, and
+// stay in the caches. x, and at the last step the gradient, are written by the threads that step
+// them.
 template <int kGroups, int kSamples, bool kShared>
 __global__ void __launch_bounds__(tile_threads(kShared), blocks_beside(kGroups, kShared))
     float_chain_kernel(const __grid_constant__ MlpChainParams p,

@@ -99,13 +99,17 @@ __device__ __forceinline__ void activate_last(const Mlp& mlp, int n, int feature
 // All steps of x <- clamp(x - step * clip(grad E(x)) + sigma n), see mlp/chain/chain.h. x,
 // values, slopes and gradients of layers are rounded to bfloat16 where they meet the weights, and
 // the weights are; sums, biases, the last layer, and the x that is stepped are float32. A CUDA
-// block takes 16 kTiles samples, a warp 16 features of each layer, a lane those of its mma
+// block takes 16 kTiles samples, a warp 16 kGroups features of each layer, a lane those of its mma
 // fragments, whose slopes are kept for it; a barrier ends each product. All layers share the text
-// of their loops: a step that leaves the instruction cache is fetched anew by each. Noise and step
-// go by blocks of four elements of one sample, a thread always to the same sample, the last warps
-// first: they are idle while the first ones end the gradient. Memory moves 8 B an element of x for
-// the whole chain; a step reads each weight twice a CUDA block out of shared memory. x, and at the
-// last step energy and gradient, are written by the threads that step them.
+// of their loops: a step that leaves the instruction cache is fetched anew by each. Large networks
+// (kGroups = 2), whose steps are long, look the activation up instead, and have two barriers more,
+// as more shares its memory, see TensorTile. Noise and step go by blocks of four elements of one
+// sample, a thread always to the same sample, the last warps first: they are idle while the first
+// ones end the gradient. Memory moves 8 B an element of x for the whole chain, and the weights
+// twice a CUDA block and step where they are not resident; a step reads each weight twice a CUDA
+// block out of shared memory. Row biases, with which the first layer's sums begin, a base and a box
+// of tensors are read in each step, 4 B a feature and sample and 16 B an element, and stay in the
+// caches. x, and at the last step energy and gradient, are written by the threads that step them.
 template <int kActivation, int kTiles, int kGroups>
 __global__ void __launch_bounds__(kMostTensorThreads, 1)
     tensor_chain_kernel(const __grid_constant__ MlpChainParams p,

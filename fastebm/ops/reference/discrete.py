@@ -74,7 +74,9 @@ def gwg_step(
     u = (words(seed, step, sample_ids, x.shape[1], SITE).flatten(1)[:, : x.shape[1]] + 0.5) / 2**32
     times = -torch.log1p(-u) / logits.exp()
     move = times.argmin(1)
-    least = times.topk(2, largest=False).values if x.shape[1] > 1 else torch.ones(len(x), 2)
+    first, second = (
+        torch.cat([times, torch.full_like(times, math.inf)], 1).topk(2, largest=False)[0].T
+    )
     y = moved(x, move, k)
     e_y, grad_y = energy(y)
     back = proposal_logits(y, grad_y, temperature, k).log_softmax(1)
@@ -82,7 +84,7 @@ def gwg_step(
     log_q_back = back.gather(1, way_back(x, move, k)[:, None])[:, 0]
     log_r = (e_x - e_y) / temperature + log_q_back - log_q
     log_u = -normals(seed, step + 1, sample_ids, 2, ACCEPT).square().sum(1) / 2
-    return Step(y, move, log_q, log_r, log_u, least[:, 1] / least[:, 0] - 1)
+    return Step(y, move, log_q, log_r, log_u, second / first - 1)
 
 
 def gwg_matrix(
