@@ -154,8 +154,11 @@ def test_small_perceptrons_are_behind_one_door_of_the_chains_and_one_of_the_loss
     users = {name for path, name in modules() if any(d in " ".join(own(path)) for d in doors)}
     assert users == {
         "chains.gradients",
+        "chains.hamiltonian",
+        "chains.underdamped",
         "samplers.explain",
         "samplers.langevin",
+        "samplers.sampler",
         "losses.contrastive",
         "losses.improved",
         "losses.mlp_loss",
