@@ -383,8 +383,6 @@ class LangevinDynamics(Sampler):
         found = mlp_chain(model, x, model_kwargs, self.precision, asked)
         if has_box_each(self.clamp, x):
             found = "each chain has a clamp of its own"
-        elif x.device.type != "cpu" and not self.adjusted and has_faces(self.options_of(x).clamp):
-            found = "clamp is of tensors, which the kernel of a device does not take yet"
         if not isinstance(found, str):
             return found if scale is None else found.rescaled(scale.flatten())
         if self.backend == "fused":
