@@ -32,7 +32,9 @@ import suite  # noqa: E402
 
 BENCHES = ("langevin", "chain", "neighbor", "replay", "gibbs", "icd_step")
 # What training gives; digits takes a quarter of an hour, auto more than one.
-BY_NAME_ONLY = ("digits", "rbm_digits", "adjusted_step", "auto", "processes", "samplers")
+BY_NAME_ONLY = (
+    *("digits", "rbm_digits", "adjusted_step", "auto", "processes", "samplers", "captured"),
+)
 
 
 def parser_of_arguments() -> argparse.ArgumentParser:

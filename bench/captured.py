@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import LangevinDynamics
-from fastebm.chains.mlp_chain import MLPChain, mlp_chain
+from fastebm.chains.mlp_chain import STEPS, MLPChain, mlp_chain
 
 STEP = 1e-4
 
@@ -94,12 +94,12 @@ def perceptron(case: Perceptron, device: torch.device, seconds: float) -> suite.
     x = torch.randn(128, case.dim, device=device)
     kwargs = {"c": torch.randn(128, case.conditions, device=device)} if case.conditions else {}
     begin = time.perf_counter()
-    chain = mlp_chain(model, x, kwargs, n_steps=None)
+    chain = mlp_chain(model, x, kwargs, n_steps=STEPS)
     first = time.perf_counter() - begin
     if not isinstance(chain, MLPChain):
         raise RuntimeError(f"{case.name}: {chain}")
     n = 100
-    fused = LangevinDynamics(model, STEP, backend="fused")
+    fused = LangevinDynamics(model, STEP)
     eager = LangevinDynamics(model, STEP, backend="eager", graph=False)
     calls = {"fused": steps_of(fused, x, n, kwargs), "eager": steps_of(eager, x, n, kwargs)}
     if case.kind is Classed:

@@ -55,8 +55,7 @@ def paths() -> Figure:
         axis.plot(*x.T, ".", ms=3, color=COLOURS[1])
         axis.plot(*start[0], "o", ms=5, color=COLOURS[2])
         axis.set_title(name, fontsize=9)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[], xlim=(-4, 3.4), ylim=(-3, 3.6))
     return figure
 
 
@@ -72,10 +71,11 @@ def crossing() -> Figure:
     }
     figure = Figure((11, 3.2), layout="constrained", dpi=130)
     left, right = figure.subplots(1, 2)
-    for colour, (name, sampler) in zip(COLOURS, ways.items(), strict=False):
+    styles = "-", "--", "-"  # the first two lie on each other
+    for colour, style, (name, sampler) in zip(COLOURS, styles, ways.items(), strict=False):
         x = sampler.sample(start, steps, thin=every, seed=1, return_trajectory=True)[..., 0]
         at = torch.arange(every, steps + 1, every)
-        left.plot(at, (x > 0).float().mean(0), color=colour, label=name)
+        left.plot(at, (x > 0).float().mean(0), style, color=colour, label=name)
         right.hist(x[:, -1], torch.linspace(-6, 6, 97), density=True, histtype="step", color=colour)
     left.axhline(0.7, color="black", lw=0.8, ls=":")
     left.text(steps, 0.72, "weight of the right mode", ha="right", fontsize=8)

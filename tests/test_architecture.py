@@ -147,14 +147,18 @@ def test_only_the_application_needs_extras_and_it_imports_them_when_called():
 def test_small_perceptrons_are_behind_one_door_of_the_chains_and_one_of_the_losses():
     doors = {"chains.mlp_chain", "losses.mlp_loss"}
     inside = ("ops.mlp.", "chains.plain_mlp.", "chains.captured_mlp.", "chains.traced_")
+    inside += ("chains.unguarded.",)
     for path, name in modules():
         if name not in doors and not f"{name}.".startswith(("ops.", *inside)):
             assert not any(n.startswith(inside) for n in own(path)), name
     users = {name for path, name in modules() if any(d in " ".join(own(path)) for d in doors)}
     assert users == {
         "chains.gradients",
+        "chains.hamiltonian",
+        "chains.underdamped",
         "samplers.explain",
         "samplers.langevin",
+        "samplers.sampler",
         "losses.contrastive",
         "losses.improved",
         "losses.mlp_loss",

@@ -55,6 +55,8 @@ def captured_mlp(
             to ``STEPS``; None: at once.
         training: the model as it is now, for its loss; else in ``sampling_mode``, for chains.
     """
+    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing() or is_active():
+        return "it is being compiled or captured"
     reason = unfit_call((), x) or _unfit(x, model_kwargs, training)
     if reason is not None:
         return reason
@@ -76,8 +78,6 @@ def _unfit(x: Tensor, model_kwargs: dict, training: bool) -> str | None:
         return f"x must be (B, *event), got {tuple(x.shape)}"
     if type(x) is not Tensor or torch.is_inference_mode_enabled() or x.is_inference():
         return "x is no plain tensor"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_active():
-        return "it is being compiled or captured"
     if torch._C._functorch.maybe_current_level() is not None:
         return "it is inside a transform of torch.func"
     for name, value in model_kwargs.items():

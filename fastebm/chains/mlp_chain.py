@@ -217,7 +217,7 @@ class MLPChain(NamedTuple):
         hi: Tensor | None = None,
         known: bool = False,
     ) -> None:
-        """Hamiltonian trajectories ``first``, ``first + 1``, ..., on a CPU: see ``mlp_hmc_chain_``.
+        """Hamiltonian trajectories ``first``, ..., on a CPU: see ``mlp_hmc_chain_``.
 
         Args:
             points: min(1, r) is added to row 0 of its ``acceptance``.
@@ -226,8 +226,10 @@ class MLPChain(NamedTuple):
             lo, hi: of the event's shape, or None.
             known: energy and gradient of ``points`` are those of x.
         """
+        if not coefficients:
+            return
         rows, faces = points.x.flatten(1), _flat(lo, hi)
-        step_sizes, temperatures = tables(coefficients, points.x) if coefficients else (0.0, 1.0)
+        step_sizes, temperatures = tables(coefficients, points.x)
         grad = points.grad.flatten(1)
         for part in self._parts(points.x, rng, sample_ids, n_leapfrog):
             own = part.rows
@@ -267,6 +269,8 @@ class MLPChain(NamedTuple):
         Returns:
             What the velocity is then behind.
         """
+        if not coefficients:
+            return kick
         x, rows, faces = points.x, points.x.flatten(1), _flat(lo, hi)
         factors = [(step, *decay_and_noise(step, *rest)) for step, *rest in coefficients]
         step_sizes, decays, noise_stds = (_table(list(c), x) for c in zip(*factors, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import is_, itemgetter
@@ -61,7 +62,7 @@ class Code:
         self.hides_modules = bool({*map(id, found.modules)} - {*map(id, modules_of(model))})
         kinds = dict.fromkeys(c for kind in found.kinds for c in kind.__mro__)
         self._classes = [c for c in kinds if c not in (object, nn.Module)]
-        self._functions = found.functions
+        self._functions = [weakref.ref(f) for f in found.functions]  # the model may be one
         self._held = [*self._now()]
 
     def is_same(self) -> bool:
@@ -70,7 +71,7 @@ class Code:
 
     def _now(self) -> Iterator[object]:
         yield from chain.from_iterable(vars(c).values() for c in self._classes)
-        yield from (f.__code__ for f in self._functions)
+        yield from (getattr(f(), "__code__", None) for f in self._functions)
         yield from vars(Tensor).values()
         yield from _of_torch(vars(torch))
         yield from _of_functional(vars(nn.functional))

@@ -64,8 +64,8 @@ def hmc_step_(
         divergent: (B,) int32, contiguous; 1 is added where |log r|, the box left aside, is above
             1000 or not finite.
         e_y, grad_y: E and its gradient at y, as ``energy`` and ``grad``.
-        step_size: >= 0, temperature: > 0, a number or a tensor with 1 or B values. Where a tensor
-            has another value, the sample's trajectory is NaN, and refused.
+        step_size, temperature: the first >= 0, the second > 0, numbers or tensors with 1 or B
+            values. Where a tensor has another value, the sample's trajectory is NaN, and refused.
         rng, t, sample_ids: as in ``langevin_step_``. The draws have tags ``VELOCITY``, ``JITTER``
             and ``ACCEPT``.
         jitter: in [0, 1).

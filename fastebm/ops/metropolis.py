@@ -60,8 +60,8 @@ def metropolis_step_(
             0, and 1 for each jump that was accepted to row 1.
         y: (B, *event) of the dtype of x, in memory of its own.
         e_y, grad_y: E and its gradient at y, as ``energy`` and ``grad``; None both for no decision.
-        step_size: >= 0, noise_std: > 0, a number or a tensor with 1 or B values. Where a tensor has
-            another value, the sample's proposals are NaN, and refused.
+        step_size, noise_std: the first >= 0, the second > 0, numbers or tensors with 1 or B values.
+            Where a tensor has another value, the sample's proposals are NaN, and refused.
         rng, t, sample_ids: as in ``langevin_step_``.
         lo, hi: the box, numbers or tensors of the event's shape, or of that of x; None for no
             bound. On a device tensors are not looked at.

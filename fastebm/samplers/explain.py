@@ -88,6 +88,6 @@ def _hint(sampler, x: Tensor) -> str:
     if x.device.type != "cpu" or len(x) * n_weights > CHEAP:
         return ""
     return (
-        " compile=True takes about half the time or less of an energy as cheap as this, but a C++"
-        " compiler and some seconds at first: it pays where chains come to some 100,000 steps."
+        " compile=True is likely 2 to 5 times as fast for an energy as cheap as this, but needs a"
+        " C++ compiler, and 2 to 10 s at first: it pays once chains come to some 20,000 steps."
     )

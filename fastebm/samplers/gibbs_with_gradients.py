@@ -39,7 +39,7 @@ class GibbsWithGradients(Sampler):
     Args:
         model: the energy, (B, *event) -> (B,), (B, 1) or (B, S), differentiable, and given
             floating-point tensors of 0 and 1.
-        temperature: > 0: a number, a tensor of B numbers, or a schedule.
+        temperature: a number > 0, a tensor of B numbers, or a schedule.
         categorical: samples are (*sites, K): one-hot vectors of K >= 2 categories. Else each
             element is a bit.
 

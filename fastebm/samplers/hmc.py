@@ -41,14 +41,14 @@ class HMC(Sampler):
 
     Args:
         model: the energy, as of ``LangevinDynamics``.
-        step_size: h of a leapfrog step, > 0: a number, a tensor of B numbers, a schedule (a
+        step_size: h of a leapfrog step: a number > 0, a tensor of B numbers, a schedule (a
             function of the step's index to a number), or "auto" or an ``AdaptiveStep``, which every
             call of ``sample`` adapts until its ``frozen`` is set, as ``warm_up`` does.
         n_leapfrog: leapfrog steps of a trajectory, >= 1.
         jitter: each trajectory of each chain has its own step size, uniform in ``h (1 - jitter)``
             to ``h (1 + jitter)``, so that no path length is in step with a period of the energy; in
             [0, 1).
-        temperature: > 0: a number, a tensor of B numbers, or a schedule.
+        temperature: a number > 0, a tensor of B numbers, or a schedule.
         clamp: (lo, hi), a box: trajectories that end outside are refused; either may be None.
         preconditioner: (*event), scales of the coordinates, such as standard deviations: a mass
             matrix of scale^-2. ``warm_up`` finds it.

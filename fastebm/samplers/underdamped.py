@@ -35,17 +35,16 @@ class UnderdampedLangevin(Sampler):
     ``dx = v dt, mass dv = -grad E dt - friction mass v dt + sqrt(2 friction mass temperature) dW``,
     by the BAOAB splitting: half a kick ``v - h grad E / (2 mass)``, half a drift ``x + h v / 2``,
     ``v e^(-friction h) + sqrt((1 - e^(-2 friction h)) temperature / mass) n``, half a drift, half a
-    kick. Of a Gaussian with unit variance at friction -> infinity the positions are exact; its
-    error in x is O(h^2), and O(h^4) in a limit of high friction. One gradient a step. There is no
-    accept step: the bias goes with h^2.
+    kick. One gradient a step. There is no accept step: the law of positions has an error of order
+    h^2, and none for a Gaussian at any stable h.
 
     Args:
         model: the energy, as of ``LangevinDynamics``.
-        step_size: h, of time, > 0: a number, a tensor of B numbers, or a schedule. (It compares
+        step_size: h, a time: a number > 0, a tensor of B numbers, or a schedule. (It compares
             with ``LangevinDynamics.step_size`` as h with h^2 / 2.)
-        friction: > 0, the same kinds: in units of 1 / time.
+        friction: a number > 0, or the same kinds: an inverse time.
         mass: a number > 0, or a tensor (*event).
-        temperature: >= 0, as step_size.
+        temperature: a number >= 0, or the same kinds.
         clamp: (lo, hi), a box whose faces reflect chains; either may be None.
         preconditioner: (*event), scales of the coordinates: as a mass of scale^-2, beside ``mass``.
 

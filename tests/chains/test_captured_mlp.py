@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -163,12 +164,20 @@ def test_surroundings(captures):
     assert isinstance(captured_mlp(model, X, {}), Network)
 
 
-def test_models_are_not_kept():
-    model = Energy()
-    seen = weakref.ref(model), weakref.ref(model.net[0].weight)
+def function(net):
+    return lambda x: net(x) + 0.5 * x.square().sum(1)
+
+
+@pytest.mark.parametrize(
+    "of", [lambda net: net, function, lambda net: net.forward, lambda net: partial(net)]
+)
+def test_models_are_not_kept(of):
+    net = Energy()
+    model = of(net)
+    seen = weakref.ref(model), weakref.ref(net.net[0].weight)
     key = id(model)
     assert isinstance(captured_mlp(model, X, {}), Network) and key in module._models
-    del model
+    del model, net
     gc.collect()
     assert seen[0]() is None and seen[1]() is None and key not in module._models
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from fastebm import (
     MALA,
+    RBM,
     ContrastiveDivergence,
+    GibbsSampler,
     ImprovedContrastiveDivergence,
     LangevinDynamics,
     PersistentContrastiveDivergence,
@@ -21,6 +23,7 @@ from fastebm import (
 from fastebm.chains import mlp_chain
 from fastebm.entropy.estimators import nn_log_distance
 from fastebm.ops import neighbor
+from fastebm.samplers import gibbs
 from fastebm.samplers.hmc import HMC
 from fastebm.samplers.underdamped import UnderdampedLangevin
 
@@ -174,3 +177,18 @@ def test_ctrl_c_ends_a_run_of_years(way):
         sampler.sample(torch.randn(50_000, D), 10**7)
     assert time.monotonic() - killed[0] < 20
     thread.join()
+
+
+def test_gibbs_chains_go_by_chains(monkeypatch):
+    torch.manual_seed(0)
+    machine, ids = RBM(6, 4), torch.randperm(B)
+    x, sizes, real = torch.bernoulli(torch.full((B, 6), 0.5)), [], machine.gibbs_step
+    options = ({}, {"sample_ids": ids})
+    whole = [GibbsSampler(machine).sample(x, 3, seed=1, **more) for more in options]
+    monkeypatch.setattr(gibbs, "MAX_WORK", 10 * 6 * 4)
+    monkeypatch.setattr(
+        machine, "gibbs_step", lambda v, *args, **more: sizes.append(len(v)) or real(v, *args, **more)
+    )
+    for wanted, more in zip(whole, options, strict=True):
+        assert torch.equal(GibbsSampler(machine).sample(x, 3, seed=1, **more), wanted)
+    assert sizes == [10, 10, 10, 7] * 6

@@ -252,6 +252,20 @@ def test_events_and_strides(device):
     assert same_bits(one, two)
 
 
+@pytest.mark.parametrize("dim", [1, 3, 300])
+def test_a_model_may_return_parts_of_its_input(device, dim):
+    """E = x_0 in memory of y, and E = |x|^2 / 2, whose gradient is y."""
+    x, e, grad, sums = chains(40, dim, device=device)
+    y = x + 0.3
+    results = []
+    for shared in (True, False):
+        now = [v.clone() for v in (x, e, grad, sums, y)]
+        ends = [now[4][:, 0], now[4]] if shared else [y[:, 0].clone(), y.clone()]
+        metropolis_step_(*now, *ends, 0.2, 0.5, state(device), next_step=(0.2, 0.5))
+        results.append(now)
+    assert same_bits(*results) and not torch.equal(results[0][4], y)
+
+
 def test_same_bits_for_any_number_of_threads(set_threads):
     for n, dim in ((9001, 2), (500, 70), (9, 4500)):
         arguments, steps, options = everything(n, dim, torch.float32, "own")

@@ -102,9 +102,15 @@ __device__ __forceinline__ const float* forward_pass(const MlpChainParams& p, co
       const int f = feature<false, kFeatures, kParts>(lane.begin, i);
       const float b = f < plan.rows[l] ? bias[f] : 0.0f;
 #pragma unroll
-      for (int s = 0; s < kOwn; ++s)
-        sum[i][s] = l == 0 && p.row_bias ? row_bias_at(p, first_row + lane.own + s, f) : b;
+      for (int s = 0; s < kOwn; ++s) sum[i][s] = b;
     }
+    if (l == 0 && p.row_bias)
+#pragma unroll
+      for (int i = 0; i < kFeatures; ++i)
+#pragma unroll
+        for (int s = 0; s < kOwn; ++s)
+          sum[i][s] = row_bias_at(p, first_row, lane.own + s,
+                                  feature<false, kFeatures, kParts>(lane.begin, i));
     multiply<false, kSamples>(weights, l, plan.columns[l], lane.begin, plan.rows[l], in + lane.own,
                               sum);
     if (l + 1 == plan.layers) meanwhile();

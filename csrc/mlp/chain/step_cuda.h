@@ -47,12 +47,14 @@ __device__ __forceinline__ Normals4 share_noise(const SampleShare& s, int64_t k,
   return normals4(key, s.id, static_cast<uint32_t>(block));
 }
 
-// The biases of the first layer that sample `row` of the batch has for feature f, 0 past the last;
-// the last sample's where the batch has no such row.
-__device__ __forceinline__ float row_bias_at(const MlpChainParams& p, int64_t row, int f) {
+// The bias that sample s of a tile, whose first is the batch's first_row, has for feature f of the
+// first layer: 0 past the last feature, the last sample's where the batch has no such row.
+__device__ __forceinline__ float row_bias_at(const MlpChainParams& p, int64_t first_row, int s,
+                                             int f) {
   const int width = p.mlp.width[0];
-  if (row >= p.step.batch) row = p.step.batch - 1;
-  return f < width ? __ldg(p.row_bias + row * width + f) : 0.0f;
+  const int64_t last = p.step.batch - 1 - first_row;  // may be before the tile
+  const int row = s < last ? s : static_cast<int>(last);
+  return f < width ? __ldg(p.row_bias + first_row * width + (row * width + f)) : 0.0f;
 }
 
 // x_d less the mean of the energy's base.

@@ -34,7 +34,7 @@ __device__ __forceinline__ void begin_with_row_bias(const MlpChainParams& p, int
                                                     WarpSums<kTiles, kGroups>* sum) {
   for_each_pair<kTiles, kGroups>(n, features, [&](int row, int f, int m, int h, int r) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) sum->v[m][h][2 * r + i] = row_bias_at(p, first_row + row, f + i);
+    for (int i = 0; i < 2; ++i) sum->v[m][h][2 * r + i] = row_bias_at(p, first_row, row, f + i);
   });
 }
 
@@ -162,14 +162,17 @@ __global__ void __launch_bounds__(kMostTensorThreads, 1)
       if (l == 0 && p.row_bias) begin_with_row_bias(p, first_row, n, plan.rows[0], &sum);
       multiply<false>(weights, l, plan.columns[l], plan.rows[l], n, l == 0 ? tile.rounded : from,
                       l == 0 ? tile.rounded_pitch : tile.pitch, sum);
-      with_activation<kActivation>(p.mlp, [&](auto activation) {
-        constexpr Activation kThis = decltype(activation)::value;
-        if (l + 1 == plan.layers)
-          activate_last<kThis>(p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
-                               k + 1 == p.n_steps ? tile.energy + warp * kSamples : nullptr);
-        else
-          activate_layer<kThis>(p.mlp, n, plan.rows[l], bias, sum, slopes_of(l), to, tile.pitch);
-      });
+      if (l + 1 == plan.layers)
+        with_activation<kActivation>(p.mlp, [&](auto activation) {
+          activate_last<decltype(activation)::value>(
+              p.mlp, n, plan.rows[l], bias, last, sum, to, tile.pitch,
+              k + 1 == p.n_steps ? tile.energy + warp * kSamples : nullptr);
+        });
+      else
+        with_activation<kActivation>(p.mlp, [&](auto activation) {
+          activate_layer<decltype(activation)::value>(p.mlp, n, plan.rows[l], bias, sum,
+                                                      slopes_of(l), to, tile.pitch);
+        });
       end_product();
     }
 #pragma unroll 1
