@@ -186,9 +186,12 @@ def test_gibbs_chains_go_by_chains(monkeypatch):
     options = ({}, {"sample_ids": ids})
     whole = [GibbsSampler(machine).sample(x, 3, seed=1, **more) for more in options]
     monkeypatch.setattr(gibbs, "MAX_WORK", 10 * 6 * 4)
-    monkeypatch.setattr(
-        machine, "gibbs_step", lambda v, *args, **more: sizes.append(len(v)) or real(v, *args, **more)
-    )
+
+    def watched(v, *args, **options):
+        sizes.append(len(v))
+        return real(v, *args, **options)
+
+    monkeypatch.setattr(machine, "gibbs_step", watched)
     for wanted, more in zip(whole, options, strict=True):
         assert torch.equal(GibbsSampler(machine).sample(x, 3, seed=1, **more), wanted)
     assert sizes == [10, 10, 10, 7] * 6
