@@ -30,11 +30,28 @@ from fastebm.ops.mlp.hamiltonian import mlp_hmc_chain_
 from fastebm.ops.mlp.network import Network
 from fastebm.ops.mlp.underdamped import mlp_underdamped_chain_
 
-__all__ = ["PRECISIONS", "STEPS", "MLPChain", "mlp_chain", "steps_of_a_call", "tables"]
+__all__ = [
+    "PRECISIONS",
+    "STEPS",
+    "MLPChain",
+    "chains_of_a_call",
+    "mlp_chain",
+    "steps_of_a_call",
+    "tables",
+]
 
 # Work of one call on a CPU for each thread, in multiply-adds of a step: 0.1 to 0.2 s (AVX-512).
 # Python looks at its signals between calls.
 MAX_WORK = 2**29
+
+
+class _Part(NamedTuple):
+    """Some of the chains: which rows, and their own network, stream and ids."""
+
+    rows: slice
+    network: Network
+    rng: Tensor | None
+    ids: Tensor | None
 
 
 class MLPChain(NamedTuple):
@@ -71,8 +88,31 @@ class MLPChain(NamedTuple):
 
     def gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient (B, *event) and energies (B,) at points, on a CPU."""
-        grad = torch.empty_like(points)
-        return grad, mlp_gradient(self.network, points.flatten(1), grad=grad.flatten(1))
+        grad, rows = torch.empty_like(points), points.flatten(1)
+        energies = [
+            mlp_gradient(part.network, rows[part.rows], grad=grad.flatten(1)[part.rows])
+            for part in self._parts(points)
+        ]
+        return grad, energies[0] if len(energies) == 1 else torch.cat(energies)
+
+    def _parts(
+        self, x: Tensor, rng: Tensor | None = None, ids: Tensor | None = None, times: int = 1
+    ) -> Iterator[_Part]:
+        """The chains ``x`` by as many as one call may take ``times`` steps of."""
+        most = max(1, chains_of_a_call(self.network, x) // times)
+        if len(x) <= most:
+            yield _Part(slice(None), self.network, rng, ids)
+            return
+        for first in range(0, len(x), most):
+            rows, bias = slice(first, first + most), self.network.row_bias
+            own = None if rng is None else rng.clone()
+            if own is not None:
+                own[2] += first  # the id of the first
+            yield _Part(
+                rows,
+                self.network if bias is None else self.network._replace(row_bias=bias[rows]),
+                *(own, None if ids is None else ids[rows]),
+            )
 
     def run(
         self,
@@ -108,17 +148,19 @@ class MLPChain(NamedTuple):
                 last_seen = end - 1 in seen
                 e = x.new_empty(len(x)) if last_seen else None
                 grad = torch.empty_like(rows) if last_seen else None
-                mlp_chain_(
-                    *(rows, self.network, end - start),
-                    *(_part(step_sizes, start, end), _part(noise_stds, start, end), rng),
-                    t=start,
-                    sample_ids=sample_ids,
-                    **bounds,
-                    noise_first=options.noise_first,
-                    precision=self.precision,
-                    energy=e,
-                    grad=grad,
-                )
+                for part in self._parts(x, rng, sample_ids):
+                    mlp_chain_(
+                        *(rows[part.rows], part.network, end - start),
+                        *(_of(step_sizes, start, end, part), _of(noise_stds, start, end, part)),
+                        part.rng,
+                        t=start,
+                        sample_ids=part.ids,
+                        **bounds,
+                        noise_first=options.noise_first,
+                        precision=self.precision,
+                        energy=None if e is None else e[part.rows],
+                        grad=None if grad is None else grad[part.rows],
+                    )
                 if last_seen:
                     on_step(end - 1, x, grad.view_as(x), e)
                 if done is not None:
@@ -140,21 +182,26 @@ class MLPChain(NamedTuple):
         rows, n = points.x.flatten(1), len(coefficients)
         step_sizes, noise_stds = tables(coefficients, points.x)
         centres, scales = moves.modes or (None, None)
-        for start, end in _calls(n, steps_of_a_call(self.network, points.x)):
-            mlp_adjusted_chain_(
-                *(rows, points.energy, points.grad.flatten(1), points.acceptance),
-                *(self.network, end - start),
-                *(_part(step_sizes, start, end), _part(noise_stds, start, end), moves.rng),
-                t=first + start,
-                sample_ids=moves.sample_ids,
-                known=known or start > 0,
-                **_flat(moves.lo, moves.hi),
-                centres=centres,
-                scales=scales,
-                every=every,
-                first=first + start,
-                uniform_share=moves.uniform_share,
-            )
+        grad = points.grad.flatten(1)
+        for part in self._parts(points.x, moves.rng, moves.sample_ids):
+            own = part.rows
+            sums = points.acceptance[:, own].contiguous()
+            for start, end in _calls(n, steps_of_a_call(self.network, rows[own])):
+                mlp_adjusted_chain_(
+                    *(rows[own], points.energy[own], grad[own], sums, part.network, end - start),
+                    *(_of(step_sizes, start, end, part), _of(noise_stds, start, end, part)),
+                    part.rng,
+                    t=first + start,
+                    sample_ids=part.ids,
+                    known=known or start > 0,
+                    **_flat(moves.lo, moves.hi),
+                    centres=centres,
+                    scales=scales,
+                    every=every,
+                    first=first + start,
+                    uniform_share=moves.uniform_share,
+                )
+            points.acceptance[:, own] = sums
 
     def hmc(
         self,
@@ -183,17 +230,21 @@ class MLPChain(NamedTuple):
             return
         rows, faces = points.x.flatten(1), _flat(lo, hi)
         step_sizes, temperatures = tables(coefficients, points.x)
-        a_call = max(1, steps_of_a_call(self.network, points.x) // n_leapfrog)
-        for start, end in _calls(len(coefficients), a_call):
-            mlp_hmc_chain_(
-                *(rows, points.energy, points.grad.flatten(1), points.acceptance[0], divergent),
-                *(self.network, end - start, n_leapfrog, jitter),
-                *(_part(step_sizes, start, end), _part(temperatures, start, end), rng),
-                t=first + start,
-                sample_ids=sample_ids,
-                known=known or start > 0,
-                **faces,
-            )
+        grad = points.grad.flatten(1)
+        for part in self._parts(points.x, rng, sample_ids, n_leapfrog):
+            own = part.rows
+            a_call = max(1, steps_of_a_call(self.network, rows[own]) // n_leapfrog)
+            for start, end in _calls(len(coefficients), a_call):
+                mlp_hmc_chain_(
+                    *(rows[own], points.energy[own], grad[own], points.acceptance[0, own]),
+                    *(divergent[own], part.network, end - start, n_leapfrog, jitter),
+                    *(_of(step_sizes, start, end, part), _of(temperatures, start, end, part)),
+                    part.rng,
+                    t=first + start,
+                    sample_ids=part.ids,
+                    known=known or start > 0,
+                    **faces,
+                )
 
     def underdamped(
         self,
@@ -223,18 +274,21 @@ class MLPChain(NamedTuple):
         x, rows, faces = points.x, points.x.flatten(1), _flat(lo, hi)
         factors = [(step, *decay_and_noise(step, *rest)) for step, *rest in coefficients]
         step_sizes, decays, noise_stds = (_table(list(c), x) for c in zip(*factors, strict=True))
-        for start, end in _calls(len(factors), steps_of_a_call(self.network, x)):
-            mlp_underdamped_chain_(
-                *(rows, velocity.flatten(1), points.energy, points.grad.flatten(1)),
-                *(self.network, end - start, _table([kick], x)),
-                *(_part(table, start, end) for table in (step_sizes, decays, noise_stds)),
-                rng,
-                t=first + start,
-                sample_ids=sample_ids,
-                known=known or start > 0,
-                **faces,
-            )
-            kick = coefficients[end - 1][0] / 2
+        grad, behind, before = points.grad.flatten(1), velocity.flatten(1), kick
+        for part in self._parts(x, rng, sample_ids):
+            own, kick = part.rows, before
+            for start, end in _calls(len(factors), steps_of_a_call(self.network, rows[own])):
+                mlp_underdamped_chain_(
+                    *(rows[own], behind[own], points.energy[own], grad[own], part.network),
+                    *(end - start, _of(_table([kick], x), 0, 1, part)),
+                    *(_of(table, start, end, part) for table in (step_sizes, decays, noise_stds)),
+                    part.rng,
+                    t=first + start,
+                    sample_ids=part.ids,
+                    known=known or start > 0,
+                    **faces,
+                )
+                kick = coefficients[end - 1][0] / 2
         return kick
 
 
@@ -272,10 +326,20 @@ def steps_of_a_call(network: Network, x: Tensor) -> int:
     wait for it. On a device calls do not wait, and what was launched runs to its end."""
     if x.device.type != "cpu":
         return sys.maxsize
-    # A unit's activation and an element's noise take the time of some ten weights.
-    of_a_chain = sum(w.numel() + 10 * sum(w.shape) for w in network.weights)
-    work = 4096 + len(x) * of_a_chain
+    work = 4096 + len(x) * _work_of_a_chain(network)
     return max(1, MAX_WORK * torch.get_num_threads() // work)
+
+
+def chains_of_a_call(network: Network, x: Tensor) -> int:
+    """Of how many of the chains ``x`` one call of an operator may take a step."""
+    if x.device.type != "cpu":
+        return sys.maxsize
+    return max(1, MAX_WORK * torch.get_num_threads() // _work_of_a_chain(network))
+
+
+def _work_of_a_chain(network: Network) -> int:
+    """A unit's activation and an element's noise take the time of some ten weights."""
+    return sum(w.numel() + 10 * sum(w.shape) for w in network.weights)
 
 
 def _calls(n_steps: int, a_call: int) -> Iterator[tuple[int, int]]:
@@ -306,6 +370,9 @@ def _table(values: list[float | Tensor], x: Tensor) -> float | Tensor:
     return on_device(values, x.dtype, x.device).unsqueeze(1)
 
 
-def _part(table: float | Tensor, start: int, end: int) -> float | Tensor:
-    whole = not isinstance(table, Tensor) or len(table) == 1
-    return table if whole else table[start:end]
+def _of(table: float | Tensor, start: int, end: int, part: _Part) -> float | Tensor:
+    """A table for some of the steps and of the chains."""
+    if not isinstance(table, Tensor):
+        return table
+    table = table if len(table) == 1 else table[start:end]
+    return table if table.shape[1] == 1 else table[:, part.rows]

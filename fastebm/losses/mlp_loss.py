@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastebm.chains.adjusted import ROUND
 from fastebm.chains.chain import bounds_of
 from fastebm.chains.local_means import means_and_neighbors
-from fastebm.chains.mlp_chain import steps_of_a_call, tables
+from fastebm.chains.mlp_chain import chains_of_a_call, steps_of_a_call, tables
 from fastebm.distributed.collectives import mean_of_ranks
 from fastebm.distributed.world import is_together
 from fastebm.losses.terms import Batch, Terms
@@ -77,6 +77,8 @@ def terms_by_formulas(
     found = _network(sampler, batch)
     if found is None:
         return None
+    if not _is_short(found[0], batch):
+        return None
     # The operator's one call has no more than Ctrl-C may wait for, and no ``sample`` of others.
     samples_here = _is_own(sampler, "sample")
     in_one_call = steps_of_a_call(found[0], batch.x) if samples_here else 1
@@ -126,6 +128,8 @@ def points_by_formulas(
         return None
     found = _network(sampler, batch)
     if found is None or k_steps > steps_of_a_call(found[0], batch.x):
+        return None
+    if not _is_short(found[0], batch):
         return None
     network, data_row_bias = found
     jumps = _jumps(sampler, n_jumps, population) if n_jumps else None
@@ -200,6 +204,15 @@ def _of_rows(
         return []
     both = data_row_bias, network.row_bias
     return list(zip(both, gradient.split([len(rows) for rows in both]), strict=True))
+
+
+def _is_short(network: Network, batch: Batch) -> bool:
+    """Whether Ctrl-C can wait for one call of the operator: a step, the gradient of data and
+    chains, and the search of the entropy term."""
+    y, n = batch.references, len(batch.x)
+    return 4 * n <= chains_of_a_call(network, batch.x) and (
+        y is None or n <= queries_of_a_call(y.y)
+    )
 
 
 def _inner(model: Callable) -> Callable:

@@ -112,7 +112,22 @@ def nn_log_distance(
     Raises:
         RuntimeError: as ``nearest_neighbor``, or eps is out of range.
     """
-    return library.call(library.op.nn_log_distance.default, x, y, skip, eps, *y_scale)
+    search, n = library.op.nn_log_distance.default, len(x) if x.dim() else 0
+    rows = n if x.device.type != "cpu" or torch.compiler.is_compiling() else queries_of_a_call(y)
+    if n <= rows:
+        return library.call(search, x, y, skip, eps, *y_scale)
+    skips = [None] * n if skip is None else skip.split(rows)
+    values, grads, distances = zip(
+        *(
+            library.call(search, queries, y, own, eps, *y_scale)
+            for queries, own in zip(x.split(rows), skips, strict=False)
+        ),
+        strict=True,
+    )
+    shares = [len(d) / n for d in distances]
+    value = sum(share * v for share, v in zip(shares, values, strict=True))
+    grad = torch.cat([share * g for share, g in zip(shares, grads, strict=True)])
+    return value, grad, torch.cat(distances)
 
 
 def neighbor_means(y: Tensor, chosen: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from fastebm.samplers.settings import setting, value_at
 
 __all__ = ["GibbsSampler"]
 
+MAX_WORK = 2**31  # multiply-adds of a layer in one call on a CPU, some 0.1 s
+
 
 def _machine(name: str, model):
     if not hasattr(model, "gibbs_step"):
@@ -134,7 +136,7 @@ class GibbsSampler:
         with full_precision(x.device), sampling_mode(self.model, freeze=False), telling as done:
             for k, beta in enumerate(betas):
                 before = v
-                v, _ = self.model.gibbs_step(v, state, t=k, sample_ids=sample_ids, beta=beta)
+                v = self._step(v, state, k, sample_ids, beta)
                 if done is not None:
                     done(k + 1)
                 if not log.keeps(k):
@@ -153,6 +155,16 @@ class GibbsSampler:
             "n_nonfinite": (~finite_rows(v)).sum(),
             "effective_temperature": self.effective_temperature,
         }
+
+    def _step(self, v: Tensor, state: Tensor, k: int, ids: Tensor | None, beta: float) -> Tensor:
+        """One step; on a CPU by so many chains at once that Ctrl-C need not wait."""
+        rows = max(1, MAX_WORK // (self.model.n_visible * self.model.n_hidden))
+        if v.device.type != "cpu" or len(v) <= rows:
+            return self.model.gibbs_step(v, state, t=k, sample_ids=ids, beta=beta)[0]
+        ids = state[2] + torch.arange(len(v)) if ids is None else ids
+        parts = zip(v.split(rows), ids.split(rows), strict=True)
+        steps = (self.model.gibbs_step(x, state, t=k, sample_ids=i, beta=beta) for x, i in parts)
+        return torch.cat([step[0] for step in steps])
 
     def last_step(
         self,
