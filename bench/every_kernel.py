@@ -13,11 +13,15 @@ from torch import Tensor
 from fastebm import Augmentation, nearest_neighbor, ops
 from fastebm.ops.bernoulli import bernoulli_sigmoid, bernoulli_sigmoid_
 from fastebm.ops.choice import choose_slots, choose_strata
-from fastebm.ops.metropolis import population_jump
+from fastebm.ops.discrete import gwg_step_
+from fastebm.ops.hamiltonian import hmc_step_
+from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.network import Network
 from fastebm.ops.neighbor import neighbor_means, nn_log_distance
+from fastebm.ops.tempering import replica_swap_
+from fastebm.ops.underdamped import underdamped_step_
 from fastebm.rng import ChainRNG
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,9 +37,31 @@ def steps(rng: Tensor) -> None:
             sizes = torch.full((5,), 0.01, dtype=wide, device=rng.device)
             ops.langevin_step_(x, grad, 0.01, 0.1, rng, grad_clip=1.0, clamp=(-1.0, 1.0))
             ops.langevin_step_(x, grad, sizes, 0.1, rng, grad_norm_clip=0.5)
+            ops.langevin_step_(x, grad, 0.01, 0.1, rng, displacement_clip=0.2)
             ops.langevin_step_(x, None, 0.0, 1.0, rng)
+            underdamped_step_(x, grad.clone(), grad, sizes, 0.1, 0.9, 0.1, rng, lo=-1.0)
+            underdamped_step_(x, grad.clone(), grad, 0.1, 0.1, 1.0, 0.0, rng, hi=x[0] + 1)
             x.requires_grad_()
             ops.langevin_step(x, grad, 0.01, 0.1, rng, clamp=(-1.0, 1.0)).backward(grad)
+
+
+def moves(rng: Tensor) -> None:
+    """Transitions on any energy; samples by one thread, some, a warp, and two."""
+    for dtype in (torch.float32, torch.float64):
+        for dim in (2, 3, 64, 130, 1030):
+            x, grad, y, v = (torch.randn(70, dim).to(rng.device, dtype) for _ in range(4))
+            energy, e_y, factor = (torch.randn(70).to(rng.device, dtype) for _ in range(3))
+            sums = torch.zeros(2, 70, device=rng.device)
+            box = dict(lo=-2.0, hi=x + 3)
+            chain = (x, energy, grad, sums, y)
+            metropolis_step_(*chain, None, None, 0.1, 0.4, rng)
+            metropolis_step_(*chain, e_y, v, 0.1, 0.4, rng, next_step=(0.1, 0.4), **box)
+            metropolis_step_(*chain, e_y, v, 0.1, 0.4, rng, log_factor=factor)
+            counts = sums[0], torch.zeros(70, dtype=torch.int32, device=rng.device)
+            chain = (x, energy, grad, y, v, e_y.clone(), *counts)
+            for ends in ((None, None), (None, grad.clone()), (e_y, grad.clone())):
+                hmc_step_(*chain, *ends, 0.1, 1.0, rng, jitter=0.2, **box)
+            hmc_step_(*chain, e_y, grad.clone(), 0.1, 1.0, rng, next_step=(0.1, 1.0))
 
 
 def neighbors(rng: Tensor) -> None:
@@ -113,9 +139,33 @@ def units(rng: Tensor) -> None:
             bernoulli_sigmoid_(bernoulli_sigmoid(logits, rng), rng)
 
 
+def discrete(rng: Tensor) -> None:
+    for shape, k in (((9, 3), 0), ((5, 64), 0), ((3, 1030), 0), ((5, 3, 3), 3), ((2, 40, 8), 8)):
+        x = torch.zeros(shape, device=rng.device)
+        if k:
+            x[..., 0] = 1
+        energy, log_q, sums = torch.zeros(3, shape[0], device=rng.device)
+        grad, site = torch.randn_like(x), torch.zeros_like(energy, dtype=torch.int64)
+        own = x, energy, grad, log_q, site, sums, torch.empty_like(x), energy + 1, grad.clone()
+        for t in range(3):
+            gwg_step_(*own, 1.0, rng, t=t, accept=t > 0, propose=t < 2, n_categories=k)
+
+
+def replicas(rng: Tensor) -> None:
+    for dtype in FLOATS:
+        for dim in (3, 64, 1030):
+            x, grad, v = (torch.randn(3, 5, dim).to(rng.device, dtype) for _ in range(3))
+            energy = torch.randn(3, 5, device=rng.device)
+            swaps = torch.zeros(2, 5, device=rng.device)
+            temperatures = torch.linspace(1, 3, 3, dtype=torch.float64, device=rng.device)
+            for velocity in (None, v):
+                for parity in (0, 1):
+                    replica_swap_(x, energy, grad, velocity, temperatures, parity, swaps, rng)
+
+
 def main(device: str = "cuda") -> None:
     rng = ChainRNG(1).state(device)
-    for part in (steps, neighbors, replay, chains, units):
+    for part in (steps, moves, neighbors, replay, chains, units, discrete, replicas):
         part(rng)
         torch.cuda.synchronize()  # an error is of the part above
         print(part.__name__, "done", flush=True)

@@ -114,6 +114,23 @@ WAYS = {
     "metropolis_cuda.cu": (
         Way("jump between modes", "population_jump_kernel"),
     ),
+    "underdamped_cuda.cu": (
+        Way("underdamped step, float32", "underdamped_step_kernel<float, true, true", "element",
+            stored(8)),
+    ),
+    "discrete_cuda.cu": (
+        Way("Gibbs with gradients", "gwg_step_kernel<true", through="STG"),
+    ),
+    "tempering_cuda.cu": (
+        Way("swap of replicas, float32", "replica_swap_kernel<float, true", "element",
+            stored(24)),
+    ),
+    "metropolis_step_cuda.cu": (
+        Way("decision, float32", "metropolis_step_kernel<float, true", "pass", loop="FFMA"),
+    ),
+    "hamiltonian_cuda.cu": (
+        Way("leapfrog step, float32", "hmc_step_kernel<float, true", "pass", loop="FFMA"),
+    ),
     "neighbor_cuda.cu": (
         Way("scores, d = 2, float32", "direct_score_kernel<float, 2>", "pair", each("FMNMX"),
             loop="FMNMX"),

@@ -21,6 +21,10 @@ ACCEPT = 0x88  # tag of what accepts or refuses a Metropolis proposal
 CHOICE = 0x89  # tag of the choice of distinct slots
 JUMP = 0x8A  # tag of jumps between modes of a population
 STRATUM = 0x8B  # tag of a row's slot in its stratum
+VELOCITY = 0x8C  # tag of initial velocities
+JITTER = 0x8D  # tag of what varies the step of a Hamiltonian trajectory
+SITE = 0x8E  # tag of which element of a discrete sample is proposed to change
+SWAP = 0x8F  # tag of swaps between replicas
 
 _STEPS, _SAMPLES = 2**32, 2**56  # of a stream
 

@@ -13,7 +13,19 @@ import torch
 from fake_cuda import fake_cuda
 
 from fastebm import _C
-from fastebm.ops import bernoulli, choice, langevin, library, metropolis, neighbor, replay
+from fastebm.ops import (
+    bernoulli,
+    choice,
+    discrete,
+    hamiltonian,
+    langevin,
+    library,
+    metropolis,
+    neighbor,
+    replay,
+    tempering,
+    underdamped,
+)
 from fastebm.ops.mlp import adjusted, chain
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -50,7 +62,8 @@ DEVICES = [
 
 if HAS_SIMT:
     importlib.import_module("fastebm._simt")
-    for wrappers in (langevin, replay, bernoulli, choice, neighbor, metropolis, chain, adjusted):
+    steps = langevin, metropolis, hamiltonian, underdamped, discrete, tempering, chain, adjusted
+    for wrappers in (*steps, replay, bernoulli, choice, neighbor):
         wrappers.register_operators("fastebm_simt")
 
 

@@ -26,13 +26,16 @@ FASTEBM = {
     "replay": ["ops", "rng", "distributed", *EVERYWHERE],
     "chains": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "samplers": ["chains", "replay.augmentation", "energies.standardized", "ops", "rng"]
+    + ["energies.rescaled"]
     + ["distributed"]
     + [*ANY_ENERGY, *EVERYWHERE],
+    "diagnostics": ["arguments"],  # of any chains
     "likelihood": ["ops", "rng", *ANY_ENERGY, *EVERYWHERE],
     "losses": ["samplers", "chains", "likelihood", "replay", "entropy", "ops", "rng", *ANY_ENERGY]
     + ["energies.helmholtz", "energies.compose", "distributed", *EVERYWHERE],
     "sklearn": ["energies", "ops", "rng", *EVERYWHERE],
-    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"],
+    "app": ["losses", "likelihood", "samplers", "replay", "energies", "distributed", "info", "rng"]
+    + ["diagnostics"],
 }
 # What the files of a folder of csrc/ may include; bindings.cpp and simt_kernel.cpp.in know it all.
 CSRC = {
@@ -45,6 +48,10 @@ CSRC = {
     "gibbs": ["random", "launch", "simd"],
     "neighbor": ["random", "launch", "simd"],
     "metropolis": ["random", "launch", "simd"],
+    "underdamped": ["langevin", "random", "launch", "simd"],
+    "discrete": ["metropolis", "random", "launch", "simd"],
+    "tempering": ["metropolis", "random", "launch", "simd"],
+    "hamiltonian": ["random", "launch", "simd"],
     "mlp": ["langevin", "metropolis", "neighbor", "random", "launch", "simd"],
 }
 # What the files of bench/ import from each other; the benches themselves use the first four.
@@ -72,7 +79,7 @@ BENCH = {
     "__main__": ["suite", "compare", "charts", "predictions", "speed", "readme"],
 }
 SOURCES = {".h", ".cpp", ".cu"}
-EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy"}
+EXTRAS = {"typer", "rich", "matplotlib", "sklearn", "tensorboard", "prdc", "scipy", "arviz_stats"}
 SHELL = {"cli", "cli_train", "cli_eval", "terminal"}  # cli says what to install
 
 

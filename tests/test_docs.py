@@ -139,10 +139,11 @@ def test_every_public_name_is_in_the_reference():
     named = {name for text in TEXTS.values() for name in re.findall(r"^::: (\S+)", text, re.M)}
     there = [pydoc.locate(name) for name in sorted(named)]
     assert None not in there
-    for module in (fastebm, fastebm.distributed, fastebm.energies, fastebm.sklearn):
+    documented = fastebm.diagnostics, fastebm.distributed, fastebm.energies, fastebm.sklearn
+    for module in (fastebm, *documented):
         public = (getattr(module, name) for name in module.__all__)
         assert [thing for thing in public if not ismodule(thing) and thing not in there] == []
-    for module in ("ais", "distributed", "energies", "ops", "sklearn"):
+    for module in ("ais", "diagnostics", "distributed", "energies", "ops", "sklearn"):
         assert any(name.startswith(f"fastebm.{module}.") for name in named), module
     for name, thing in zip(sorted(named), there, strict=True):
         assert not re.search(r"^ +[\w, ]+: >", thing.__doc__ or "", re.M), f"{name}: a quotation"

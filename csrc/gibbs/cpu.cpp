@@ -32,6 +32,7 @@ namespace avx2 {
 #define FASTEBM_TARGET __attribute__((target("avx2,fma,f16c")))
 #include "simd/avx2.h"
 #include "random/philox_simd.h"
+#include "random/batch_simd.h"
 #include "gibbs/simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx2
@@ -40,6 +41,7 @@ namespace avx512 {
 #define FASTEBM_TARGET __attribute__((target("avx512f,avx2,fma,f16c")))
 #include "simd/avx512.h"
 #include "random/philox_simd.h"
+#include "random/batch_simd.h"
 #include "gibbs/simd.h"
 #undef FASTEBM_TARGET
 }  // namespace avx512

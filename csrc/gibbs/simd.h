@@ -1,5 +1,5 @@
 // Bernoulli(sigmoid(beta * logit)) with vectors. Included once for each instruction set, inside its
-// namespace, after random/philox_simd.h.
+// namespace, after random/batch_simd.h.
 
 // bernoulli_element() of gibbs/gibbs.h for kLanes elements, with the same result at every rounding.
 FASTEBM_TARGET inline Floats draw_vector(Floats logits, Floats words, Floats beta) {
@@ -63,37 +63,6 @@ FASTEBM_TARGET inline void draw_run(const T* logits, Out* out, int64_t count, co
   std::memcpy(out + i, drawn, sizeof(Out) * left);
 }
 
-// What words_of_batch() keeps from one call to the next.
-struct BatchWords {
-  SampleWords words;
-  int64_t row = -1;
-};
-
-// The words of `count` blocks, at most kLanes, of the batch in order, from `block` of sample `row`
-// on. A sample has `blocks` of them.
-FASTEBM_TARGET inline Normals words_of_batch(const BernoulliParams& p, const NoiseKey& key,
-                                             const RoundKeys& keys, int64_t blocks, int64_t row,
-                                             int64_t block, int count, BatchWords* kept) {
-  if (block + count <= blocks && blocks >= kLanes) {
-    if (row != kept->row) kept->words = sample_words(key, sample_id(p, kept->row = row));
-    return normals_of_sample<WordLaw>(keys, kept->words,
-                                      counters_ascending(static_cast<uint64_t>(block)));
-  }
-  if (blocks <= kShortSample && !p.sample_ids) {
-    Counters at, ids;
-    counters_across(static_cast<uint64_t>(block), sample_id(p, row), static_cast<uint64_t>(blocks),
-                    &at, &ids);
-    return normals<WordLaw>(keys, at, ids);
-  }
-  uint64_t ids[kLanes] = {}, at[kLanes] = {};
-  for (int i = 0; i < count; ++i) {
-    ids[i] = sample_id(p, row);
-    at[i] = static_cast<uint64_t>(block);
-    if (++block == blocks) block = 0, ++row;
-  }
-  return normals<WordLaw>(keys, counters_from(at), counters_from(ids));
-}
-
 // Blocks [begin, end) of the batch, kLanes at a time. Full blocks lie together and go straight from
 // registers; where samples end inside a block, the words that no element needs are left out first.
 template <class T, class Out>
@@ -104,10 +73,10 @@ FASTEBM_TARGET int draw(const BernoulliParams& p, int64_t begin, int64_t end) {
   const Floats beta = set(p.beta);
   const int last = static_cast<int>(p.dim - 4 * (blocks - 1));  // elements of a last block
   int64_t row = begin / blocks, block = begin - row * blocks;
-  BatchWords words;
+  KeptWords words;
   while (begin < end) {
     const int count = static_cast<int>(std::min<int64_t>(kLanes, end - begin));
-    const Normals n = words_of_batch(p, key, keys, blocks, row, block, count, &words);
+    const Normals n = numbers_of_batch<WordLaw>(p, key, keys, blocks, row, block, count, &words);
     const int64_t at = row * p.dim + 4 * block;
     const T* logits = static_cast<const T*>(p.logits) + at;
     Out* out = static_cast<Out*>(p.out) + at;
@@ -119,14 +88,9 @@ FASTEBM_TARGET int draw(const BernoulliParams& p, int64_t begin, int64_t end) {
       while (block >= blocks) block -= blocks, ++row;
       continue;
     }
-    alignas(64) float all[4 * kLanes], packed[4 * kLanes + kLanes] = {};
-    for (int i = 0; i < 4; ++i) store(all + i * kLanes, n.v[i]);
-    int64_t run = 0;
-    for (int i = 0; i < count; ++i) {
-      std::memcpy(packed + run, all + 4 * i, 16);  // what is over is overwritten by the next
-      run += block == blocks - 1 ? last : 4;
-      if (++block == blocks) block = 0, ++row;
-    }
+    alignas(64) float packed[4 * kLanes + kLanes] = {};
+    const int64_t run = pack_numbers(n, count, blocks, block, last, packed);
+    for (block += count; block >= blocks; ++row) block -= blocks;
     draw_run(logits, out, run, packed, beta);
   }
   return 0;

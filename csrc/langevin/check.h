@@ -29,16 +29,22 @@ inline void check_per_sample(const char* op, const char* what, const OptionalTen
                 " must be contiguous with one value per sample, shape (", x.size(0), ",)");
 }
 
+// What is stored as x is.
+inline void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  check_same_device(op, what, t, x);
+  FASTEBM_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
+                name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
+  FASTEBM_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
+}
+
 // The arguments that operators of Langevin steps share, checked and turned into what the kernels
 // read; for `steps` steps.
-inline LangevinParams langevin_params(const char* op, const Tensor& x, double step_size,
-                                      double noise_std, const OptionalTensor& step_sizes,
-                                      const OptionalTensor& noise_stds, const Tensor& rng,
-                                      int64_t t, int64_t steps, const OptionalTensor& sample_ids,
-                                      std::optional<double> grad_clip,
-                                      std::optional<double> grad_norm_clip,
-                                      std::optional<double> lo, std::optional<double> hi,
-                                      int64_t tag) {
+inline LangevinParams langevin_params(
+    const char* op, const Tensor& x, double step_size, double noise_std,
+    const OptionalTensor& step_sizes, const OptionalTensor& noise_stds, const Tensor& rng,
+    int64_t t, int64_t steps, const OptionalTensor& sample_ids, std::optional<double> grad_clip,
+    std::optional<double> grad_norm_clip, std::optional<double> displacement_clip,
+    std::optional<double> lo, std::optional<double> hi, int64_t tag) {
   LangevinParams p{};
   p.dtype = dtype_of(op, "x", x);
   FASTEBM_CHECK(x.dim() > 0, op, ": x must have a batch dimension, (B, ...), got a 0-d tensor");
@@ -51,6 +57,7 @@ inline LangevinParams langevin_params(const char* op, const Tensor& x, double st
   check_tag(op, tag);
   check_bound(op, "grad_clip", grad_clip);
   check_bound(op, "grad_norm_clip", grad_norm_clip);
+  check_bound(op, "displacement_clip", displacement_clip);
   FASTEBM_CHECK(lo.value_or(-kInfinity) <= hi.value_or(kInfinity), op,
                 ": clamp must be (lo, hi) with lo <= hi, got (", lo.value_or(-kInfinity), ", ",
                 hi.value_or(kInfinity), ")");
@@ -66,6 +73,7 @@ inline LangevinParams langevin_params(const char* op, const Tensor& x, double st
   p.sample_ids = static_cast<const int64_t*>(data_or_null(sample_ids));
   p.grad_clip = grad_clip.value_or(kInfinity);
   p.grad_norm_clip = grad_norm_clip.value_or(kInfinity);
+  p.displacement_clip = displacement_clip.value_or(kInfinity);
   p.lo = lo.value_or(-kInfinity);
   p.hi = hi.value_or(kInfinity);
   p.tag = static_cast<uint32_t>(tag);

@@ -1,4 +1,5 @@
 // The Langevin step on a CUDA device.
+#include <cmath>
 #include <type_traits>
 
 #include "langevin/langevin.h"
@@ -13,7 +14,7 @@ __device__ __forceinline__ uint32_t mask_of(int count) { return ((1u << count) -
 
 // Computes: the step of one block of four elements, given as stored.
 // Result:   in `out`, and the bits of the mask, which cost nothing where they are not used.
-template <class T, bool kScaled>
+template <class T, bool kScaled, bool kBounded>
 __device__ __forceinline__ uint32_t step_quad(const Quad<T>& x, const Quad<T>& grad, Quad<T>* out,
                                               const Normals4& n,
                                               const RowCoefficients<Compute<T>>& c) {
@@ -25,18 +26,18 @@ __device__ __forceinline__ uint32_t step_quad(const Quad<T>& x, const Quad<T>& g
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     bool inside, unclipped;
-    y[i] = langevin_element<C, kScaled>(from[i], g[i], n.v[i], c, &inside, &unclipped);
+    y[i] = langevin_element<C, kScaled, kBounded>(from[i], g[i], n.v[i], c, &inside, &unclipped);
     bits |= (inside ? 1u : 0u) << i | (unclipped ? 16u : 0u) << i;
   }
   *out = narrow_quad<T>(y);
   return bits;
 }
 
-// out = clamp(x - step * clip(grad) + sigma * n). A thread takes kThreadBlocks blocks of four
-// elements; float32 in place moves 12 B an element, and 1/4 B for the mask where one is wanted.
-// All is loaded before the noise is made, in whose shadow it arrives: nvcc does so where four CUDA
-// blocks to an SM are enough, of float64 three. kPlain: there is a gradient but no mask, and
-// samples have no step, sigma or id of their own.
+// out = clamp(x + clip(-step * clip(grad) + sigma * n)). A thread takes kThreadBlocks blocks of
+// four elements; float32 in place moves 12 B an element, and 1/4 B for the mask where one is
+// wanted. All is loaded before the noise is made, in whose shadow it arrives: nvcc does so where
+// four CUDA blocks to an SM are enough, of float64 three. kPlain: there is a gradient but no mask
+// and no bound on the displacement, and samples have no step, sigma or id of their own.
 template <class T, bool kWhole, bool kNoise, bool kPlain>
 __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 3 : 4)
     langevin_step_kernel(LangevinParams p, RowCoefficients<Compute<T>> common, int64_t first_row,
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kBlockThreads, sizeof(T) == 8 ? 3 : 4)
   for (int b = 0; b < kOwn; ++b) {
     const Normals4 n = kNoise ? normals_of_words(words[b]) : Normals4{};
     Quad<T> y;
-    const uint32_t bits = step_quad<T, false>(x[b], grad[b], &y, n, c[b]);
+    const uint32_t bits = step_quad<T, false, !kPlain>(x[b], grad[b], &y, n, c[b]);
     store_quad<kWhole>(y, static_cast<T*>(p.out) + at[b], count[b]);
     if (!kPlain && p.mask && count[b])
       p.mask[first + b * kBlockThreads] = static_cast<uint8_t>(bits & mask_of(count[b]));
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     Normals4 n{};
     if (kNoise) n = normals4(key, static_cast<uint64_t>(id), static_cast<uint32_t>(b));
     Quad<T> y;
-    const uint32_t bits = step_quad<T, true>(x, g, &y, n, c);
+    const uint32_t bits = step_quad<T, true, true>(x, g, &y, n, c);
     store_quad<kWhole>(y, static_cast<T*>(p.out) + at + 4 * b, count);
     if (p.mask) p.mask[row * blocks + b] = static_cast<uint8_t>(bits & mask_of(count));
   }
@@ -172,7 +173,8 @@ LangevinBackwardParams from_row(LangevinBackwardParams p, int64_t row) {
 template <class T, bool kWhole, bool kNoise>
 int step(const LangevinParams& all, void* stream) {
   const auto common = common_coefficients<Compute<T>>(all);
-  const bool plain = all.grad && !all.mask && !all.step_sizes && !all.noise_stds && !all.sample_ids;
+  const bool plain = all.grad && !all.mask && !all.step_sizes && !all.noise_stds &&
+                     !all.sample_ids && std::isinf(all.displacement_clip);
   return for_each_launch(all.batch, all.dim, [&](int64_t first, uint32_t rows, uint32_t blocks) {
     const LangevinParams p = from_row<T>(all, first);
     if (p.grad && p.grad_norm_clip - p.grad_norm_clip == 0) {

@@ -1,5 +1,5 @@
-// The fused Langevin step x' = clamp(x - step * clip(grad) + sigma * n) over raw memory: what a
-// caller fills in, the launchers, and the arithmetic of one element. No torch, no Python.
+// The fused Langevin step x' = clamp(x + clip(-step * clip(grad) + sigma * n)) over raw memory:
+// what a caller fills in, the launchers, and the arithmetic of one element. No torch, no Python.
 #pragma once
 #include "random/philox.h"
 
@@ -24,6 +24,7 @@ struct LangevinParams {
   const int64_t* sample_ids;  // null: first sample id + row; or (batch,)
   double grad_clip;           // element-wise bound on |grad|, infinity for none
   double grad_norm_clip;      // bound on a sample's |grad|_2, applied first, infinity for none
+  double displacement_clip;   // element-wise bound on |x' - x|, before the box, infinity for none
   double lo, hi;              // box, -infinity and infinity for none
   uint32_t tag;
 };
@@ -54,7 +55,7 @@ LangevinBackwardLauncher langevin_step_backward_cpu, langevin_step_backward_cuda
 // What the elements of one sample share. C is the compute type.
 template <class C>
 struct RowCoefficients {
-  C step, sigma, scale, clip, lo, hi;
+  C step, sigma, scale, clip, displacement, lo, hi;
 };
 
 template <class C>
@@ -65,9 +66,15 @@ FASTEBM_HD C checked_coefficient(C v) {
 // Those of a sample that has none of its own.
 template <class C>
 FASTEBM_HD RowCoefficients<C> common_coefficients(const LangevinParams& p) {
-  return RowCoefficients<C>{
-      static_cast<C>(p.step_size), static_cast<C>(p.noise_std), C(1),
-      static_cast<C>(p.grad_clip), static_cast<C>(p.lo),        static_cast<C>(p.hi)};
+  RowCoefficients<C> c;
+  c.step = static_cast<C>(p.step_size);
+  c.sigma = static_cast<C>(p.noise_std);
+  c.scale = C(1);
+  c.clip = static_cast<C>(p.grad_clip);
+  c.displacement = static_cast<C>(p.displacement_clip);
+  c.lo = static_cast<C>(p.lo);
+  c.hi = static_cast<C>(p.hi);
+  return c;
 }
 
 // `c` with what is the sample's own.
@@ -94,7 +101,7 @@ FASTEBM_HD C norm_clip_scale(double sum_of_squares, double bound) {
   return norm > bound ? static_cast<C>(bound / norm) : C(1);
 }
 
-// Both bounds are selections, of which nvcc makes no branch. Comparisons are false for NaN, which
+// All bounds are selections, of which nvcc makes no branch. Comparisons are false for NaN, which
 // therefore passes through, as -0 does at a bound of +0.
 template <class C>
 FASTEBM_HD C clip(C v, C bound) {
@@ -106,14 +113,20 @@ FASTEBM_HD C clamp(C v, C lo, C hi) {
   return v > hi ? hi : v;
 }
 
-// The step of one element; !kScaled: c.scale is 1.
-template <class C, bool kScaled = true>
+// The step of one element; !kScaled: c.scale is 1; !kBounded: c.displacement is infinite. Where
+// that bound acts the gradient is without effect, as where it is clipped.
+template <class C, bool kScaled = true, bool kBounded = true>
 FASTEBM_HD C langevin_element(C x, C grad, C n, const RowCoefficients<C>& c, bool* inside,
                               bool* unclipped) {
   const C g = kScaled ? mul_rn(c.scale, grad) : grad;
   *unclipped = std::fabs(g) <= c.clip;
   C y = fma_rn(-c.step, clip(g, c.clip), x);
   y = fma_rn(c.sigma, n, y);
+  if (kBounded) {
+    const C free = y;
+    y = clamp(y, x - c.displacement, x + c.displacement);
+    *unclipped = *unclipped && !(free < y) && !(free > y);
+  }
   *inside = y >= c.lo && y <= c.hi;
   return clamp(y, c.lo, c.hi);
 }

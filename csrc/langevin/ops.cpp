@@ -5,22 +5,16 @@
 namespace fastebm {
 namespace {
 
-void check_twin(const char* op, const char* what, const Tensor& t, const Tensor& x) {
-  check_same_device(op, what, t, x);
-  FASTEBM_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", what, " must have the dtype of x, ",
-                name_of(x.scalar_type()), ", got ", name_of(t.scalar_type()));
-  FASTEBM_CHECK(t.sizes().equals(x.sizes()), op, ": ", what, " must have the shape of x");
-}
-
 template <LangevinLauncher kLaunch, bool kParallel>
 void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, double noise_std,
                     const OptionalTensor& step_sizes, const OptionalTensor& noise_stds,
                     const Tensor& rng, int64_t t, const OptionalTensor& sample_ids,
                     std::optional<double> grad_clip, std::optional<double> grad_norm_clip,
-                    std::optional<double> lo, std::optional<double> hi, int64_t tag) {
+                    std::optional<double> displacement_clip, std::optional<double> lo,
+                    std::optional<double> hi, int64_t tag) {
   LangevinParams p =
       langevin_params("langevin_step_", x, step_size, noise_std, step_sizes, noise_stds, rng, t, 1,
-                      sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
+                      sample_ids, grad_clip, grad_norm_clip, displacement_clip, lo, hi, tag);
   if (grad) check_twin("langevin_step_", "grad", *grad, x);
   check_written("langevin_step_", "x", x);
   const Tensor g = grad ? dense(*grad) : x;
@@ -32,16 +26,15 @@ void langevin_step_(Tensor x, const OptionalTensor& grad, double step_size, doub
 }
 
 template <LangevinLauncher kLaunch, bool kParallel>
-std::tuple<Tensor, Tensor> langevin_step(const Tensor& x_in, const Tensor& grad_in,
-                                         double step_size, double noise_std,
-                                         const OptionalTensor& step_sizes,
-                                         const OptionalTensor& noise_stds, const Tensor& rng,
-                                         int64_t t, const OptionalTensor& sample_ids,
-                                         std::optional<double> grad_clip, std::optional<double> lo,
-                                         std::optional<double> hi, int64_t tag) {
+std::tuple<Tensor, Tensor> langevin_step(
+    const Tensor& x_in, const Tensor& grad_in, double step_size, double noise_std,
+    const OptionalTensor& step_sizes, const OptionalTensor& noise_stds, const Tensor& rng,
+    int64_t t, const OptionalTensor& sample_ids, std::optional<double> grad_clip,
+    std::optional<double> displacement_clip, std::optional<double> lo, std::optional<double> hi,
+    int64_t tag) {
   LangevinParams p =
       langevin_params("langevin_step", x_in, step_size, noise_std, step_sizes, noise_stds, rng, t,
-                      1, sample_ids, grad_clip, std::nullopt, lo, hi, tag);
+                      1, sample_ids, grad_clip, std::nullopt, displacement_clip, lo, hi, tag);
   check_twin("langevin_step", "grad", grad_in, x_in);
   const Tensor x = dense(x_in), grad = dense(grad_in);
   Tensor out = empty_as(x);
@@ -89,11 +82,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
   m.def(
       "langevin_step_(Tensor(a!) x, Tensor? grad, float step_size, float noise_std, "
       "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, "
-      "float? grad_clip, float? grad_norm_clip, float? lo, float? hi, int tag) -> ()");
+      "float? grad_clip, float? grad_norm_clip, float? displacement_clip, float? lo, float? hi, "
+      "int tag) -> ()");
   m.def(
       "langevin_step(Tensor x, Tensor grad, float step_size, float noise_std, "
       "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, "
-      "float? grad_clip, float? lo, float? hi, int tag) -> (Tensor out, Tensor mask)");
+      "float? grad_clip, float? displacement_clip, float? lo, float? hi, int tag) "
+      "-> (Tensor out, Tensor mask)");
   m.def(
       "langevin_step_backward(Tensor grad_out, Tensor mask, float step_size, Tensor? step_sizes) "
       "-> (Tensor grad_x, Tensor grad_grad)");

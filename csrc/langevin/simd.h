@@ -1,5 +1,5 @@
 // The Langevin step with vectors. Included once for each instruction set, inside its namespace,
-// after random/philox_simd.h.
+// after random/batch_simd.h.
 
 // langevin_element() for kLanes elements; *bits gets those not clamped (low half) and those not
 // clipped (high half).
@@ -7,11 +7,16 @@ template <class T>
 FASTEBM_TARGET inline void step_vector(const T* x, const T* grad, T* out, Floats noise,
                                        const RowCoefficients<float>& c, uint32_t* bits) {
   const Floats clip = set(c.clip), unclip = set(-c.clip), lo = set(c.lo), hi = set(c.hi);
+  const Floats from = load(x), displacement = set(c.displacement);
   const Floats g = mul(set(c.scale), grad ? load(grad) : set(0.0f));
-  Floats y = fma(set(-c.step), min(clip, max(unclip, g)), load(x));
+  Floats y = fma(set(-c.step), min(clip, max(unclip, g)), from);
   y = fma(set(c.sigma), noise, y);
-  store(out, min(hi, max(lo, y)));
-  if (bits) *bits = within(y, lo, hi) | within(g, unclip, clip) << kLanes;
+  const Floats least = sub(from, displacement), most = add(from, displacement);
+  const Floats near = min(most, max(least, y));
+  store(out, min(hi, max(lo, near)));
+  if (bits)
+    *bits = within(near, lo, hi) |
+            (within(g, unclip, clip) & not_greater(least, y) & not_greater(y, most)) << kLanes;
 }
 
 FASTEBM_TARGET inline void step_vector(const double* x, const double* grad, double* out,
@@ -53,15 +58,6 @@ FASTEBM_TARGET inline void step_run(const LangevinParams& p, int64_t at, int64_t
   std::memcpy(out + i, rest_x, bytes);
 }
 
-// Noise of kLanes samples of kDim elements, 1 or 2, which is the first half of their blocks.
-template <int kDim>
-FASTEBM_TARGET inline void short_noise(const RoundKeys& keys, const uint64_t* id, float* noise) {
-  const Counters ids = kDim == 1 ? counters_by_lane(id) : counters_by_pair(id);
-  const Normals n = normals_by_lane<kDim>(keys, 0, ids);
-  store(noise, kDim == 1 ? n.v[0] : unpack_low(n.v[0], n.v[1]));
-  if (kDim == 2) store(noise + kLanes, unpack_high(n.v[0], n.v[1]));
-}
-
 // Samples [begin, end) of kDim elements.
 template <class T, int kDim>
 FASTEBM_TARGET void step_of_short_samples(const LangevinParams& p, int64_t begin, int64_t end) {
@@ -70,10 +66,8 @@ FASTEBM_TARGET void step_of_short_samples(const LangevinParams& p, int64_t begin
   const auto c = coefficients_of<T>(p, begin);
   for (int64_t row = begin; row < end; row += kRows) {
     const int64_t count = std::min<int64_t>(kRows, end - row);
-    uint64_t id[kRows];
-    for (int i = 0; i < kRows; ++i) id[i] = sample_id(p, std::min(row + i, end - 1));
     alignas(64) float noise[kRows * kDim];
-    for (int i = 0; i < count; i += kLanes) short_noise<kDim>(keys, id + i, noise + i * kDim);
+    short_noise<kDim>(p, keys, row, count, noise);
     step_run<T>(p, row * kDim, count * kDim, noise, c);
   }
 }
@@ -91,32 +85,14 @@ FASTEBM_TARGET void step(const LangevinParams& p, int64_t begin, int64_t end) {
     return p.dim == 1 ? step_of_short_samples<T, 1>(p, begin, end)
                       : step_of_short_samples<T, 2>(p, begin, end);
   int64_t row = begin / blocks, block = begin - row * blocks, row_of_c = row;
-  int64_t row_of_words = -1;
   auto c = coefficients_of<T>(p, row);
-  SampleWords words;
+  KeptWords words;
   Normals n{};
   while (begin < end) {
     if (per_row && row != row_of_c) c = coefficients_of<T>(p, row_of_c = row);
     const int count = static_cast<int>(std::min<int64_t>(kLanes, end - begin));
     const bool one_row = block + count <= blocks;
-    if (noisy && one_row && blocks >= kLanes) {
-      if (row != row_of_words) words = sample_words(key, sample_id(p, row_of_words = row));
-      n = normals_of_sample(keys, words, counters_ascending(static_cast<uint64_t>(block)));
-    } else if (noisy && blocks <= kShortSample && !p.sample_ids) {
-      Counters at, ids;
-      counters_across(static_cast<uint64_t>(block), sample_id(p, row),
-                      static_cast<uint64_t>(blocks), &at, &ids);
-      n = normals(keys, at, ids);
-    } else if (noisy) {
-      uint64_t ids[kLanes] = {}, at[kLanes] = {};
-      int64_t r = row, b = block;
-      for (int i = 0; i < count; ++i) {
-        ids[i] = sample_id(p, r);
-        at[i] = static_cast<uint64_t>(b);
-        if (++b == blocks) b = 0, ++r;
-      }
-      n = normals(keys, counters_from(at), counters_from(ids));
-    }
+    if (noisy) n = numbers_of_batch<NormalLaw>(p, key, keys, blocks, row, block, count, &words);
 
     const bool full = whole_blocks || (one_row && 4 * (block + count) <= p.dim);
     const int64_t at = row * p.dim + 4 * block;

@@ -37,29 +37,41 @@ struct RowGroups {
   }
 };
 
-// Computes: the sum of `value` over each group of `lanes` neighbouring threads of a block of
+// Computes: the sums of the values over each group of `lanes` neighbouring threads of a block of
 //           kThreads; a power of two, the same for all.
 // Result:   in every thread of the group, bit for bit the same.
 // Needs:    all threads here; holds a barrier if lanes > 32. Put __syncthreads() between two calls.
 // Order:    as warp_sum inside each warp, giving w[0 .. lanes / 32); then the same tree over the
 //           warps: for h = lanes / 64, ..., 2, 1: for i < h: w[i] += w[i + h]; the sum is w[0]. So
 //           more lanes give the same bits if theirs are +0 and no other is -0.
-template <int kThreads>
-__device__ static inline double group_sum(double value, int lanes) {
+template <int kThreads, class T, int kCount>
+__device__ static inline void group_sums(T (&values)[kCount], int lanes) {
   constexpr int kWarps = kThreads / 32;
   static_assert(kThreads % 32 == 0 && kWarps <= 32 && (kWarps & (kWarps - 1)) == 0,
                 "a block of 32, 64, 128, 256, 512 or 1024 threads");
-  FASTEBM_SHARED(double[kWarps], warp_sums);
+  FASTEBM_SHARED(T[kWarps * kCount], warp_sums);
   const int warps = lanes / 32;
-  for (int h = (lanes < 32 ? lanes : 32) / 2; h > 0; h /= 2)
-    value += __shfl_xor_sync(0xFFFFFFFFu, value, h);
-  if (warps <= 1) return value;
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
+  for (T& value : values)
+    for (int h = (lanes < 32 ? lanes : 32) / 2; h > 0; h /= 2)
+      value += __shfl_xor_sync(0xFFFFFFFFu, value, h);
+  if (warps <= 1) return;
+  if (threadIdx.x % 32 == 0)
+    for (int i = 0; i < kCount; ++i) warp_sums[threadIdx.x / 32 * kCount + i] = values[i];
   __syncthreads();
   const int first = static_cast<int>(threadIdx.x / 32) & -warps;
-  value = warp_sums[first + (static_cast<int>(threadIdx.x) & (warps - 1))];
-  for (int h = warps / 2; h > 0; h /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, h);
-  return value;
+  const int mine = first + (static_cast<int>(threadIdx.x) & (warps - 1));
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = warp_sums[mine * kCount + i];
+    for (int h = warps / 2; h > 0; h /= 2) values[i] += __shfl_xor_sync(0xFFFFFFFFu, values[i], h);
+  }
+}
+
+// The same of one value.
+template <int kThreads>
+__device__ static inline double group_sum(double value, int lanes) {
+  double values[1] = {value};
+  group_sums<kThreads>(values, lanes);
+  return values[0];
 }
 
 // The same over all threads of a one-dimensional block.

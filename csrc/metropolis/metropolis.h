@@ -19,44 +19,36 @@
 //
 // What is outside of the box, or has NaN for r, is refused.
 #pragma once
-#include "random/philox.h"
+#include "random/accept.h"
 
 namespace fastebm {
 
-constexpr uint32_t kAcceptTag = 0x88, kJumpTag = 0x8a;
+constexpr uint32_t kJumpTag = 0x8a;
 
-// a(x) of the drift, from |g|^2.
-FASTEBM_HD float drift_step(float step, float sigma, float root_dim, float square) {
-  const float most = sigma * root_dim / std::sqrt(square);
+// a(x) of the drift, from |g|^2. C is the compute type, here as below.
+template <class C>
+FASTEBM_HD C drift_step(C step, C sigma, C root_dim, C square) {
+  const C most = sigma * root_dim / std::sqrt(square);
   return most < step ? most : step;
 }
 
 // What log r of a Langevin proposal is made of: sums over the elements, u = y - x.
+template <class C>
 struct ProposalSums {
-  float along_x, along_y;    // u . g(x), u . g(y)
-  float square_x, square_y;  // |g(x)|^2, |g(y)|^2
+  C along_x, along_y;    // u . g(x), u . g(y)
+  C square_x, square_y;  // |g(x)|^2, |g(y)|^2
 };
 
-FASTEBM_HD float log_ratio(float e_x, float e_y, float step, float sigma, float a_x, float a_y,
-                           const ProposalSums& s) {
-  const float squares = a_y * a_y * s.square_y - a_x * a_x * s.square_x;
-  const float sum = a_x * s.along_x + a_y * s.along_y - 0.5f * squares;
-  return (2.0f * step * (e_x - e_y) + sum) / (sigma * sigma);
+template <class C>
+FASTEBM_HD C log_ratio(C e_x, C e_y, C step, C sigma, C a_x, C a_y, const ProposalSums<C>& s) {
+  const C squares = a_y * a_y * s.square_y - a_x * a_x * s.square_x;
+  const C sum = a_x * s.along_x + a_y * s.along_y - C(0.5) * squares;
+  return (C(2) * step * (e_x - e_y) + sum) / (sigma * sigma);
 }
 
-FASTEBM_HD float jump_log_ratio(float e_x, float e_y, float step, float sigma, float log_factor) {
-  return 2.0f * step * (e_x - e_y) / (sigma * sigma) + log_factor;
-}
-
-// Whether log r > log u, u uniform: -log u is (n_0^2 + n_1^2) / 2 of the first two normals of the
-// sample's block 0 under kAcceptTag. False for NaN.
-FASTEBM_HD bool is_accepted(float log_r, float n0, float n1) {
-  return log_r > -0.5f * (n0 * n0 + n1 * n1);
-}
-
-// min(1, r); 0 for NaN.
-FASTEBM_HD float acceptance(float log_r) {
-  return log_r >= 0.0f ? 1.0f : log_r < 0.0f ? std::exp(log_r) : 0.0f;
+template <class C>
+FASTEBM_HD C jump_log_ratio(C e_x, C e_y, C step, C sigma, C log_factor) {
+  return C(2) * step * (e_x - e_y) / (sigma * sigma) + log_factor;
 }
 
 constexpr uint32_t kWindow = 16;  // most centres that a jump looks at

@@ -1,13 +1,13 @@
 // Schema, checks and registration of jumps between the modes of a population.
+#include "launch/row_run.h"
 #include "metropolis/check.h"
 
 namespace fastebm {
 namespace {
 
 const char* const kOp = "population_jump";
-constexpr int64_t kGrainElements = 4096;
 
-template <bool kCpu>
+template <JumpLauncher kLaunch, bool kParallel>
 std::tuple<Tensor, Tensor> population_jump(const Tensor& x_in, const OptionalTensor& centres,
                                            const OptionalTensor& scales, const Tensor& rng,
                                            int64_t t, const OptionalTensor& sample_ids,
@@ -34,16 +34,7 @@ std::tuple<Tensor, Tensor> population_jump(const Tensor& x_in, const OptionalTen
   if (p.batch == 0) return {out, log_factor};
   p.out = static_cast<float*>(out.mutable_data_ptr());
   p.log_factor = static_cast<float*>(log_factor.mutable_data_ptr());
-  if constexpr (kCpu) {
-    torch::stable::parallel_for(
-        0, p.batch, kGrainElements / std::min(p.to.dim, kGrainElements),
-        [&](int64_t begin, int64_t end) { population_jump_cpu(p, begin, end, nullptr); });
-  } else {
-    std::optional<DeviceGuard> guard;
-    if (x.is_cuda()) guard.emplace(x.get_device_index());
-    const int error = population_jump_cuda(p, 0, p.batch, current_stream(x));
-    FASTEBM_CHECK(error == 0, kOp, ": CUDA error ", error, ", ", cuda_error_text(error));
-  }
+  run_rows<kLaunch, kParallel>(kOp, x, p.batch, p.to.dim, p);
   return {out, log_factor};
 }
 
@@ -57,15 +48,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {
 #ifdef FASTEBM_SIMT
-  m.impl("population_jump", TORCH_BOX((&population_jump<false>)));
+  m.impl("population_jump", TORCH_BOX((&population_jump<population_jump_cuda, false>)));
 #else
-  m.impl("population_jump", TORCH_BOX((&population_jump<true>)));
+  m.impl("population_jump", TORCH_BOX((&population_jump<population_jump_cpu, true>)));
 #endif
 }
 
 #ifdef FASTEBM_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CUDA, m) {
-  m.impl("population_jump", TORCH_BOX((&population_jump<false>)));
+  m.impl("population_jump", TORCH_BOX((&population_jump<population_jump_cuda, false>)));
 }
 #endif
 

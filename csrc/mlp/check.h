@@ -14,7 +14,7 @@ inline const float* kept_floats(const Tensor& t, std::vector<Tensor>* kept) {
 }
 
 // The Gaussian base of the energy. On a device its values are not looked at.
-inline void add_base(const char* op, const Tensor& x, const OptionalTensor& precision,
+inline void set_base(const char* op, const Tensor& x, const OptionalTensor& precision,
                      const OptionalTensor& mean, Mlp* mlp, std::vector<Tensor>* kept) {
   FASTEBM_CHECK(precision || !mean, op, ": base_mean needs base_precision");
   const auto values = [&](const char* what, const OptionalTensor& t) -> const float* {
@@ -76,7 +76,7 @@ inline Mlp mlp_network(const char* op, const Tensor& x, const std::vector<Tensor
     if (l < mlp.hidden) mlp.width[l] = static_cast<int>(outputs);
     inputs = outputs;
   }
-  add_base(op, x, base_precision, base_mean, &mlp, kept);
+  set_base(op, x, base_precision, base_mean, &mlp, kept);
   return mlp;
 }
 

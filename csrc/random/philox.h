@@ -145,6 +145,11 @@ FASTEBM_HD void normal_pair(uint32_t w0, uint32_t w1, float* n0, float* n1) {
   *n1 = mul_rn(r, sin_q);
 }
 
+// A word -> a uniform number in [0, 1), of 24 bits.
+FASTEBM_HD float uniform_of(uint32_t word) {
+  return mul_rn(static_cast<float>(word >> 8), 5.9604644775390625e-8f);
+}
+
 // Which stream of noise: the words of one step that all samples share.
 struct NoiseKey {
   uint64_t key;

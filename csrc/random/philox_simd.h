@@ -191,13 +191,13 @@ FASTEBM_TARGET inline Normals normals(const RoundKeys& keys, const Counters& blo
 
 // The same block of kLanes samples: v[i] holds element i of the block, a sample to a lane if
 // counters_by_lane() has put the ids in order.
-template <int kElements = 4>
+template <int kElements = 4, class Law = NormalLaw>
 FASTEBM_TARGET inline Normals normals_by_lane(const RoundKeys& keys, uint64_t block,
                                               const Counters& sample_id) {
   const Wides at = set_wide(block);
   Wides a[4] = {keys.step, at, sample_id.a, top_word(keys, sample_id.a)};
   Wides b[4] = {keys.step, at, sample_id.b, top_word(keys, sample_id.b)};
-  return numbers<NormalLaw, kElements>(keys, 0, a, b);
+  return numbers<Law, kElements>(keys, 0, a, b);
 }
 
 // What the first three rounds come to where only the block differs: five of their six products

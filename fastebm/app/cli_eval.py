@@ -23,6 +23,7 @@ from fastebm.app.terminal import (
     rank_zero_alone,
     usable_device,
 )
+from fastebm.diagnostics.convergence import MIN_DRAWS_OF_ESS
 
 FIGURES = (".png", ".pdf", ".svg", ".jpg")  # formats of --png
 
@@ -115,20 +116,37 @@ def evaluate(
         str, typer.Option(help="Where distances are taken: pixels or classifier.")
     ] = "pixels",
     long_steps: Annotated[int, typer.Option(help="Langevin steps of the long run.")] = 1000,
+    chains: Annotated[
+        int,
+        typer.Option(
+            help="Chains from noise for R-hat, ESS and MCSE, of their energy and coordinates, or"
+            " of the mean one where there are more than 8. 0: none."
+        ),
+    ] = 64,
+    draws: Annotated[
+        int, typer.Option(help="States of each of these chains, after as many steps.")
+    ] = 1000,
     out: Annotated[
-        Path | None, typer.Option(help="JSON file [default: quality.json by CHECKPOINT].")
+        Path | None,
+        typer.Option(
+            help="JSON file [default: quality.json by CHECKPOINT]; pictures of the chains beside"
+            " it, _traces.png and _ranks.png."
+        ),
     ] = None,
     seed: int = 1,
     device: str = "cpu",
 ) -> None:
-    """Quality of short-run, long-run and buffer samples, with real data against real data."""
+    """Quality of short-run, long-run and buffer samples, with real data against real data; how well
+    chains mix."""
     with one_line_errors(), one_run(device) as own_device:
         check_range("n", n, 10, 5000)
         check_range("long-steps", long_steps, 1)
+        check_range("chains", chains, 0, 5000)
+        check_range("draws", draws, MIN_DRAWS_OF_ESS, 10**6)
         check_seed(seed)
         trainer = checkpoints.restore(checkpoint, device=own_device)
         path = out or checkpoint.parent / "quality.json"
-        quality.run(trainer, n, long_steps, features, seed, path, console)
+        quality.run(trainer, n, long_steps, features, seed, path, console, chains, draws)
         console.print(str(path), soft_wrap=True)
 
 

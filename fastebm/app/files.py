@@ -27,7 +27,7 @@ def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
         OSError: one line that names `path`; it is as it was, and nothing is left beside it.
     """
     try:
-        if _is_stream(path):
+        if is_stream(path):
             with path.open("wb") as file:
                 save(file)
             return
@@ -60,7 +60,7 @@ def write_figure(path: Path, figure) -> None:
 def check(path: Path) -> None:
     """OSError, one line, unless `write` could make a file of this name now."""
     try:
-        if _is_stream(path):
+        if is_stream(path):
             path.open("ab").close()
             return
         part = _part(path)
@@ -68,6 +68,12 @@ def check(path: Path) -> None:
         part.unlink()
     except OSError as error:
         raise OSError(f"cannot write {path}: {_reason(error)}") from None
+
+
+def is_stream(path: Path) -> bool:
+    """Whether there is something to write into, not a file to replace; /dev/stdout is one even
+    where it leads to a file."""
+    return path.is_relative_to("/dev") or (path.exists() and not path.is_file())
 
 
 def finite(value):
@@ -125,12 +131,6 @@ def left(path: Path) -> list[Path]:
 def _part(path: Path) -> Path:
     """A new name beside `path`; short, as names have a limit."""
     return path.with_name(f"{path.name[:40]}.{secrets.token_hex(4)}.part")
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether there is something to write into, not a file to replace; /dev/stdout is one even
-    where it leads to a file."""
-    return path.is_relative_to("/dev") or (path.exists() and not path.is_file())
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm.app import evaluation, files, processes
+from fastebm.app import evaluation, files, mixing, processes
 from fastebm.app.data import Dataset, need
 from fastebm.app.features import FeatureSpace
 from fastebm.app.training import Trainer
@@ -130,16 +130,30 @@ def run(
     seed: int,
     path: Path,
     console=None,
+    n_chains: int = 0,
+    draws: int = 1000,
 ) -> dict:
-    """`evaluate`, written to `path` as JSON (null for what is not finite) and printed."""
+    """`evaluate` and, of `n_chains` chains, under "chains" what `mixing.measure` finds; written to
+    `path` as JSON (null for what is not finite), with pictures of the chains, and printed."""
     processes.on_rank_zero(lambda: files.check(path))
+    if n_chains and trainer.config.energy == "helmholtz":  # whose samples are independent
+        n_chains = 0
+    if n_chains:
+        need("arviz_stats")
     sets = sample_sets(trainer, n, long_steps, seed)
+    population = trainer.population() if n_chains else None
 
     def measure() -> dict:
         result = evaluate(trainer, sets, features, seed)
+        if n_chains:
+            chains = mixing.run_chains(trainer, n_chains, draws, seed, population)
+            result["chains"] = mixing.measure(chains)
+            mixing.write_pictures(chains, path)
         files.write_json(path, result)
         if console is not None:
             console.print(table(result))
+            if n_chains:
+                mixing.show(result["chains"], console)
         return result
 
     return processes.on_rank_zero(measure)

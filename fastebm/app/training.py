@@ -20,9 +20,10 @@ from fastebm.app.run_samplers import build_sampler
 from fastebm.app.states import check_head, check_state
 from fastebm.distributed import alone, average_gradients, average_metrics, full_state_dict, world
 from fastebm.distributed.collectives import all_rows
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import MaximumLikelihood
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.replay.augmentation import Augmentation
 from fastebm.replay.buffer import ReplayBuffer
@@ -297,11 +298,19 @@ class Trainer:
             self.device
         )
 
+    def jumps(self, n_steps: int) -> int:
+        """How many of so many steps are jumps, as in training."""
+        return n_steps * (self.config.jumps or 0) // self.config.k_steps
+
+    def population(self) -> Tensor | None:
+        """What chains jump by, of all ranks; None where they do not."""
+        return self.buffer.all(of_ranks=True) if self.config.jumps else None
+
     def sample(self, n: int, n_steps: int, seed: int) -> Tensor:
         """Chains of the training sampler from `noise`, (n, *event), which jump as in training; of
         several ranks each runs its part, and has all of them."""
-        jumps = n_steps * (self.config.jumps or 0) // self.config.k_steps
-        more = {"jumps": jumps, "population": self.buffer.all(of_ranks=True)} if jumps else {}
+        jumps = self.jumps(n_steps)
+        more = {"jumps": jumps, "population": self.population()} if jumps else {}
 
         def run(x: Tensor, first: int) -> Tensor:
             stream = ChainRNG(seed, sample_offset=first)

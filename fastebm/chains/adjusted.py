@@ -13,7 +13,7 @@ from fastebm.chains.chain import BeforeStep, Coefficients, OnStep
 from fastebm.chains.local_means import Modes, local_means
 from fastebm.energies.protocol import input_gradient
 from fastebm.ops.langevin import langevin_step_
-from fastebm.ops.metropolis import population_jump
+from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.rng import ACCEPT
 
 ROUND = 20  # transitions between two looks at what was accepted, and at the other chains
@@ -156,45 +156,54 @@ def move_any(model: Callable[..., Tensor], model_kwargs: dict) -> Mover:
         every: int,
         known: bool,
     ) -> None:
+        at, total = _wide(points), first + len(coefficients)
+        lo, hi = (None if face is None else face.to(at.x.dtype) for face in (moves.lo, moves.hi))
         if not known:
-            _set(points, *input_gradient(model, points.x, model_kwargs))
-        for k, (step, sigma) in enumerate(coefficients, first):
-            jumps = every > 0 and (k + 1) % every == 0
-            if jumps:
-                y, log_factor = _jump(points, moves, k)
-            else:
-                y, log_factor = _propose(points, step, sigma, moves, k), None
-            grad, e = input_gradient(model, y, model_kwargs)
-            log_r = log_ratio(points, y, e, grad, step, sigma, log_factor)
-            log_r = log_r.masked_fill(~is_inside(y, moves.lo, moves.hi), -torch.inf)
-            accept = is_accepted(log_r, moves, k)
-            sums = accept if jumps else log_r.nan_to_num(nan=-torch.inf).exp().clamp_(max=1)
-            points.acceptance[1 if jumps else 0] += sums
-            rows = over_events(accept, y)
-            points.x.copy_(torch.where(rows, y, points.x))
-            _set(
-                points, torch.where(rows, grad, points.grad), torch.where(accept, e, points.energy)
+            _set(at, *input_gradient(model, points.x, model_kwargs))
+        y, proposed = torch.empty_like(at.x), False
+
+        def step(k: int, e_y: Tensor | None, grad_y: Tensor | None, **options) -> None:
+            metropolis_step_(
+                *(*at, y, e_y, grad_y, *coefficients[k - first], moves.rng),
+                **{"t": k, "sample_ids": moves.sample_ids, "lo": lo, "hi": hi, **options},
             )
 
+        for k in range(first, total):
+            log_factor = None
+            if _is_jump(k, every):
+                y, log_factor = _jump(at, moves, k)
+            elif not proposed:
+                step(k, None, None)
+            grad, e = input_gradient(model, y.to(points.x.dtype), model_kwargs)
+            proposed = k + 1 < total and not _is_jump(k + 1, every)
+            step(
+                *(k, e.to(y.dtype), grad.to(y.dtype)),
+                log_factor=log_factor,
+                next_step=coefficients[k + 1 - first] if proposed else None,
+            )
+        if at is not points:
+            points.x.copy_(at.x)
+            _set(points, at.grad, at.energy)
+
     return move
+
+
+def _is_jump(k: int, every: int) -> bool:
+    return every > 0 and (k + 1) % every == 0
+
+
+def _wide(points: Points) -> Points:
+    """Points of a type that there is an operator for: half types go on in float32, on the energy of
+    their rounded values."""
+    dtype = torch.promote_types(points.x.dtype, torch.float32)
+    if points.x.dtype == dtype:
+        return points
+    return Points(*(v.to(dtype) for v in points[:3]), points.acceptance)
 
 
 def _set(points: Points, grad: Tensor, e: Tensor) -> None:
     points.grad.copy_(grad)
     points.energy.copy_(e)
-
-
-def _propose(
-    points: Points, step: float | Tensor, sigma: float | Tensor, moves: Moves, k: int
-) -> Tensor:
-    """``x - a(x) g(x) + sigma n``, with ``drift_step``."""
-    n = len(points.x)
-    return langevin_step_(
-        *(points.x.clone(), points.grad, drift_step(points.grad, step, sigma)),
-        *(_per_chain(sigma, n, points.x), moves.rng),
-        t=k,
-        sample_ids=moves.sample_ids,
-    )
 
 
 def _jump(points: Points, moves: Moves, k: int) -> tuple[Tensor, Tensor]:
@@ -206,7 +215,7 @@ def _jump(points: Points, moves: Moves, k: int) -> tuple[Tensor, Tensor]:
         hi=moves.hi,
         uniform_share=moves.uniform_share,
     )
-    return y.to(points.x), log_factor
+    return y.to(points.x), log_factor.to(points.x)
 
 
 def drift_step(grad: Tensor, step: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -224,13 +233,9 @@ def log_ratio(
     grad_y: Tensor,
     step: float | Tensor,
     sigma: float | Tensor,
-    log_factor: Tensor | None = None,
 ) -> Tensor:
-    """log r of proposals y, (B,), of jumps where there is a ``log_factor``: see
-    csrc/metropolis/metropolis.h."""
+    """log r of Langevin proposals y, (B,): see csrc/metropolis/metropolis.h."""
     drop = 2 * step * (points.energy - e_y)
-    if log_factor is not None:
-        return drop / (sigma * sigma) + log_factor
     u, g_x, g_y = _rows(y - points.x), _rows(points.grad), _rows(grad_y)
     a_x, a_y = (drift_step(g, step, sigma) for g in (g_x, g_y))
     drift = a_x * (u * g_x).sum(1) + a_y * (u * g_y).sum(1)

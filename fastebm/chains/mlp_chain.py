@@ -32,6 +32,11 @@ class MLPChain(NamedTuple):
     network: Network
     precision: str
 
+    def rescaled(self, scale: Tensor) -> MLPChain:
+        """The chains of ``z``, where the energy is that of ``scale z``, scale (D,)."""
+        first, *others = self.network.weights
+        return self._replace(network=self.network._replace(weights=[first * scale, *others]))
+
     def run(
         self,
         x: Tensor,

@@ -13,6 +13,7 @@ from fastebm.arguments import Setting, integer, one_of, optional
 from fastebm.distributed.world import together, world
 from fastebm.energies.protocol import check_batch, energy
 from fastebm.energies.sampling_mode import check_initialised, check_unsampled
+from fastebm.losses.chain_checks import check_jumps, check_rows, check_starts
 from fastebm.losses.loss import Loss
 from fastebm.losses.mlp_loss import points_by_formulas, terms_by_formulas
 from fastebm.losses.nonfinite import ON_NONFINITE, all_finite, counts_of_ranks, report
@@ -27,16 +28,14 @@ from fastebm.rng import ChainRNG, DeviceRNG, as_rng
 from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.diagnostics import finite_rows
 from fastebm.samplers.gibbs import GibbsSampler
-from fastebm.samplers.langevin import LangevinDynamics
+from fastebm.samplers.sampler import Sampler
 from fastebm.samplers.scale import MIN_POINTS
 from fastebm.samplers.settings import callable_model, real
 
 
-def _sampler(name: str, sampler: LangevinDynamics | GibbsSampler):
-    if not isinstance(sampler, (LangevinDynamics, GibbsSampler)):
-        raise TypeError(
-            f"{name} must be a LangevinDynamics or a GibbsSampler, got {type(sampler).__name__}"
-        )
+def _sampler(name: str, sampler: Sampler | GibbsSampler):
+    if not isinstance(sampler, (Sampler, GibbsSampler)):
+        raise TypeError(f"{name} must be one of fastebm's samplers, got {type(sampler).__name__}")
     return sampler
 
 
@@ -88,7 +87,7 @@ class ContrastiveDivergence(Loss):
     def __init__(
         self,
         model,
-        sampler: LangevinDynamics | GibbsSampler,
+        sampler: Sampler | GibbsSampler,
         k_steps: int = 10,
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
@@ -132,7 +131,7 @@ class ContrastiveDivergence(Loss):
         rng, x = as_rng(seed, generator), ordinary(x.detach())
         rng.check_room(self.k_steps)
         kwargs = {k: ordinary(v) for k, v in (model_kwargs or {}).items()}
-        self._check_arguments(kwargs, len(x))
+        check_rows(kwargs, len(x), self.n_chains)
         if not self.sampler.step_size_checked and len(x) >= MIN_POINTS:
             with suppress(ValueError):  # no scale: points that coincide, or not finite
                 self.sampler.check_step_size(x)
@@ -150,7 +149,7 @@ class ContrastiveDivergence(Loss):
             n_pos, n_neg = len(x) - pos.sum(), len(x_neg) - neg.sum()
             n_nonfinite = n_pos + n_neg
         if self.on_nonfinite != "count" and not (finite and world().size == 1):
-            counts = counts_of_ranks(int(n_pos), int(n_neg), len(x))
+            counts = counts_of_ranks(int(n_pos), int(n_neg), len(x), len(x_neg))
             where = f"call {self.calls} of {type(self).__name__}"
             n_nonfinite = report(where, self.on_nonfinite, counts)
             if self.on_nonfinite == "skip" and n_nonfinite:
@@ -158,7 +157,7 @@ class ContrastiveDivergence(Loss):
                     pos, neg = finite_rows(e_pos), finite_rows(e_neg)
                 first = rng.first_sample(len(start))
                 left = left_of(batch._replace(chains=before), pos, neg, first, counts.kept)
-                at_points = self._sees_points
+                at_points = self._sees_points(len(x))
                 found = self._phases(left, left.chains, None) if at_points else None
                 loss, _, of_left, *_ = found or self._by_graph(left, rng)
                 metrics |= of_left if all(left.weights) else dict.fromkeys(of_left, math.nan)
@@ -167,6 +166,10 @@ class ContrastiveDivergence(Loss):
         if self.buffer is not None:
             self.buffer.push(stored, slots)
         return LossOutput(loss if torch.is_grad_enabled() else loss.detach(), x_neg, metrics)
+
+    @property
+    def _starts_at_data(self) -> bool:
+        return self.buffer is None
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, Tensor | None]:
         """Where the chains start, and the slots of the buffer that they go back to."""
@@ -179,15 +182,18 @@ class ContrastiveDivergence(Loss):
         """What the loss is taken of."""
         return Batch(x, start, kwargs, kwargs)
 
-    @property
-    def _sees_points(self) -> bool:
-        """Whether the loss takes chains as points, and no derivative of a step."""
-        return getattr(self.sampler, "adjusted", False)
+    def _times(self, n: int) -> int:
+        """How many times of the chains the loss of n data sees."""
+        return 1
+
+    def _sees_points(self, n: int) -> bool:
+        """Whether the loss of n data takes chains as points, and no derivative of a step."""
+        return self.sampler.by_points or self._times(n) > 1
 
     def _terms(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> tuple[Terms, Tensor, bool]:
         """The loss of chains at their start; what ``_by_graph`` would take of it again, the chains
         before their last step or the points; and whether energies and chains are finite."""
-        if self._sees_points:
+        if self._sees_points(len(batch.x)):
             terms, finite = self._at_points(batch, rng)
             return terms, terms.x_neg, finite
         found = self._by_formulas(batch, rng)
@@ -203,13 +209,14 @@ class ContrastiveDivergence(Loss):
 
     @torch.enable_grad()
     def _at_points(self, batch: Batch, rng: ChainRNG | DeviceRNG) -> tuple[Terms, bool]:
-        jumps = self.jumps, self._population(batch.x)
-        found = points_by_formulas(
-            *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight, *jumps)
-        )
-        if found is not None:
-            return found
-        times = len(batch.x) // len(batch.chains)
+        jumps, times = (self.jumps, self._population(batch.x)), self._times(len(batch.x))
+        if times * len(batch.chains) == len(batch.x):
+            found = points_by_formulas(
+                *(self.model, self.sampler, batch, self.k_steps, rng, self.energy_reg_weight),
+                *jumps,
+            )
+            if found is not None:
+                return found
         negatives = run_to_points(
             *(self.sampler, batch.chains, self.k_steps, times, rng, batch.kwargs_neg, *jumps)
         )
@@ -294,38 +301,12 @@ class ContrastiveDivergence(Loss):
         check_batch(x)
         check_same_model(self.model, self.sampler.model)
         self._check_skip(len(x))
-        n_chains = self.n_chains or len(x)
-        if len(x) % n_chains or len(x) > n_chains * self.k_steps:
-            raise ValueError(
-                f"x must have a multiple of n_chains={n_chains} samples, at most k_steps times as"
-                f" many, got a batch of {len(x)}"
-            )
-        integer("jumps", self.jumps, 0, self.k_steps - (not self._sees_points))
+        integer("jumps", self.jumps, 0, self.k_steps - (not self._sees_points(len(x))))
         check_jumps(self.sampler, self.buffer, self.jumps)
-        if self.buffer is not None and n_chains > self.buffer.capacity:
-            raise ValueError(
-                f"x must have at most as many samples as the ReplayBuffer where chains start,"
-                f" {self.buffer.capacity}, got a batch of {len(x)}"
-            )
-        if self.buffer is not None and x.shape[1:] != self.buffer.shape:
-            raise ValueError(
-                f"x must have samples of the buffer's shape {self.buffer.shape},"
-                f" got {tuple(x.shape[1:])}"
-            )
+        check_starts(x, self.buffer, self.n_chains, self._starts_at_data)
         # On a device, which this waits for, the first batch only.
         if isinstance(self.sampler, GibbsSampler) and (x.device.type == "cpu" or not self.calls):
             self.sampler.model.check_data(x)
-
-    def _check_arguments(self, model_kwargs: dict, n: int) -> None:
-        """ValueError where an argument has a row for each of n data, and chains are fewer."""
-        if self.n_chains in (None, n):
-            return
-        for name, value in model_kwargs.items():
-            if isinstance(value, Tensor) and value.dim() and len(value) == n:
-                raise ValueError(
-                    f"model_kwargs has {n} rows of {name!r}, one for each of the data; chains are"
-                    f" n_chains={self.n_chains}"
-                )
 
     def _check_skip(self, n: int = 0) -> None:
         """ValueError where no rows of n samples could be left out, and might have to be."""
@@ -335,63 +316,3 @@ class ContrastiveDivergence(Loss):
         if any(isinstance(v, Tensor) and v.dim() for v in per_chain):
             raise ValueError('on_nonfinite="skip" needs one step_size and noise_std for all chains')
         check_given((self.model, self.sampler.model), n)
-
-
-class PersistentContrastiveDivergence(ContrastiveDivergence):
-    """CD with chains that start at samples of ``buffer`` and go back into it.
-
-    Args:
-        buffer: a ReplayBuffer of the samples' shape; it becomes a submodule.
-        jumps: of the ``k_steps``, jumps between the modes of the samples in the buffer: see
-            ``LangevinDynamics.sample``. They need a sampler with ``adjusted=True``, and a float32
-            buffer of mode ``"slot"``.
-        n_chains: how many chains there are; a batch holds m times as many samples, and the loss
-            takes the chains at m times of the second half of their steps. None: as many as the
-            batch.
-        others, metrics: as in ``ContrastiveDivergence``.
-
-    Source: Tieleman, Training restricted Boltzmann machines using approximations to the likelihood
-    gradient, 2008; Du and Mordatch, Implicit generation and modeling with energy-based models,
-    2019.
-    """
-
-    def __init__(
-        self,
-        model,
-        sampler: LangevinDynamics | GibbsSampler,
-        buffer: ReplayBuffer,
-        k_steps: int = 10,
-        energy_reg_weight: float = 0.0,
-        on_nonfinite: str = "raise",
-        jumps: int = 0,
-        n_chains: int | None = None,
-    ) -> None:
-        super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
-        check_buffer(buffer)
-        if isinstance(sampler, GibbsSampler) and buffer.data.dtype == torch.uint8:
-            raise ValueError(
-                "buffer must be float32 or bfloat16 for a GibbsSampler: uint8 would dither the"
-                " states of its units"
-            )
-        self.buffer, self.jumps, self.n_chains = buffer, jumps, n_chains
-        check_jumps(sampler, buffer, jumps)
-
-    @property
-    def _sees_points(self) -> bool:
-        return super()._sees_points or self.n_chains is not None
-
-
-def check_jumps(sampler, buffer: ReplayBuffer | None, jumps: int) -> None:
-    """ValueError unless the chains can jump by samples of the buffer."""
-    if not jumps:
-        return
-    if not getattr(sampler, "adjusted", False):
-        raise ValueError(f"jumps={jumps} needs a LangevinDynamics with adjusted=True")
-    if buffer is None or buffer.mode != "slot" or buffer.data.dtype != torch.float32:
-        kind = "none" if buffer is None else f"mode {buffer.mode!r} of {buffer.data.dtype}"
-        raise ValueError(f"jumps={jumps} needs a buffer of mode 'slot' and float32, got {kind}")
-
-
-def check_buffer(buffer: ReplayBuffer) -> None:
-    if not isinstance(buffer, ReplayBuffer):
-        raise TypeError(f"buffer must be a ReplayBuffer, got {type(buffer).__name__}")

@@ -13,7 +13,8 @@ from fastebm.distributed.collectives import uneven_rows
 from fastebm.distributed.world import world
 from fastebm.energies.sampling_mode import modules_of
 from fastebm.entropy.estimators import nn_log_distance
-from fastebm.losses.contrastive import ContrastiveDivergence, check_buffer, check_jumps
+from fastebm.losses.chain_checks import check_buffer, check_jumps
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.mlp_loss import LastStepWeights, terms_by_formulas
 from fastebm.losses.nonfinite import counts_of_ranks
 from fastebm.losses.terms import Batch, Terms
@@ -58,6 +59,8 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
             started from. Without a buffer the references are the other chains. With fewer than two
             references the entropy term is zero.
         jumps: as in ``PersistentContrastiveDivergence``, of all steps but the last.
+        n_chains: how many chains there are, >= 1, where there is a buffer: the negative phase, the
+            KL term and the entropy are means over them, whatever the batch. None: as many as it.
         local_refs: of several ranks, whether the references are this rank's own samples alone. Else
             they are of all ranks, and travel in each call: ``n_entropy_refs`` of them, or all, in
             the buffer's dtype; without a buffer the chains, in float32.
@@ -86,20 +89,20 @@ class ImprovedContrastiveDivergence(ContrastiveDivergence):
         on_nonfinite: str = "raise",
         jumps: int = 0,
         local_refs: bool = False,
+        n_chains: int | None = None,
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
         if not isinstance(sampler, LangevinDynamics):
             raise TypeError(NO_DERIVATIVE)
         if buffer is not None:
             check_buffer(buffer)
-        self.buffer, self.jumps = buffer, jumps
+        self.buffer, self.jumps, self.n_chains = buffer, jumps, n_chains
         check_jumps(sampler, buffer, jumps)
         self.kl_weight, self.entropy_weight = kl_weight, entropy_weight
         self.entropy_eps, self.n_entropy_refs = entropy_eps, n_entropy_refs
         self.local_refs = local_refs
 
-    @property
-    def _sees_points(self) -> bool:
+    def _sees_points(self, n: int) -> bool:
         return False
 
     def _check(self, x: Tensor) -> None:

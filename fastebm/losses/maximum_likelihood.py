@@ -103,6 +103,7 @@ class MaximumLikelihood(ContrastiveDivergence):
         k_steps: long enough for the chains to forget where they started.
         init: ``"uniform"`` in ``value_range`` or ``"normal"``.
         value_range: (lo, hi).
+        n_chains: how many chains there are, >= 1; None: as many as the batch.
         others, metrics: as in ``ContrastiveDivergence``.
 
     Source: Younes, Parametric inference for imperfectly observed Gibbsian fields, 1989; Nijkamp et
@@ -121,13 +122,18 @@ class MaximumLikelihood(ContrastiveDivergence):
         value_range: tuple[float, float] = (0.0, 1.0),
         energy_reg_weight: float = 0.0,
         on_nonfinite: str = "raise",
+        n_chains: int | None = None,
     ) -> None:
         super().__init__(model, sampler, k_steps, energy_reg_weight, on_nonfinite)
-        self.init, self.value_range = init, value_range
+        self.init, self.value_range, self.n_chains = init, value_range, n_chains
+
+    @property
+    def _starts_at_data(self) -> bool:
+        return False
 
     def _start(self, x: Tensor, rng: ChainRNG) -> tuple[Tensor, None]:
-        noise = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        langevin_step_(noise, None, 0.0, 1.0, rng.state(x.device, len(x)), tag=INIT)
+        noise = x.new_zeros((self.n_chains or len(x), *x.shape[1:]))
+        langevin_step_(noise, None, 0.0, 1.0, rng.state(x.device, len(noise)), tag=INIT)
         if self.init == "uniform":
             lo, hi = self.value_range
             noise = lo + (hi - lo) * torch.special.ndtr(noise)

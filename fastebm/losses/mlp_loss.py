@@ -28,8 +28,8 @@ from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics
-from fastebm.samplers.run import observe
-from fastebm.samplers.units import has_formula, uniform_share, units_of
+from fastebm.samplers.langevin_chains import observe
+from fastebm.samplers.units import has_formula, uniform_share
 
 
 class LastStepWeights(NamedTuple):
@@ -67,9 +67,11 @@ def terms_by_formulas(
     """
     if batch.x.device.type != "cpu":  # there a CUDA graph takes the launches off
         return None
+    if len(batch.chains) != len(batch.x):
+        return None
     if _inner(model) is not sampler.model or not _is_own(sampler, "last_step"):
         return None
-    if sampler.adjusted or units_of(sampler.model) is not None:
+    if sampler.adjusted or sampler.units is not None:
         return None
     found = _network(sampler, batch)
     if found is None:
@@ -105,9 +107,11 @@ def points_by_formulas(
     Returns:
         The terms, with all metrics, and whether energies and points are finite.
     """
-    step, units = sampler.step_size, units_of(sampler.model)
-    if batch.x.device.type != "cpu" or _inner(model) is not sampler.model or not sampler.adjusted:
+    if not isinstance(sampler, LangevinDynamics) or not sampler.adjusted:
         return None
+    if batch.x.device.type != "cpu" or _inner(model) is not sampler.model:
+        return None
+    step, units = sampler.step_size, sampler.units
     noise = sampler.noise_std, sampler.noise_scale, sampler.temperature
     adaptive = type(step) is AdaptiveStep
     numbers = noise if adaptive else (step, *noise)
@@ -210,7 +214,7 @@ def _adapted(step: AdaptiveStep) -> AdaptedStep:
 
 
 def _jumps(sampler: LangevinDynamics, n: int, population: Tensor) -> Jumps:
-    share = uniform_share(sampler.model, sampler.clamp)
+    share = uniform_share(sampler.units, sampler.clamp)
     return Jumps(n, population, *means_and_neighbors(len(population), n), share)
 
 
@@ -231,7 +235,7 @@ def _metrics(values: list[Tensor]) -> dict[str, Tensor]:
 def _is_own(sampler: LangevinDynamics | GibbsSampler, name: str) -> bool:
     """Whether the method is that of LangevinDynamics, and not a subclass's or a caller's."""
     method = getattr(sampler, name, None)
-    return getattr(method, "__func__", None) is vars(LangevinDynamics)[name]
+    return getattr(method, "__func__", None) is getattr(LangevinDynamics, name)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ class LossOutput(NamedTuple):
 
     Attributes:
         loss: 0-d, to call ``backward()`` on; of a small perceptron on a CPU without create_graph.
-        x_neg: (B, *event), the chains in the end, without a graph.
+        x_neg: (B, *event), the chains in the end, without a graph; of so many as the loss has.
         metrics: the terms, each 0-d without a graph. The total is not among them: its value is not
             comparable between losses.
     """

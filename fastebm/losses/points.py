@@ -11,9 +11,8 @@ from torch import Tensor
 from fastebm.losses.terms import mean_norm
 from fastebm.rng import ChainRNG, DeviceRNG
 from fastebm.samplers.adaptive import AdaptiveStep
-from fastebm.samplers.diagnostics import acceptances
-from fastebm.samplers.langevin import LangevinDynamics
-from fastebm.samplers.run import run_chain
+from fastebm.samplers.gibbs import GibbsSampler
+from fastebm.samplers.sampler import Sampler
 
 
 class Negatives(NamedTuple):
@@ -29,7 +28,7 @@ class Negatives(NamedTuple):
 
 
 def run_to_points(
-    sampler: LangevinDynamics,
+    sampler: Sampler | GibbsSampler,
     start: Tensor,
     k_steps: int,
     times: int,
@@ -42,18 +41,28 @@ def run_to_points(
     times before, evenly spread over the second half of the steps. The stream is advanced by all but
     the last step, as by all losses."""
     thin = max(1, k_steps // (2 * times))
+    if isinstance(sampler, GibbsSampler):
+        path = sampler.sample(
+            *(start, times * thin),
+            burn_in=k_steps - times * thin,
+            thin=thin,
+            return_trajectory=True,
+            seed=rng.copy(),
+            model_kwargs=model_kwargs,
+        )
+        rng.advance(k_steps - 1)
+        return Negatives(path.transpose(0, 1).flatten(0, 1), {})
     seen = range(k_steps - 1 - (times - 1) * thin, k_steps - 1, thin)
     kept: list[Tensor] = []
     stream = rng.copy()
-    points = run_chain(
-        *(sampler, start, k_steps, stream, model_kwargs, None),
+    points, metrics = sampler.run(
+        *(start, k_steps, stream, model_kwargs, None),
         *(lambda k, x, grad, e: kept.append(x.clone()), seen, None, range(0), n_jumps, population),
     )
     rng.advance(k_steps - 1)
-    metrics = {}
-    if sampler.adjusted:  # which never ends on a face of the box
-        metrics["grad_norm"] = mean_norm(points.grad)
-    metrics |= acceptances(points, k_steps - n_jumps, n_jumps)
-    if isinstance(sampler.step_size, AdaptiveStep):
-        metrics["step_size"] = sampler.step_size.value(start.device)
+    if points.grad is not None:
+        metrics = {"grad_norm": mean_norm(points.grad), **metrics}
+    step_size = getattr(sampler, "step_size", None)
+    if isinstance(step_size, AdaptiveStep):
+        metrics["step_size"] = step_size.value(start.device)
     return Negatives(torch.cat([*kept, points.x]) if kept else points.x, metrics)

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     """Data and chains, and what the model is called with beside them.
 
     Attributes:
-        x, chains: (B, *event), the chains at their start, or before the step that the loss sees.
+        x: (B, *event). chains: (n, *event), at their start, or before the step that the loss sees.
         kwargs_pos, kwargs_neg: further arguments of the model for data and chains.
         sample_ids: whose noise each chain gets; None: that of its row.
         references: stored samples, for losses that keep chains away from them.
@@ -48,9 +48,9 @@ class Terms(NamedTuple):
 
     Attributes:
         loss: 0-d.
-        x_neg: (B, *event), the chains in the end.
+        x_neg: (n, *event), the chains in the end.
         metrics: see the losses; without ``n_nonfinite``.
-        e_pos, e_neg: energies of data and chains, (B,) or (B, S), and
+        e_pos, e_neg: energies of data and chains, (B,) or (B, S) and (n,) or (n, S), and
         mean_neg: the mean of the latter; with the graph that the loss has, if any.
     """
 

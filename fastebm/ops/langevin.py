@@ -10,7 +10,7 @@ from torch import Tensor
 from fastebm.ops import library
 from fastebm.rng import NOISE
 
-Clamp = tuple[float | None, float | None]
+Clamp = tuple[float | Tensor | None, float | Tensor | None]
 
 
 def langevin_step_(
@@ -24,10 +24,11 @@ def langevin_step_(
     sample_ids: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
+    displacement_clip: float | None = None,
     clamp: Clamp | None = None,
     tag: int = NOISE,
 ) -> Tensor:
-    """One Langevin step in place: ``x <- clamp(x - step_size * clip(grad) + noise_std * n)``.
+    """One Langevin step in place: ``x <- clamp(x + clip(noise_std * n - step_size * clip(grad)))``.
 
     ``n`` is standard normal, the same for every device, data type and batch split: a function of
     the key and step in ``rng``, ``t``, the sample's id, the element's index in its sample, ``tag``.
@@ -45,7 +46,10 @@ def langevin_step_(
         sample_ids: int64 (B,), who the samples are; default: sample_offset of ``rng`` + row.
         grad_clip: bound on |grad|, element by element.
         grad_norm_clip: bound on each sample's gradient norm, applied before ``grad_clip``.
-        clamp: (lo, hi), either may be None.
+        displacement_clip: bound on how far the step moves, element by element, before ``clamp``
+            (Florence et al., Implicit Behavioral Cloning, 2021).
+        clamp: (lo, hi), each a number, a tensor that broadcasts to the shape of ``x`` (a face a
+            dimension or a sample, without NaN; one pass more over ``x``), or None.
         tag: which stream of the key, 1..255.
 
     Returns:
@@ -54,15 +58,17 @@ def langevin_step_(
     Raises:
         RuntimeError: shapes, dtypes or devices differ, or a value is out of range.
     """
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
-    lo, hi = clamp or (None, None)
+    pair = coefficients(x, step_size, noise_std)
+    (lo, hi), faces = _box(clamp, x)
     library.check_overwritten("langevin_step_", x=x)
     library.call(
         library.op.langevin_step_.default,
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids),
-        *(grad_clip, grad_norm_clip, lo, hi, tag),
+        *(x, grad, *pair, rng, t, sample_ids),
+        *(grad_clip, grad_norm_clip, displacement_clip, lo, hi, tag),
     )
+    if faces:
+        with torch.no_grad():
+            x.clamp_(**faces)
     return x
 
 
@@ -77,30 +83,45 @@ def langevin_step(
     sample_ids: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
+    displacement_clip: float | None = None,
     clamp: Clamp | None = None,
     tag: int = NOISE,
 ) -> Tensor:
     """The step of ``langevin_step_`` into a new tensor, differentiable any number of times in
     ``x`` and ``grad``.
 
-    With m = 1 where the result was not clamped and c = 1 where the gradient was not clipped
-    (bounds included, as in ``torch.clamp``): d/dx = m, d/dgrad = -step_size * m * c. A quarter of a
-    byte per element is kept for the backward pass. Not differentiable in step_size and noise_std.
+    With m = 1 where the result was not clamped and c = 1 where neither gradient nor displacement
+    was clipped (bounds included, as in ``torch.clamp``): d/dx = m, d/dgrad = -step_size * m * c. A
+    quarter of a byte per element is kept for the backward pass. Not differentiable in step_size and
+    noise_std.
 
     Arguments, returns and errors as in ``langevin_step_``; ``grad`` is required.
     """
     if grad_norm_clip is not None:
         grad = _clip_norm(grad, grad_norm_clip)
-    step, steps = _coefficient("step_size", step_size, x)
-    sigma, sigmas = _coefficient("noise_std", noise_std, x)
-    lo, hi = clamp or (None, None)
-    return library.call(
+    pair = coefficients(x, step_size, noise_std)
+    (lo, hi), faces = _box(clamp, x)
+    out = library.call(
         library.op.langevin_step.default,
-        *(x, grad, step, sigma, steps, sigmas, rng, t, sample_ids, grad_clip, lo, hi, tag),
+        *(x, grad, *pair, rng, t, sample_ids, grad_clip, displacement_clip, lo, hi, tag),
     )[0]
+    return out.clamp(**faces) if faces else out
 
 
-def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+def coefficients(
+    x: Tensor,
+    step_size: float | Tensor,
+    other: float | Tensor,
+    names: tuple[str, str] = ("step_size", "noise_std"),
+) -> tuple[float, float, Tensor | None, Tensor | None]:
+    """Two coefficients of steps as operators on ``x`` (B, ...) take them: the numbers, then the
+    contiguous (B,) tensors of the compute type, or None."""
+    a, of_samples = per_sample(names[0], step_size, x)
+    b, others = per_sample(names[1], other, x)
+    return a, b, of_samples, others
+
+
+def per_sample(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
     """``value`` as operators on ``x`` (B, ...) take it: a number, and a contiguous (B,) tensor of
     the compute type or None."""
     if not isinstance(value, Tensor):
@@ -114,6 +135,28 @@ def _coefficient(name: str, value: float | Tensor, x: Tensor) -> tuple[float, Te
             f"{name} must hold 1 or B = {x.shape[0]} values, got shape {tuple(value.shape)}"
         )
     return 0.0, value.to(_compute_dtype(x)).reshape(-1).expand(x.shape[0]).contiguous()
+
+
+def broadcasts(t: Tensor, shape: torch.Size) -> bool:
+    """Whether ``t`` broadcasts to ``shape``."""
+    sizes = zip(reversed(t.shape), reversed(shape), strict=False)
+    return t.dim() <= len(shape) and all(a in (1, b) for a, b in sizes)
+
+
+def _box(clamp: Clamp | None, x: Tensor) -> tuple[Clamp, dict[str, Tensor]]:
+    """Of a box the faces that are numbers, which the operators take, and the others as arguments of
+    ``torch.clamp``."""
+    faces = {}
+    for name, face in zip(("min", "max"), clamp or (), strict=False):
+        if isinstance(face, Tensor):
+            if not broadcasts(face, x.shape):
+                raise RuntimeError(
+                    f"clamp must hold tensors that broadcast to the shape of x, {tuple(x.shape)},"
+                    f" got {tuple(face.shape)}"
+                )
+            faces[name] = face.to(x.dtype)
+    numbers = (None if isinstance(face, Tensor) else face for face in clamp or (None, None))
+    return tuple(numbers), faces
 
 
 def _clip_norm(grad: Tensor, bound: float) -> Tensor:
@@ -169,7 +212,7 @@ def register_operators(namespace: str) -> None:
     def step_backward(ctx, grad_out, _):
         mask, steps = ctx.saved_tensors
         grads = library.call(backward, grad_out, mask, ctx.step_size, steps)
-        return (*grads, *(None,) * 11)
+        return (*grads, *(None,) * 12)
 
     def keep_masks_again(ctx, inputs, output):
         _, mask, ctx.step_size, steps = inputs

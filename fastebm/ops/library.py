@@ -66,3 +66,17 @@ def record_no_gradient(namespace: str, *operators: str) -> None:
     for operator in operators:
         library.impl(operator, torch.library.fallthrough_kernel, "Autograd")
     _libraries.append(library)
+
+
+def check_rows(x: Tensor, values: dict[str, Tensor | None], samples: dict) -> None:
+    """What fakes of operators on chains ``x`` check: ``values`` are (B,), ``samples`` like x, both
+    of its dtype."""
+    torch._check(x.dim() > 0, lambda: "x must have a batch dimension, (B, ...)")
+    torch._check(
+        x.dtype in (torch.float32, torch.float64),
+        lambda: f"x must be float32 or float64, got {x.dtype}",
+    )
+    for tensors, shape in ((values, x.shape[:1]), (samples, x.shape)):
+        for name, value in tensors.items():
+            fits = value is None or (value.shape == shape and value.dtype == x.dtype)
+            torch._check(fits, lambda n=name: f"{n} does not fit the shape or dtype of x")

@@ -86,6 +86,12 @@ class AdaptiveStep(nn.Module):
         self.log_step.add_(acceptance - self.target_acceptance, alpha=self.gain * n_proposals)
         self._bound()
 
+    def freeze(self, step: float) -> None:
+        """Stay at a step from now on."""
+        self.log_step.fill_(math.log(step))
+        self._bound()
+        self.frozen = True
+
     def follower(self) -> AdaptiveStep:
         """The same step for other chains: it goes along, and they do not change it."""
         other = AdaptiveStep(target_acceptance=self.target_acceptance, gain=self.gain)

@@ -48,6 +48,7 @@ class GibbsSampler:
     """
 
     step_size_checked = True  # there is no step size
+    by_points = False  # losses take a last step
     model = Setting(_machine)
     temperature = Setting(partial(setting, above_zero=True))
 

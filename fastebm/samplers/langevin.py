@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from fastebm.arguments import Setting, integer, one_of, optional, sizes
+from fastebm.arguments import Setting, integer, one_of, optional
+from fastebm.chains.adjusted import Points
 from fastebm.chains.chain import ChainRunner, Coefficients, StepOptions
 from fastebm.chains.mlp_chain import PRECISIONS, MLPChain, mlp_chain
 from fastebm.chains.second_order import uncompiled
-from fastebm.energies.sampling_mode import modules_of, parameters_of
-from fastebm.ops.langevin import Clamp, langevin_step_
-from fastebm.replay.augmentation import Augmentation
-from fastebm.rng import INIT, ChainRNG, DeviceRNG, as_rng, check_sample_ids
+from fastebm.chains.steps import Steps
+from fastebm.ops.langevin import Clamp
+from fastebm.rng import ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.adaptive import AdaptiveStep, step_setting
-from fastebm.samplers.diagnostics import Log, acceptances, as_rows, finite_rows
+from fastebm.samplers.langevin_chains import langevin_steps, run_langevin
 from fastebm.samplers.last_step import take_last_step
-from fastebm.samplers.run import checked_jumps, run_chain
+from fastebm.samplers.run import Run
+from fastebm.samplers.sampler import Sampler
 from fastebm.samplers.scale import warn_of_wide_noise
-from fastebm.samplers.settings import box, callable_model, chains, number, setting, value_at
-from fastebm.samplers.units import inner_model, units_of
+from fastebm.samplers.settings import chains, number, setting, value_at
+from fastebm.samplers.units import Preconditioned
 
 Schedule = Callable[[int], float]
 
 
-class LangevinDynamics:
+class LangevinDynamics(Sampler):
     """Unadjusted Langevin dynamics on an energy, ``p(x)`` proportional to ``exp(-E(x))``.
 
     ``x <- clamp(x - step_size * clip(grad E(x)) + sigma * n)``, with n standard normal and
@@ -72,6 +74,9 @@ class LangevinDynamics:
         adjusted: accept or refuse each step by Metropolis' rule, its drift no longer than sigma
             sqrt(D): chains sample ``exp(-E / effective_temperature)`` at any step. ``clamp``
             refuses what is outside.
+        preconditioner: (*event), a scale of each coordinate, such as its standard deviation: chains
+            run in these units, ``x = scale z``: step and noise, and bounds on gradients, are z's.
+            None: all scales are 1. ``warm_up`` finds it.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind or out of its range.
@@ -81,12 +86,12 @@ class LangevinDynamics:
 
     _outside_graphs = ("runner", "step_size_checked")  # no graph of a step bakes these in
 
-    model = Setting(callable_model)
+    target_acceptance = 0.9
+    _step_power = 2
     step_size = Setting(step_setting)
     noise_scale = Setting(setting)
     noise_std = Setting(optional(partial(setting, per_chain=True)))
-    temperature = Setting(setting)
-    clamp = Setting(optional(box))
+    temperature = Setting(partial(setting, per_chain=True))
     grad_clip = Setting(optional(partial(number, above_zero=True)))
     noise_first = Setting(one_of(False, True))
     adjusted = Setting(one_of(False, True))
@@ -112,6 +117,7 @@ class LangevinDynamics:
         graph: bool | str = "auto",
         precision: str = "fp32",
         adjusted: bool = False,
+        preconditioner: Tensor | None = None,
     ) -> None:
         self.model = model
         self.step_size, self.noise_scale, self.noise_std = step_size, noise_scale, noise_std
@@ -119,6 +125,7 @@ class LangevinDynamics:
         self.grad_clip, self.grad_norm_clip = grad_clip, grad_norm_clip
         self.backend, self.compile, self.graph = backend, compile, graph
         self.precision, self.adjusted = precision, adjusted
+        self.preconditioner = preconditioner
         self._check_way()
         self.runner = ChainRunner()
         self.step_size_checked = False  # the losses look at their first batch unless it was
@@ -135,9 +142,9 @@ class LangevinDynamics:
             raise ValueError(f"precision='bf16' needs backend='fused', got {self.backend!r}")
         if self.backend == "fused" and (self.compile or self.graph is True):
             raise ValueError("backend='fused' has nothing to compile or to capture")
-        if self.clamp is not None and units_of(self.model) is not None and not self.adjusted:
+        if self.clamp is not None and self.units is not None and not self.adjusted:
             raise ValueError(
-                "clamp of chains in standard units needs adjusted=True: its faces differ"
+                "clamp of chains in units of each coordinate needs adjusted=True: its faces differ"
             )
         if not self.adjusted:
             return
@@ -189,6 +196,37 @@ class LangevinDynamics:
         step, sigma = self.coefficients(0)
         return sigma**2 / (2 * step)
 
+    @property
+    def by_points(self) -> bool:
+        """Whether losses see the chains' ends, and no derivative of a step."""
+        return self.adjusted
+
+    @property
+    def jumps_possible(self) -> bool:
+        """Whether steps may be jumps between modes."""
+        return self.adjusted
+
+    def _adjusted_kin(self) -> Sampler:
+        kin = copy.copy(self)
+        kin.adjusted = True
+        kin._check_way()
+        kin.plan(range(1))
+        return kin
+
+    def _run(self, run: Run) -> tuple[Points, dict[str, Tensor]]:
+        return run_langevin(self, run)
+
+    def steps(self, run: Run) -> AbstractContextManager[Steps]:
+        """Steps as other samplers make them, a few at a time."""
+        return langevin_steps(self, run)
+
+    def check_temperatures(self) -> None:
+        """TypeError unless chains may have a temperature each."""
+        if self.noise_std is not None or callable(self.noise_scale):
+            raise TypeError(
+                "noise_std must be None and noise_scale a number where each chain has a temperature"
+            )
+
     def check_step_size(self, data: Tensor) -> None:
         """Warn when the noise of one step is wider than the tightest scale of the data.
 
@@ -204,117 +242,6 @@ class LangevinDynamics:
             return
         step, sigma = (float(torch.as_tensor(c).max()) for c in self.coefficients(0))
         warn_of_wide_noise(step, sigma, data)
-
-    def sample(
-        self,
-        x: Tensor | None = None,
-        n_steps: int = 100,
-        *,
-        n_samples: int | None = None,
-        dim: int | tuple[int, ...] | None = None,
-        burn_in: int = 0,
-        thin: int = 1,
-        return_trajectory: bool = False,
-        return_diagnostics: bool = False,
-        seed: int | ChainRNG | DeviceRNG | None = None,
-        generator: Generator | None = None,
-        model_kwargs: dict | None = None,
-        sample_ids: Tensor | None = None,
-        augmentation: Augmentation | None = None,
-        augment_every: int = 20,
-        jumps: int = 0,
-        population: Tensor | None = None,
-    ) -> Tensor | Any:  # a union with the pair would be in every caller's way
-        """Run ``burn_in + n_steps`` steps.
-
-        Args:
-            x: starting points (B, *event), not modified; None: standard normal, clamped, from the
-                same stream, of shape (n_samples, *dim) and on the device of the model.
-            n_steps: steps after ``burn_in``.
-            n_samples, dim: shape of the start when ``x`` is None.
-            burn_in: steps before the trajectory and the diagnostics begin.
-            thin: keep every so-many-th of the ``n_steps`` steps, ``n_kept = n_steps // thin``.
-            return_trajectory: return what was kept, not only the last state.
-            return_diagnostics: return also a dict, below.
-            seed: an int: the same noise in every call; a ``ChainRNG``: goes on where it is, and is
-                advanced; None: a key from ``generator``, or from torch's default generator.
-            generator: see ``seed``; not both.
-            model_kwargs: further arguments of the model.
-            sample_ids: int64 (B,), whose noise each chain gets; default: its row.
-            augmentation: the chains make this transition before step 0, ``augment_every``,
-                2 ``augment_every``, ... (counted with burn_in): rounds that mix chains over modes,
-                as trained with. Refine by a second call without it. The noise is the same with it
-                and without, and so are the steps that are kept.
-            augment_every: steps of a round, >= 1.
-            jumps: so many of the steps, evenly spread, are jumps between modes: to
-                ``c_i + (s_i / s_j) (x - c_j)``, c means and s widths of neighbours in the
-                population, c_j the nearest of 16, or in one of ten, where ``clamp`` has two faces,
-                to a uniform point of the box (of ``Standardized``: where it is no wider than 100
-                standard deviations of any coordinate). They need ``adjusted``.
-            population: (P, *event), P >= 2, such as ``buffer.all()``; None: the chains themselves,
-                one half jumping by where the other is, anew after 20 steps and where states are
-                kept, so B >= 4.
-
-        Returns:
-            The last state (B, *event), or with ``return_trajectory`` (B, n_kept, *event). With
-            ``return_diagnostics`` a pair of it and a dict: ``mean`` and ``var`` over the chains
-            (n_kept, *event), ``energy`` and ``grad_norm`` (n_kept, B) at the point that the kept
-            step started from (they cost nothing there; of adjusted chains at the kept state),
-            of adjusted chains ``acceptance``, the mean acceptance probability of the proposals, and
-            ``jump_acceptance``, the share of the jumps that were accepted, ``clamp_share``, the
-            share of elements of the last state on a face of the box, ``n_nonfinite``, the number of
-            chains that are not finite in the end, and ``effective_temperature``.
-
-        Raises:
-            ValueError, TypeError: an argument is not what it should be, or the model is not one
-                for ``backend="fused"``; nothing has run then.
-        """
-        n_steps, burn_in = integer("n_steps", n_steps, 0), integer("burn_in", burn_in, 0)
-        thin, augment_every = integer("thin", thin, 1), integer("augment_every", augment_every, 1)
-        total = burn_in + n_steps
-        if total >= 2**32:  # of any stream; and before a plan of so many steps is made
-            raise ValueError(f"n_steps and burn_in must be less than 2^32 together, got {total}")
-        rng = as_rng(seed, generator)
-        rng.check_room(total)
-        if x is None:
-            x = self._start(n_samples, dim, rng, sample_ids)
-        elif n_samples is not None or dim is not None:
-            raise ValueError("give x, or n_samples and dim, not both")
-        else:
-            x = chains(x)
-        check_sample_ids(sample_ids, len(x))
-        jumps = checked_jumps(jumps, total, self.adjusted, x, population)
-        if augmentation is not None:
-            augmentation.check_shape(tuple(x.shape[1:]))
-        state = rng.state(x.device, len(x))
-        log = Log(x, burn_in, thin, energy=(len(x),), grad_norm=(len(x),))
-
-        def keep(k: int, x: Tensor, grad: Tensor, e: Tensor) -> None:
-            if return_trajectory:
-                log.add_state(x.clone())
-            if return_diagnostics:
-                log.add_numbers(x, energy=e.clone(), grad_norm=as_rows(grad).norm(dim=1))
-
-        def augment(k: int, x: Tensor) -> None:
-            x.copy_(augmentation.transform(x, state, k, sample_ids))
-
-        watched = return_trajectory or return_diagnostics
-        points = run_chain(
-            *(self, x, total, rng, model_kwargs or {}, sample_ids, keep if watched else None),
-            *(range(burn_in + thin - 1, total if watched else 0, thin),),
-            *(None if augmentation is None else augment,),
-            *(range(0, total if augmentation is not None else 0, augment_every), jumps, population),
-        )
-        out = log.trajectory() if return_trajectory else points.x
-        if not return_diagnostics:
-            return out
-        return out, {
-            **log.diagnostics(),
-            **acceptances(points, total - jumps, jumps),
-            "clamp_share": self.clamp_share(points.x),
-            "n_nonfinite": (~finite_rows(points.x)).sum(),
-            "effective_temperature": self.effective_temperature,
-        }
 
     @uncompiled
     def last_step(
@@ -357,16 +284,6 @@ class LangevinDynamics:
         rng.advance(1)
         return out
 
-    def clamp_share(self, x: Tensor) -> Tensor:
-        """Share of elements of ``x`` on a face of the clamp box, 0-d; 0 without a box."""
-        lo, hi = self.clamp or (None, None)
-        if lo is None and hi is None:
-            return torch.zeros((), device=x.device)
-        on_face = x <= lo if hi is None else x >= hi
-        if lo is not None and hi is not None:
-            on_face |= x <= lo
-        return on_face.mean(dtype=torch.float32)
-
     def fused_chain(self, x: Tensor, model_kwargs: dict) -> MLPChain | None:
         """Chains from ``x``, in the chains' units, in one kernel; None where they are run step by
         step.
@@ -377,24 +294,12 @@ class LangevinDynamics:
         self._check_way()
         if self.backend == "eager" or self.compile or self.graph is True:
             return None
-        found = mlp_chain(inner_model(self.model), x, model_kwargs, self.precision)
+        units = self.units
+        scale = units.scale if isinstance(units, Preconditioned) else None
+        model = self.inner_model if scale is None else units.inner
+        found = mlp_chain(model, x, model_kwargs, self.precision)
         if not isinstance(found, str):
-            return found
+            return found if scale is None else found.rescaled(scale.flatten())
         if self.backend == "fused":
             raise ValueError(f"backend='fused' takes small perceptrons only: {found}")
         return None
-
-    def _start(
-        self, n: int | None, dim: int | tuple[int, ...] | None, rng: ChainRNG, ids: Tensor | None
-    ) -> Tensor:
-        if n is None or dim is None:
-            raise ValueError("give x, or n_samples and dim")
-        n, event = integer("n_samples", n, 0), sizes("dim", dim)
-        parameters = parameters_of(modules_of(self.model))
-        like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
-        x = torch.zeros((n, *event), dtype=like.dtype, device=like.device)
-        state = rng.state(x.device, len(x))
-        with torch.no_grad():
-            return langevin_step_(
-                x, None, 0.0, 1.0, state, sample_ids=ids, clamp=self.clamp, tag=INIT
-            )

@@ -22,7 +22,7 @@ from fastebm.energies.protocol import input_gradient, leaf_gradient, sum_scales
 from fastebm.energies.sampling_mode import sampling_mode
 from fastebm.modes import ordinary, outside_inference
 from fastebm.ops.langevin import langevin_step
-from fastebm.samplers.units import box_in, inner_model, units_of
+from fastebm.samplers.units import box_in
 
 
 def take_last_step(
@@ -35,7 +35,7 @@ def take_last_step(
     sample_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``LangevinDynamics.last_step``, its arguments checked."""
-    model, units = inner_model(sampler.model), units_of(sampler.model)
+    model, units = sampler.inner_model, sampler.units
 
     def gradient(leaf: Tensor, model_kwargs: dict) -> tuple[Tensor, Tensor]:
         return leaf_gradient(model, leaf, model_kwargs, create_graph)
@@ -51,7 +51,7 @@ def take_last_step(
         if units is not None:
             x = units.standardize(x)
         if sampler.adjusted:
-            lo, hi = box_in(sampler.model, sampler.clamp, x)
+            lo, hi = box_in(units, sampler.clamp, x)
             moves = Moves(rng, sample_ids, lo, hi)
             out, grad = _adjusted(model, gradient, x, coefficients, moves, kwargs)
         else:

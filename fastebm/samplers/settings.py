@@ -65,6 +65,17 @@ def chains(x: Tensor) -> Tensor:
     return x.detach()
 
 
+def scales(name: str, value: Tensor) -> Tensor:
+    """A scale of each coordinate, (*event)."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a floating-point tensor without a gradient, got {got}")
+    bad = ~(value.isfinite() & (value > 0))
+    if bad.any():
+        raise ValueError(f"{name} must be finite and > 0, got {value[bad][0]}")
+    return value.detach().clone()
+
+
 def box(name: str, clamp: Clamp) -> Clamp:
     try:
         lo, hi = (None if c is None else float(c) for c in clamp)

@@ -1,4 +1,4 @@
-"""The units that chains run in: the user's, or those of standardised data."""
+"""The units that chains run in: the user's, those of standardised data, or preconditioned ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastebm.energies.rescaled import Rescaled
 from fastebm.energies.standardized import Standardized
 from fastebm.ops.langevin import Clamp
 
@@ -15,30 +16,75 @@ UNIFORM_SHARE = 0.1  # of jumps, to uniform points of a box of at most
 MOST_WIDTH = 100  # standard deviations
 
 
-def units_of(model: Callable) -> Standardized | None:
+class Preconditioned:
+    """Units in which a coordinate is divided by its scale: ``x = scale z``.
+
+    Args:
+        units: of the model itself, or None.
+        scale: (*event), or 0-d for all coordinates, > 0, in those units.
+        energy: of those units, kept as ``inner``; chains run on ``self.energy``.
+    """
+
+    def __init__(
+        self, units: Standardized | None, scale: Tensor, energy: Callable[..., Tensor]
+    ) -> None:
+        self.of_model, self.scale = units, scale
+        self.inner, self.energy = energy, Rescaled(energy, scale)
+
+    def standardize(self, x: Tensor) -> Tensor:
+        x = x if self.of_model is None else self.of_model.standardize(x)
+        return (x / self._scale(x)).to(x.dtype)
+
+    def restore(self, z: Tensor) -> Tensor:
+        x = (z * self._scale(z)).to(z.dtype)
+        return x if self.of_model is None else self.of_model.restore(x)
+
+    def bounds(self, clamp: Clamp) -> Faces:
+        faces = clamp if self.of_model is None else self.of_model.bounds(clamp)
+        return tuple(None if c is None else c / self.scale for c in faces)
+
+    @property
+    def std(self) -> Tensor:
+        """Of a coordinate, in the user's units."""
+        return self.scale if self.of_model is None else self.scale * self.of_model.std
+
+    @property
+    def least_std(self) -> float:
+        """The least of ``std``."""
+        return self.std.min().item()
+
+    def _scale(self, x: Tensor) -> Tensor:
+        if self.scale.dim() and x.shape[1:] != self.scale.shape:
+            raise ValueError(
+                f"preconditioner must be of the event's shape {tuple(x.shape[1:])}, got"
+                f" {tuple(self.scale.shape)}"
+            )
+        return self.scale
+
+
+Units = Standardized | Preconditioned
+
+
+def units_of(model: Callable, preconditioner: Tensor | None = None) -> Units | None:
     """The units that chains of a model run in, where they are not the user's."""
-    return model if isinstance(model, Standardized) else None
+    of_model = model if isinstance(model, Standardized) else None
+    if preconditioner is None:
+        return of_model
+    return Preconditioned(of_model, preconditioner, model if of_model is None else of_model.energy)
 
 
-def has_formula(units: Standardized | None) -> bool:
+def has_formula(units: Units | None) -> bool:
     """Whether they are the user's, or ``(x - mean) / std``: a subclass may be anything."""
     return units is None or type(units) is Standardized
 
 
-def inner_model(model: Callable) -> Callable:
-    """What chains of a model run on."""
-    units = units_of(model)
-    return model if units is None else units.energy
-
-
-def uniform_share(model: Callable, clamp: Clamp | None) -> float:
+def uniform_share(units: Units | None, clamp: Clamp | None) -> float:
     """Of jumps, to uniform points of a box. None where there is no box, or where it is so wide in
     the standard units of some coordinate that its points are far from all data: while the energy is
     flat they would be accepted, and train it out there."""
     lo, hi = _closed(clamp)
     if lo is None or hi is None:
         return 0.0
-    units = units_of(model)
     wide = units is not None and hi - lo > MOST_WIDTH * units.least_std
     return 0.0 if wide else UNIFORM_SHARE
 
@@ -49,11 +95,12 @@ def _closed(clamp: Clamp | None) -> Clamp:
     return tuple(None if c is None or abs(c) == torch.inf else c for c in (lo, hi))
 
 
-def box_in(model: Callable, clamp: Clamp | None, x: Tensor) -> Faces:
+def box_in(units: Units | None, clamp: Clamp | None, x: Tensor) -> Faces:
     """The faces of a box of the user's units in those of the chains x (B, *event): each of the
     event's shape, or None."""
-    clamp, units = _closed(clamp), units_of(model)
+    clamp = _closed(clamp)
     if units is not None:
-        return units.bounds(clamp)
+        faces = units.bounds(clamp)
+        return tuple(None if c is None else c.expand(x.shape[1:]).contiguous() for c in faces)
     full = dict(size=x.shape[1:], dtype=torch.float32, device=x.device)
     return tuple(None if c is None else torch.full(fill_value=c, **full) for c in clamp)

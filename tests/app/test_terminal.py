@@ -94,6 +94,7 @@ ONE_LINE = {
     "evaluate": {
         "n": [-1, 0, 9, 5001, 10**22], "long-steps": [-1, 0, 10**22], "seed": [-1, 2**63],
         "features": ["no", "classifier"], "out": ["no/x.json", "."], "device": ["meta"],
+        "chains": [-1, 5001, 10**22], "draws": [-1, 0, 9, 10**22],
     },
     "ood": {
         "bootstrap": [-1, 0, 1, 10**22], "seed": [-1, 2**63], "in": ["no", ""], "out": ["no", ""],

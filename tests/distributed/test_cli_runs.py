@@ -142,7 +142,19 @@ def commands(runs, folder):
         calls = {
             "ood": ood,  # which makes the folder
             "sample": [checkpoint, "-n", 9, "--steps", 12, "--out", out / "x.npz"],
-            "evaluate": [checkpoint, "--n", 51, "--long-steps", 9, "--out", out / "q.json"],
+            "evaluate": [
+                checkpoint,
+                "--n",
+                51,
+                "--long-steps",
+                9,
+                "--out",
+                out / "q.json",
+                "--chains",
+                8,
+                "--draws",
+                40,
+            ],
         }
         for command, arguments in calls.items():
             result = CliRunner().invoke(app, [command, *map(str, arguments)])

@@ -6,9 +6,10 @@ from loss_reference import langevin, mlp
 
 from fastebm.energies import RBM
 from fastebm.energies.helmholtz import HelmholtzMachine
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import ExactMaximumLikelihood, MaximumLikelihood
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.losses.wake_sleep import WakeSleep
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.samplers.gibbs import GibbsSampler

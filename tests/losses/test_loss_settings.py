@@ -53,7 +53,7 @@ def test_an_option_that_is_set_is_gone_by(name):
         ("entropy_eps", 0.0, "entropy_eps must be finite and > 0, got 0.0"),
         ("n_entropy_refs", 1, "n_entropy_refs must be an integer >= 2, got 1"),
         ("on_nonfinite", "hide", "on_nonfinite must be one of raise, .*, got 'hide'"),
-        ("sampler", 3, "sampler must be a LangevinDynamics or a GibbsSampler, got int"),
+        ("sampler", 3, "sampler must be one of fastebm's samplers, got int"),
         ("sampler", nn.Linear(2, 1), "sampler must be .* got Linear"),
         ("model", 3, "model must be callable, got int"),
     ],

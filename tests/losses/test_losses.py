@@ -10,9 +10,10 @@ import torch
 from loss_reference import EPS, K, assert_same, gradients, langevin, mlp, naive
 from torch import nn
 
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.output import LossOutput
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.rng import ChainRNG
 from fastebm.samplers.langevin import LangevinDynamics
@@ -306,7 +307,7 @@ def test_errors():
             loss(x)
     with pytest.raises(ValueError, match=r"buffer's shape \(2,\), got \(3,\)"):
         loss(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="as the ReplayBuffer .*, 12, got a batch of 13"):
+    with pytest.raises(ValueError, match="of the ReplayBuffer .*, 12, got a batch of 13"):
         loss(torch.zeros(13, 2, dtype=torch.float64))
 
 

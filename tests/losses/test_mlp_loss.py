@@ -11,9 +11,10 @@ from torch import nn
 
 from fastebm.energies import MLPEnergy
 from fastebm.losses import mlp_loss
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.samplers.langevin import LangevinDynamics
 

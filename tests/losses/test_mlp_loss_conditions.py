@@ -6,13 +6,12 @@ import process_group
 import pytest
 import torch
 from conditional import Columns, Fused, OwnMap
-from conftest import SIMD_LEVELS
 from test_mlp_loss import DIM, LOSSES, N, assert_as_good_as_the_graph, compute, formulas
 from torch.nn.parallel import DistributedDataParallel
 
 from fastebm import ChainRNG, ContrastiveDivergence, PersistentContrastiveDivergence, ReplayBuffer
 from fastebm.distributed import world
-from fastebm.losses import contrastive
+from fastebm.losses import contrastive, mlp_loss
 from fastebm.losses.terms import Batch
 
 assert formulas  # a fixture
@@ -64,20 +63,7 @@ def test_a_base_that_is_learnt_is_for_the_graph(formulas, kind):
     model, x, c = Columns(DIM, C, learnt_base=True), torch.randn(N, DIM), torch.randn(N, C)
     found = [compute(kind, model, x, way, model_kwargs={"c": c})[1] for way in ("auto", "eager")]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
-    assert not formulas and found[0].abs().min() > 0
-
-
-@pytest.mark.parametrize("kind", ["cd", "icd refs"])
-def test_same_bits_with_any_number_of_threads(kind, set_threads, set_simd):
-    model, x, c = OwnMap(DIM, C), torch.randn(N, DIM), torch.randn(N, C)
-    for level in SIMD_LEVELS:
-        set_simd(level)
-        found = []
-        for threads in (1, 3):
-            set_threads(threads)
-            found.append(compute(kind, model, x, "auto", model_kwargs={"c": c}))
-        (a, gradient), (b, other) = found
-        assert torch.equal(a.x_neg, b.x_neg) and torch.equal(gradient, other), level
+    assert not formulas and found[0][: 2 * DIM].abs().min() > 0  # that of the base
 
 
 @pytest.mark.parametrize("n_chains", [None, 10])
@@ -115,9 +101,6 @@ def gradients_of_ranks():
 
 
 def test_ranks_reduce_the_gradients_of_conditions_too():
-    (one,), many = (
-        process_group.run(1, gradients_of_ranks),
-        process_group.run(2, gradients_of_ranks),
-    )
-    for found in many:
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(one), rtol=1e-4, atol=1e-6)
+    one = torch.tensor(gradients_of_ranks())
+    for found in process_group.run(2, gradients_of_ranks):
+        torch.testing.assert_close(torch.tensor(found), one, rtol=1e-4, atol=1e-6)

@@ -129,6 +129,7 @@ def arguments(net=None, x=None, **changed):
         "rng": ChainRNG(1).state(),
         "grad_clip": None,
         "grad_norm_clip": None,
+        "displacement_clip": 0.4,
         "lo": None,
         "hi": 1.0,
         "tag": 1,
@@ -173,6 +174,7 @@ def test_errors():
     fails(r"step_sizes must have shape \(K or 1, B or 1\)", step_sizes=torch.ones(2, 6))
     fails("must be contiguous", noise_stds=torch.ones(6, 3).T)
     fails("grad_norm_clip must be > 0", grad_norm_clip=0.0)
+    fails("displacement_clip must be > 0", displacement_clip=0.0)
     fails("clamp must be", lo=2.0)
     fails("rng must be an int64 tensor of 4 values", rng=torch.zeros(3))
     fails("eps must be finite and > 0", entropy_eps=0.0)

@@ -7,9 +7,10 @@ import torch
 from loss_reference import EPS, K, gradients, langevin, mlp, naive_row
 
 from fastebm.energies import GivenEnergy
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.nonfinite import NonFiniteError
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.replay.buffer import ReplayBuffer
 
 

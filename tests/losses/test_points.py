@@ -187,8 +187,6 @@ def test_unadjusted_losses_adapt_their_step_too():
         ({"jumps": -1}, "jumps must be an integer >= 0"),
         ({"n_chains": 0}, "n_chains must be an integer >= 1"),
         ({"jumps": 11}, r"jumps must be an integer in 0\.\.10, got 11"),
-        ({"n_chains": 7}, "a multiple of n_chains=7 samples"),
-        ({"n_chains": 4}, "at most k_steps times as many, got a batch of 60"),
     ],
 )
 def test_wrong_settings(options, said):

@@ -16,9 +16,10 @@ from fastebm.energies import (
     SumEnergy,
     TemperedEnergy,
 )
-from fastebm.losses.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from fastebm.losses.contrastive import ContrastiveDivergence
 from fastebm.losses.improved import ImprovedContrastiveDivergence
 from fastebm.losses.maximum_likelihood import MaximumLikelihood
+from fastebm.losses.persistent import PersistentContrastiveDivergence
 from fastebm.replay.buffer import ReplayBuffer
 from fastebm.samplers.gibbs import GibbsSampler
 from fastebm.samplers.langevin import LangevinDynamics

@@ -15,7 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import fuzz_values
 import torch
+from fuzz_moves import hamiltonian, metropolis
+from fuzz_values import BOUNDS, DTYPES, SHAPES, box, floats, stream
 
 for name in ("_C", "_simt"):
     (path,) = Path(os.environ["FASTEBM_FUZZ_BUILD"]).glob(f"{name}.*.so")
@@ -24,36 +27,10 @@ for name in ("_C", "_simt"):
     spec.loader.exec_module(sys.modules[spec.name])
 BUILT = sys.modules["fastebm._C"]
 SIMD = BUILT.simd_levels()
-
-
-def normal(seed, *shape):
-    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def whole(seed, low, high, *shape):
-    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+normal, whole = fuzz_values.normal, fuzz_values.whole  # in the text of calls
 
 
 # Arguments that fit, one function an operator: argument -> expression, or list of them.
-BOUNDS = [None, 0.1, 1e9]
-SHAPES = [(1,), (7,), (3, 5), (64,), (3, 4, 4), (300,), (0,)]
-DTYPES = ["float", "double", "half", "bfloat16"]
-
-
-def stream(r, n):
-    state = [r.choice([0, 2**62]), r.choice([0, 2**31]), r.choice([0, 2**40]), 0]
-    return {
-        "rng": f"torch.tensor({state})",
-        "t": str(r.choice([0, 5])),
-        "sample_ids": r.choice(["None", f"whole({r.randrange(99)}, 0, 2**56, {n})"]),
-        "tag": "128",
-    }
-
-
-def floats(r, *shape):
-    return f"normal({r.randrange(10**6)}, {', '.join(map(str, shape))})"
-
-
 def coefficients(r, dtype, n):
     table = f"{floats(r, n)}.abs().{dtype}()"
     return {
@@ -62,6 +39,7 @@ def coefficients(r, dtype, n):
         "step_sizes": r.choice(["None", table]),
         "noise_stds": r.choice(["None", table]),
         **{name: str(r.choice(BOUNDS)) for name in ("grad_clip", "grad_norm_clip", "hi")},
+        "displacement_clip": str(r.choice(BOUNDS)),
         "lo": str(r.choice([None, -0.5])),
     }
 
@@ -185,12 +163,6 @@ def chain(r):
     return {"x": floats(r, n, d), **network(r, d, n), **common, **outputs, **box(r, d, "box_")}
 
 
-def box(r, d, name=""):
-    corner = f"{floats(r, d)}.abs().add(0.5)"
-    faces = r.choice([("None", "None"), (f"{corner}.neg()", corner)])
-    return {f"{name}lo": faces[0], f"{name}hi": faces[1]}
-
-
 def source(r, d, corners):
     """Which centres samples jump between, and how often to a uniform point."""
     share = "0.0" if corners["lo"] == "None" else r.choice(["0.0", "0.3", "1.0"])
@@ -294,6 +266,8 @@ CALLS = {
     "mlp_chain_": chain,
     "mlp_adjusted_chain_": adjusted,
     "population_jump": jump,
+    "metropolis_step_": metropolis,
+    "hmc_step_": hamiltonian,
     "mlp_gradient": gradient,
     "mlp_contrastive_divergence": loss,
     "mlp_adjusted_contrastive_divergence": adjusted_loss,

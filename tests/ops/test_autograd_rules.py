@@ -7,7 +7,8 @@ from torch.autograd import forward_ad
 
 from fastebm import ChainRNG, knn_entropy, ops
 from fastebm.ops import bernoulli, choice, neighbor
-from fastebm.ops.metropolis import population_jump
+from fastebm.ops.hamiltonian import hmc_step_
+from fastebm.ops.metropolis import metropolis_step_, population_jump
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
 from fastebm.ops.mlp.chain import mlp_chain_
 from fastebm.ops.mlp.gradient import mlp_gradient
@@ -31,6 +32,33 @@ def adjusted(x, rng=RNG, energy=None, grad=None, acceptance=None, **options):
     grad = torch.zeros(n, 2) if grad is None else grad
     sums = torch.zeros(2, n) if acceptance is None else acceptance
     mlp_adjusted_chain_(x, energy, grad, sums, network(), 1, 0.1, 0.5, rng, **options)
+    return x
+
+
+def metropolis(x, rng=RNG, decide=True, **options):
+    """A decision about a point far below, with some of the tensors it is of, and a proposal."""
+    n, mine = len(x), {k: options.pop(k) for k in ("energy", "grad", "sums", "y") if k in options}
+    state = {"energy": torch.zeros(n), "grad": torch.zeros(n, 2), "sums": torch.zeros(2, n)}
+    state |= {"y": torch.full((n, 2), 0.01), **mine}
+    ends = (torch.full((n,), -9.0), torch.ones(n, 2)) if decide else (None, None)
+    if decide:
+        options["next_step"] = 0.1, 0.5
+    metropolis_step_(x, *state.values(), *ends, 0.1, 0.5, rng, **options)
+    return x
+
+
+def hamiltonian(x, rng=RNG, ends=True, **options):
+    """The same of a trajectory."""
+    n, names = len(x), ("energy", "grad", "y", "v", "kinetic", "acceptance", "divergent")
+    mine = {k: options.pop(k) for k in names if k in options}
+    zero, rows = torch.zeros(n), torch.zeros(n, 2)
+    values = (zero, rows, rows + 0.01, rows.clone(), zero.clone(), zero.clone(), zero.int())
+    state = dict(zip(names, values, strict=True)) | mine
+    e_y = torch.full((n,), -9.0 if "divergent" not in mine else torch.inf)
+    if ends:
+        options["next_step"] = 0.1, 1.0
+    got = (e_y, torch.ones(n, 2)) if ends else (None, None)
+    hmc_step_(x, *state.values(), *got, 0.1, 1.0, rng, **options)
     return x
 
 
@@ -64,6 +92,25 @@ CHANGES = {
         torch.zeros(2, 3),
         lambda a: adjusted(torch.zeros(3, 2), acceptance=a),
     ),
+    "metropolis_step_": (torch.zeros(3, 2), metropolis),
+    **{
+        f"metropolis_step_, {name}": (
+            torch.zeros(shape),
+            lambda v, name=name: metropolis(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {"energy": 3, "grad": (3, 2), "sums": (2, 3), "y": (3, 2)}.items()
+    },
+    "hmc_step_": (torch.zeros(3, 2), hamiltonian),
+    **{
+        f"hmc_step_, {name}": (
+            torch.zeros(shape, dtype=torch.int32 if name == "divergent" else None),
+            lambda v, name=name: hamiltonian(torch.zeros(3, 2), **{name: v}),
+        )
+        for name, shape in {
+            **{"energy": 3, "grad": (3, 2), "y": (3, 2), "v": (3, 2), "kinetic": 3},
+            **{"acceptance": 3, "divergent": 3},
+        }.items()
+    },
     "mlp_gradient, grad": (
         torch.zeros(3, 2),
         lambda g: mlp_gradient(network(), torch.ones(3, 2), grad=g),
@@ -145,6 +192,8 @@ FUNCTIONS = {
     "replay_gather": lambda v: gather(v)[0],
     "mlp_chain_": lambda v: mlp_chain_(v.clone(), network(), 1, 0.1, 0.1, RNG),
     "mlp_adjusted_chain_": lambda v: adjusted(v.clone()),
+    "metropolis_step_": lambda v: metropolis(v.clone()),
+    "hmc_step_": lambda v: hamiltonian(v.clone()),
     "population_jump": lambda v: population_jump(v, X, torch.ones(len(X)), RNG)[0],
     "neighbor_means": lambda v: neighbor.neighbor_means(v, torch.arange(3), 2)[0],
     "mlp_gradient": lambda v: mlp_gradient(network(), v),
@@ -185,6 +234,8 @@ STREAMS = {
     "replay_gather": lambda x, rng, **o: gather(x[:1], rng=rng, **o),
     "mlp_chain_": lambda x, rng, **o: mlp_chain_(x, network(), 1, 0.0, 1.0, rng, **o),
     "mlp_adjusted_chain_": adjusted,
+    "metropolis_step_": lambda x, rng, **o: metropolis(x, rng, decide=False, **o),
+    "hmc_step_": lambda x, rng, **o: hamiltonian(x, rng, ends=False, **o),
     "population_jump": lambda x, rng, **o: population_jump(x, X, torch.ones(len(X)), rng, **o),
 }
 

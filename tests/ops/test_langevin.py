@@ -18,7 +18,13 @@ OPTIONS = {
     "one bound": {"clamp": (None, 0.1)},
     "clip": {"grad_clip": 0.8},
     "norm clip": {"grad_norm_clip": 2.5},
-    "all": {"clamp": (-1.0, 1.0), "grad_clip": 0.8, "grad_norm_clip": 3.0},
+    "displacement": {"displacement_clip": 0.2},
+    "all": {
+        "clamp": (-1.0, 1.0),
+        "grad_clip": 0.8,
+        "grad_norm_clip": 3.0,
+        "displacement_clip": 0.3,
+    },
 }
 # Blocks of four of which some are the second of a CUDA thread, and samples that share a group of
 # threads by 256, 16 and 4, or have one alone.
@@ -115,13 +121,15 @@ def test_same_bits_as_the_scalar_path(device, dtype, shape, options, per_sample,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_masks_are_the_same_on_every_path(device, shape, set_simd):
+@pytest.mark.parametrize("displacement", [None, 0.2])
+def test_masks_are_the_same_on_every_path(device, shape, displacement, set_simd):
     x, g = sample(shape)
-    args = (0.3, 0.2, None, None, rng(), 0, None, 0.8, -0.5, 0.5, 0x80)
+    bounds = (0.8, displacement, -0.5, 0.5)
+    args = (0.3, 0.2, None, None, rng(), 0, None, *bounds, 0x80)
     set_simd("scalar")
     out, mask = torch.ops.fastebm.langevin_step(x, g, *args)
     assert mask.count_nonzero() > 0
-    args = (0.3, 0.2, None, None, rng(device), 0, None, 0.8, -0.5, 0.5, 0x80)
+    args = (0.3, 0.2, None, None, rng(device), 0, None, *bounds, 0x80)
     for level in SIMD_LEVELS:
         set_simd(level)
         other, bits = library.op.langevin_step(x.to(device), g.to(device), *args)
@@ -315,6 +323,10 @@ ERRORS = [
     (dict(grad_clip=math.nan), "grad_clip must be > 0, got -?nan"),
     (dict(grad_norm_clip=-1.0), "grad_norm_clip must be > 0, got -1"),
     (dict(grad_norm_clip=math.nan), "grad_norm_clip must be > 0, got -?nan"),
+    (dict(displacement_clip=0.0), "displacement_clip must be > 0, got 0"),
+    (dict(displacement_clip=math.nan), "displacement_clip must be > 0, got -?nan"),
+    (dict(clamp=(torch.zeros(2), None)), r"broadcast to the shape of x, \(2, 3\), got \(2,\)"),
+    (dict(clamp=(torch.zeros(3, 2, 3), 1)), r"the shape of x, \(2, 3\), got \(3, 2, 3\)"),
     (dict(clamp=(1.0, 0.0)), r"clamp must be \(lo, hi\) with lo <= hi, got \(1, 0\)"),
     (dict(clamp=(math.nan, 0.0)), r"clamp must be \(lo, hi\) with lo <= hi, got \(-?nan, 0\)"),
     (dict(clamp=(0.0, math.nan)), r"clamp must be \(lo, hi\) with lo <= hi, got \(0, -?nan\)"),

@@ -24,6 +24,7 @@ def op_arguments(x, g, **options):
         3,
         None,
         options.get("grad_clip"),
+        options.get("displacement_clip"),
         lo,
         hi,
         128,
@@ -36,7 +37,7 @@ def test_opcheck(device, shape, requires_grad):
     if device == "cpu" and library.op is not torch.ops.fastebm:
         pytest.skip("the emulated device is for values")
     x, g = sample(shape, device=device, requires_grad=requires_grad)
-    options = {"clamp": (-1.0, 1.0), "grad_clip": 0.5}
+    options = {"clamp": (-1.0, 1.0), "grad_clip": 0.5, "displacement_clip": 0.2}
     torch.library.opcheck(torch.ops.fastebm.langevin_step.default, op_arguments(x, g, **options))
     x, g = x.detach(), g.detach()
     args = op_arguments(x, g)

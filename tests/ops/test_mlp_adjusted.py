@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import SIMD_LEVELS
-from mlp_networks import UNIT, double, network, rounding_errors
+from mlp_networks import UNIT, converted, double, network, rounding_errors, with_base_and_rows
 
 from fastebm.ops import library, reference
 from fastebm.ops.mlp.adjusted import mlp_adjusted_chain_
@@ -111,14 +111,15 @@ def test_each_transition_is_that_of_the_reference(device, number, set_simd):
     net = network(
         dim, (20, 9), ACTIVATIONS[number % len(ACTIVATIONS)], bias=number % 4 != 0, device=device
     )
+    if number % 2:
+        net = with_base_and_rows(net, batch)
     x = torch.randn(batch, dim, device=device)
     step = 0.02 + 0.3 * torch.rand(1, batch, device=device)
     sigma = 0.1 + 0.5 * torch.rand(1, batch, device=device)
     ids = torch.randint(2**56, (batch,), device=device)
     options, t = options_for(dim, device), 5
     cpu = {k: v.double().cpu() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    host = net._replace(weights=[w.cpu() for w in net.weights])
-    host = host._replace(biases=[b if b is None else b.cpu() for b in net.biases])
+    host = converted(net, torch.Tensor.cpu)
     exact = {k: cpu[k] for k in ("lo", "hi", "centres", "scales", "uniform_share")}
     energy = lambda y: reference.mlp_gradient(double(host), y)[:2]  # noqa: E731
     s, d, who = step[0].cpu().double(), sigma[0].cpu().double(), ids.cpu()

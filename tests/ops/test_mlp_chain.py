@@ -19,7 +19,8 @@ OPTIONS = {
     "clamp": {"clamp": (-0.5, 0.7)},
     "clip": {"grad_clip": 0.05},
     "norm clip": {"grad_norm_clip": 0.1},
-    "noise first": {"noise_first": True, "clamp": (None, 1.0)},
+    "displacement": {"displacement_clip": 0.1},
+    "noise first": {"noise_first": True, "clamp": (None, 1.0), "displacement_clip": 0.01},
     "ids": {"sample_ids": torch.arange(70).flip(0) + 2**40, "t": 5, "tag": 7},
 }
 
@@ -228,7 +229,7 @@ def test_opcheck(device):
     net, x = network(3, (4, 5), device=device), torch.randn(6, 3, device=device)
     step = torch.full((2, 6), 0.1, device=device)
     args = (x, *net.arguments, 2, 0.0, 0.1, step, None, rng(device), 0)
-    args += (None, 1.0, None, -1.0, 1.0, None, None, 0x80, False, False)
+    args += (None, 1.0, None, 0.2, -1.0, 1.0, None, None, 0x80, False, False)
     for outputs in ((None, None), (x.new_empty(6), torch.empty_like(x))):
         torch.library.opcheck(library.op.mlp_chain_.default, (*args, *outputs))
 
@@ -248,6 +249,7 @@ def test_errors(device):
     run(r"step_sizes must have shape \(K or 1, B or 1\)", step=torch.ones(3, 1, device=device))
     run("noise_stds must be float32", sigma=torch.ones(1, 1, device=device).double())
     run("grad_clip must be > 0", grad_clip=0.0)
+    run("displacement_clip must be > 0", displacement_clip=0.0)
     run("lo <= hi", clamp=(1.0, 0.0))
     run("sample_ids must be", sample_ids=torch.arange(4, device=device))
     run(r"weights\[0\] must have shape \(outputs, 3\)", net=network(2, (4,), device=device))

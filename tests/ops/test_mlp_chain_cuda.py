@@ -157,7 +157,11 @@ def test_a_chain_is_its_steps_and_its_samples(device, precision, batch, dim, wid
         assert all(torch.equal(a, b[first:end]) for a, b in zip(few, whole, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, {"grad_norm_clip": 0.5}, {"noise_first": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"grad_norm_clip": 0.5}, {"noise_first": True}, {"displacement_clip": 0.1}],
+    ids=str,
+)
 @pytest.mark.parametrize("dim", [1, 6, 65])
 def test_bfloat16_step_is_langevin_step_at_its_gradient(device, options, dim):
     net, x = network(dim, (20, 40), device=device), torch.randn(37, dim, device=device)

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from mlp_networks import network, with_base_and_rows
 from torch import nn
 
 from fastebm import (
@@ -16,12 +17,14 @@ from fastebm import (
     ReplayBuffer,
 )
 from fastebm.ops import choice, langevin, neighbor
+from fastebm.ops.mlp.loss import mlp_adjusted_contrastive_divergence, mlp_contrastive_divergence
 
 
 def langevin_steps():
     x, grad = torch.randn(2, 3000, 7, requires_grad=True)
     args = (0.1, 0.2, ChainRNG(1).state())
-    out = langevin.langevin_step(x, grad, *args, clamp=(-1, 1), grad_clip=1.5)
+    bounds = {"clamp": (-1, 1), "grad_clip": 1.5, "displacement_clip": 0.3}
+    out = langevin.langevin_step(x, grad, *args, **bounds)
     gradients = torch.autograd.grad(out, (x, grad), torch.randn_like(out))
     norms = langevin.langevin_step_(x.detach().clone(), grad, *args, grad_norm_clip=2.0)
     return out, *gradients, norms
@@ -56,11 +59,26 @@ def adjusted_formulas(batch):
     return [out.loss, out.x_neg, *torch.autograd.grad(out.loss, model.parameters())]
 
 
+def conditioned_formulas(batch):
+    """Both losses' operators, of row biases and a base."""
+    net = with_base_and_rows(network(8, (40, 16)), batch)
+    x, start, noise = torch.randn(batch, 8), torch.randn(batch, 8), ChainRNG(1).state()
+    kinds, rows = {"kl_weight": 1.0, "entropy_weight": 0.3}, torch.randn(batch, 40)
+    out = mlp_contrastive_divergence(
+        *(x, start, net, 2, 0.1, 0.3, noise), data_row_bias=rows, energy_reg_weight=0.1, **kinds
+    )
+    adjusted = mlp_adjusted_contrastive_divergence(
+        *(x, start, net, 3, 0.1, (0.3, 1.0, 1.0), noise), data_row_bias=rows
+    )
+    return [*out[:6], *out[6], *adjusted[:5], *adjusted[5]]
+
+
 CASES = {
     "Langevin step": langevin_steps,
     "direct search": lambda: neighbors(9000, 700, 6),
     "search by tiles": lambda: neighbors(700, 900, 100),
     **{f"formulas, {n}": functools.partial(formulas, n) for n in (50, 65, 128, 1000, 7000)},
+    **{f"conditions, {n}": functools.partial(conditioned_formulas, n) for n in (50, 1000)},
     **{f"adjusted chains, {n}": functools.partial(adjusted_formulas, n) for n in (50, 128, 1000)},
     "choice": lambda: choice.choose_slots(
         ChainRNG(1).state(), 20_000, 9000, torch.randint(20_000, (200,))

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastebm import Augmentation, LangevinDynamics, Standardized
 from fastebm.rng import ChainRNG
-from fastebm.samplers.units import uniform_share
+from fastebm.samplers.units import uniform_share, units_of
 
 
 def bowl(x):
@@ -224,7 +224,7 @@ def test_wrong_calls_run_nothing():
         (good, {"jumps": 2, "x": x[:3]}, "jumps need a population, or 4 chains at least, got 3"),
         (good, {"jumps": 2, "population": x[:, :1]}, r"population must be \(P, 2\), P >= 2"),
         (silent, {}, "adjusted=True needs noise"),
-        (standard, {}, "clamp of chains in standard units needs adjusted=True"),
+        (standard, {}, "clamp of chains in units of each coordinate needs adjusted=True"),
     ):
         with pytest.raises(ValueError, match=said):
             sampler.sample(**{"x": x, "n_steps": 10, "seed": 0} | options)
@@ -245,7 +245,7 @@ def test_uniform_points_are_of_boxes_that_the_data_are_seen_in():
         (units, (0.0, 1.01 * width), 0.0),
         (units, None, 0.0),
     ):
-        assert uniform_share(model, clamp) == share
+        assert uniform_share(units_of(model), clamp) == share
     units.std.mul_(2)
     assert uniform_share(units, (0.0, 1.01 * width)) == 0.1
     units.std = units.std / 4

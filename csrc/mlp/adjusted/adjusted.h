@@ -8,9 +8,9 @@
 namespace fastebm {
 
 // `chain` is as for mlp_chain_*(), but that
-//   lo, hi, step.lo, step.hi, grad_clip, grad_norm_clip, noise_first and bfloat16 are not looked
-//   at, energy (B,) and grad (B, D) are not null: E and its gradient at x, at the start where
-//   `known` says so, else computed first (one evaluation more), and in the end those of the last x.
+//   lo, hi, step.lo, step.hi, the three clips, noise_first and bfloat16 are not looked at,
+//   energy (B,) and grad (B, D) are not null: E and its gradient at x, at the start where `known`
+//   says so, else computed first (one evaluation more), and in the end those of the last x.
 // Transition k of the call, k < n_steps, is a jump where every > 0 and (first + k + 1) % every ==
 // 0, else a Langevin proposal; both take the coefficients of step k and the noise of step.t + k.
 struct MlpAdjustedParams {

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(tile_threads(kShared), 1)
       parts[b * kSamples] = proposal_part(p, share, current, b);
     if (share.dim > 4) tile_barrier<kShared>();  // else a sample is one thread's
     if (!owns) continue;
-    ProposalSums sums = {0, 0, square, 0};
+    ProposalSums<float> sums = {0, 0, square, 0};
     float outside = 0;
 #pragma unroll 2
     for (int b = 0; 4 * b < share.dim; ++b) {

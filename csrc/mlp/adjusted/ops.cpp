@@ -54,7 +54,7 @@ void mlp_adjusted_chain_(Tensor x, Tensor energy, Tensor grad, Tensor acceptance
   MlpChainParams& chain = p.chain;
   chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t,
                                n_steps, sample_ids, std::nullopt, std::nullopt, std::nullopt,
-                               std::nullopt, kNoiseTag);
+                               std::nullopt, std::nullopt, kNoiseTag);
   std::vector<Tensor> kept;
   chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
                           base_mean, &kept);

@@ -57,6 +57,7 @@ FASTEBM_HD RowCoefficients<float> chain_coefficients(const MlpChainParams& p, in
   c.sigma = entry(p.step.noise_stds, p.noise_stds_stride, p.step.noise_std);
   c.scale = scale;
   c.clip = static_cast<float>(p.step.grad_clip);
+  c.displacement = static_cast<float>(p.step.displacement_clip);
   c.lo = static_cast<float>(p.step.lo);
   c.hi = static_cast<float>(p.step.hi);
   return c;
@@ -68,7 +69,7 @@ FASTEBM_HD NoiseKey chain_noise_key(const MlpChainParams& p, int64_t k) {
   return key;
 }
 
-// Noise before the gradient is asked for: langevin_element() with neither gradient nor box.
+// Noise before the gradient is asked for: langevin_element() with neither gradient nor bounds.
 FASTEBM_HD float noise_element(float x, float n, float sigma) { return fma_rn(sigma, n, x); }
 
 }  // namespace fastebm

@@ -37,6 +37,7 @@ void update(const MlpChainParams& p, const Tile& tile, const LaneNoise<kVectors>
     c.sigma = tile.sigma[lane];
     c.scale = tile.scale[lane];
     c.clip = static_cast<float>(p.step.grad_clip);
+    c.displacement = static_cast<float>(p.step.displacement_clip);
     c.lo = static_cast<float>(p.step.lo);
     c.hi = static_cast<float>(p.step.hi);
     Normals4 n{};

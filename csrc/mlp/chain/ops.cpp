@@ -16,8 +16,8 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 double step_size, double noise_std, const OptionalTensor& step_sizes,
                 const OptionalTensor& noise_stds, const Tensor& rng, int64_t t,
                 const OptionalTensor& sample_ids, std::optional<double> grad_clip,
-                std::optional<double> grad_norm_clip, std::optional<double> lo,
-                std::optional<double> hi, const OptionalTensor& box_lo,
+                std::optional<double> grad_norm_clip, std::optional<double> displacement_clip,
+                std::optional<double> lo, std::optional<double> hi, const OptionalTensor& box_lo,
                 const OptionalTensor& box_hi, int64_t tag, bool noise_first, bool bfloat16,
                 OptionalTensor energy, OptionalTensor grad) {
   check_float32(kOp, "x", x, x);
@@ -25,8 +25,9 @@ void mlp_chain_(Tensor x, const std::vector<Tensor>& weights,
                 ": x must be contiguous, of shape (B, D) with D >= 1");
   FASTEBM_CHECK(n_steps >= 0, kOp, ": n_steps must be >= 0, got ", n_steps);
   MlpChainParams p{};
-  p.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t,
-                           n_steps, sample_ids, grad_clip, grad_norm_clip, lo, hi, tag);
+  p.step =
+      langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, t, n_steps,
+                      sample_ids, grad_clip, grad_norm_clip, displacement_clip, lo, hi, tag);
   std::vector<Tensor> kept;
   p.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
                       base_mean, &kept);
@@ -74,9 +75,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "float threshold, Tensor? base_precision, Tensor? base_mean, Tensor? row_bias, int n_steps, "
       "float step_size, float noise_std, Tensor? step_sizes, "
       "Tensor? noise_stds, Tensor rng, int t, Tensor? sample_ids, float? grad_clip, "
-      "float? grad_norm_clip, float? lo, float? hi, Tensor? box_lo, Tensor? box_hi, int tag, bool "
-      "noise_first, bool bfloat16, "
-      "Tensor(b!)? energy, Tensor(c!)? grad) -> ()");
+      "float? grad_norm_clip, float? displacement_clip, float? lo, float? hi, Tensor? box_lo, "
+      "Tensor? box_hi, int tag, bool noise_first, bool bfloat16, Tensor(b!)? energy, "
+      "Tensor(c!)? grad) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FASTEBM_NAMESPACE, CPU, m) {

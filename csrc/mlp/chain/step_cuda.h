@@ -125,7 +125,7 @@ __device__ __forceinline__ Normals4 first_noise(const SampleShare& s, int64_t k)
   return 4 * s.first < s.dim ? share_noise(s, k, s.first) : Normals4{};
 }
 
-// x <- clamp(x - step * clip(grad) + sigma n), with noise_of(b) the noise of block b.
+// x <- clamp(x + clip(-step * clip(grad) + sigma n)), with noise_of(b) the noise of block b.
 template <class F>
 __device__ __forceinline__ void take_step(const MlpChainParams& p, const SampleShare& s,
                                           RowCoefficients<float> c, F&& noise_of) {

@@ -8,6 +8,7 @@ FASTEBM_TARGET void update(const MlpChainParams& p, const Tile& tile,
   constexpr int kPanel = kVectors * kLanes;
   const Floats clip = set(static_cast<float>(p.step.grad_clip)), unclip = sub(set(0.0f), clip);
   const Floats lo = set(static_cast<float>(p.step.lo)), hi = set(static_cast<float>(p.step.hi));
+  const Floats displacement = set(static_cast<float>(p.step.displacement_clip));
   for (int64_t block = 0; 4 * block < p.mlp.dim; ++block)
     for (int v = 0; v < kVectors; ++v) {
       const int lane = v * kLanes;
@@ -17,13 +18,17 @@ FASTEBM_TARGET void update(const MlpChainParams& p, const Tile& tile,
       const Floats sigma = load(tile.sigma + lane);
       for (int64_t i = 4 * block; i < std::min(4 * block + 4, p.mlp.dim); ++i) {
         const int64_t at = i * kPanel + lane;
-        Floats y = load(tile.x + at);
+        const Floats from = load(tile.x + at);
+        Floats y = from;
         if (kGradient) {
           const Floats g = mul(scale, load(tile.grad + at));
           y = fma(down, min(clip, max(unclip, g)), y);
         }
         y = fma(sigma, n.v[i % 4], y);
-        if (kGradient) y = p.lo ? min(set(p.hi[i]), max(set(p.lo[i]), y)) : min(hi, max(lo, y));
+        if (kGradient) {
+          y = min(add(from, displacement), max(sub(from, displacement), y));
+          y = p.lo ? min(set(p.hi[i]), max(set(p.lo[i]), y)) : min(hi, max(lo, y));
+        }
         store(tile.x + at, y);
       }
     }

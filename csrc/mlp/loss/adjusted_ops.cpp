@@ -198,9 +198,9 @@ mlp_adjusted_contrastive_divergence(
   std::vector<Tensor> kept;
   MlpAdjustedParams p{};
   MlpChainParams& chain = p.chain;
-  chain.step =
-      langevin_params(kOp, points, 0, 0, std::nullopt, std::nullopt, rng, 0, n_steps, std::nullopt,
-                      std::nullopt, std::nullopt, std::nullopt, std::nullopt, kNoiseTag);
+  chain.step = langevin_params(kOp, points, 0, 0, std::nullopt, std::nullopt, rng, 0, n_steps,
+                               std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt,
+                               std::nullopt, kNoiseTag);
   chain.mlp = mlp_network(kOp, points, weights, biases, activation, beta, threshold, base_precision,
                           base_mean, &kept);
   RowBiases row_biases(kOp, data_row_bias, row_bias, x, n, chain.mlp);

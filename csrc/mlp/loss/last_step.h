@@ -45,7 +45,8 @@ class LastStep {
       : work_(work), step_(step), bound_(step.grad_norm_clip), n_(step.batch), dim_(step.dim) {
     point_ = values(before);
     if (noise_first) {
-      LangevinParams noise = step_;  // without a gradient there is no box
+      LangevinParams noise = step_;  // without a gradient there are no bounds
+      noise.displacement_clip = kInfinity;
       noise.lo = -kInfinity;
       noise.hi = kInfinity;
       noise.x = point_;

@@ -65,10 +65,11 @@ mlp_contrastive_divergence(
     const OptionalTensor& row_bias, const OptionalTensor& data_row_bias, int64_t n_steps,
     double step_size, double noise_std, const OptionalTensor& step_sizes,
     const OptionalTensor& noise_stds, const Tensor& rng, std::optional<double> grad_clip,
-    std::optional<double> grad_norm_clip, std::optional<double> lo, std::optional<double> hi,
-    int64_t tag, bool noise_first, double energy_reg_weight, std::optional<double> kl_weight,
-    double entropy_weight, double entropy_eps, const OptionalTensor& references,
-    const OptionalTensor& own, double y_scale, double y_offset) {
+    std::optional<double> grad_norm_clip, std::optional<double> displacement_clip,
+    std::optional<double> lo, std::optional<double> hi, int64_t tag, bool noise_first,
+    double energy_reg_weight, std::optional<double> kl_weight, double entropy_weight,
+    double entropy_eps, const OptionalTensor& references, const OptionalTensor& own, double y_scale,
+    double y_offset) {
   check_float32(kOp, "x", x_in, x_in);
   check_float32(kOp, "start", start, x_in);
   FASTEBM_CHECK(x_in.dim() > 0 && x_in.numel() > 0, kOp,
@@ -86,8 +87,9 @@ mlp_contrastive_divergence(
   const Tensor x = dense(x_in);
   const int64_t n = x.size(0), dim = sample_dim(x);
   MlpChainParams chain{};
-  chain.step = langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0,
-                               n_steps + 1, std::nullopt, grad_clip, grad_norm_clip, lo, hi, tag);
+  chain.step =
+      langevin_params(kOp, x, step_size, noise_std, std::nullopt, std::nullopt, rng, 0, n_steps + 1,
+                      std::nullopt, grad_clip, grad_norm_clip, displacement_clip, lo, hi, tag);
   std::vector<Tensor> kept;
   chain.mlp = mlp_network(kOp, x, weights, biases, activation, beta, threshold, base_precision,
                           base_mean, &kept);
@@ -158,8 +160,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FASTEBM_NAMESPACE, m) {
       "int activation, float beta, float threshold, Tensor? base_precision, Tensor? base_mean, "
       "Tensor? row_bias, Tensor? data_row_bias, int n_steps, float step_size, float noise_std, "
       "Tensor? step_sizes, Tensor? noise_stds, Tensor rng, float? grad_clip, "
-      "float? grad_norm_clip, float? lo, float? hi, int tag, bool noise_first, "
-      "float energy_reg_weight, float? kl_weight, float entropy_weight, float entropy_eps, "
+      "float? grad_norm_clip, float? displacement_clip, float? lo, float? hi, int tag, "
+      "bool noise_first, float energy_reg_weight, float? kl_weight, float entropy_weight, float "
+      "entropy_eps, "
       "Tensor? references, Tensor? own, float y_scale, float y_offset) "
       "-> (Tensor before, Tensor x_neg, Tensor e_pos, Tensor e_neg, Tensor sums, Tensor "
       "to_row_bias, "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastebm.app.data import need
+from fastebm.diagnostics.pictures import COLOURS, FAINT, INK
 
-INK, FAINT = "#222222", "#b8b8b8"
-COLOURS = ("#c23b22", "#e39b3d", "#8a5fa8", "#1f6fb2", "#2a8c57", "#555555")
+__all__ = ["COLOURS", "FAINT", "INK", "figure_of", "without_ticks"]
 
 
 def figure_of(width: float, height: float):

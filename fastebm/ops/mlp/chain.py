@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastebm.ops import library
+from fastebm.ops.langevin import Clamp
 from fastebm.ops.metropolis import box
 from fastebm.ops.mlp.network import Network
 from fastebm.rng import NOISE
@@ -25,7 +26,8 @@ def mlp_chain_(
     sample_ids: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
-    clamp: tuple[float | Tensor | None, float | Tensor | None] | None = None,
+    displacement_clip: float | None = None,
+    clamp: Clamp | None = None,
     tag: int = NOISE,
     noise_first: bool = False,
     precision: str = "fp32",
@@ -45,10 +47,12 @@ def mlp_chain_(
         n_steps: >= 0.
         step_size, noise_std: >= 0, a number or a float32 tensor (n_steps or 1, B or 1). A value in
             a tensor that is negative or not finite makes its samples NaN.
-        rng, t, sample_ids, grad_clip, grad_norm_clip, tag: as in ``langevin_step_``.
+        rng, t, sample_ids, grad_clip, grad_norm_clip, displacement_clip, tag: as in
+            ``langevin_step_``.
         clamp: (lo, hi), the box that every step ends in: numbers or tensors (D,), which on a device
             are not looked at; either may be None.
-        noise_first: a step is ``x <- x + noise_std * n``, then the gradient there, then the rest.
+        noise_first: a step is ``x <- x + noise_std * n``, then the gradient there, then the rest,
+            of which alone ``displacement_clip`` is the bound.
         precision: "fp32", or on a CUDA device "bf16": products of bfloat16, sums of float32.
         energy: (B,) float32, or None: gets E at the point whose gradient the last step used.
         grad: (B, D) float32, or None: gets that gradient, unclipped.
@@ -71,7 +75,8 @@ def mlp_chain_(
     library.call(
         library.op.mlp_chain_.default,
         *(x, *network.arguments, n_steps, step, sigma, steps, sigmas, rng, t),
-        *(sample_ids, grad_clip, grad_norm_clip, *numbers, *tensors, tag, noise_first),
+        *(sample_ids, grad_clip, grad_norm_clip, displacement_clip, *numbers, *tensors),
+        *(tag, noise_first),
         *(PRECISIONS.index(precision) == 1, energy, grad),
     )
     return x

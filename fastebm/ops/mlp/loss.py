@@ -27,6 +27,7 @@ def mlp_contrastive_divergence(
     data_row_bias: Tensor | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
+    displacement_clip: float | None = None,
     clamp: Clamp | None = None,
     noise_first: bool = False,
     energy_reg_weight: float = 0.0,
@@ -48,7 +49,8 @@ def mlp_contrastive_divergence(
         x, start: (B, *event) float32: data, and where the chains start.
         network: the energy, float32 on a CPU.
         step_size, noise_std: as in ``mlp_chain_``, for n_before + 1 steps.
-        rng, grad_clip, grad_norm_clip, clamp, noise_first: as in ``mlp_chain_``.
+        rng, grad_clip, grad_norm_clip, displacement_clip, clamp, noise_first: as in
+            ``mlp_chain_``.
         references: (m, *event), what the entropy term measures distances to, with ``own`` (B,)
             int64, which of them each chain may not choose, and ``y_scale`` as in
             ``nearest_neighbor``; None: the other chains.
@@ -68,7 +70,8 @@ def mlp_contrastive_divergence(
         library.op.mlp_contrastive_divergence.default,
         *(x, start, *network.arguments, data_row_bias, n_before),
         *(step, sigma, steps, sigmas, rng),
-        *(grad_clip, grad_norm_clip, *(clamp or (None, None)), NOISE, noise_first),
+        *(grad_clip, grad_norm_clip, displacement_clip, *(clamp or (None, None))),
+        *(NOISE, noise_first),
         *(energy_reg_weight, kl_weight, entropy_weight, entropy_eps, references, own, *y_scale),
     )
 

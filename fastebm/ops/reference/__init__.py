@@ -10,6 +10,8 @@ from fastebm.ops.reference.augmentation import (
 )
 from fastebm.ops.reference.bernoulli import bernoulli_sigmoid
 from fastebm.ops.reference.choice import choose_slots, choose_strata
+from fastebm.ops.reference.discrete import gwg_matrix, gwg_step, proposal_logits
+from fastebm.ops.reference.hamiltonian import hamiltonian_chain, leapfrog
 from fastebm.ops.reference.langevin import langevin_step
 from fastebm.ops.reference.metropolis import (
     State,
@@ -21,6 +23,8 @@ from fastebm.ops.reference.metropolis import (
 )
 from fastebm.ops.reference.mlp import mlp_chain, mlp_energy, mlp_gradient
 from fastebm.ops.reference.random import normals, philox4x32, words
+from fastebm.ops.reference.tempering import replica_swap
+from fastebm.ops.reference.underdamped import underdamped_step
 
 __all__ = [
     "State",
@@ -32,8 +36,12 @@ __all__ = [
     "blur",
     "choose_slots",
     "choose_strata",
+    "gwg_matrix",
+    "gwg_step",
+    "hamiltonian_chain",
     "jump_draws",
     "langevin_step",
+    "leapfrog",
     "log_ratio",
     "mlp_chain",
     "mlp_energy",
@@ -41,7 +49,10 @@ __all__ = [
     "normals",
     "philox4x32",
     "population_jump",
+    "proposal_logits",
     "propose",
+    "replica_swap",
     "resized_crop",
+    "underdamped_step",
     "words",
 ]

@@ -15,9 +15,10 @@ def langevin_step(
     *,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
-    clamp: tuple[float | None, float | None] | None = None,
+    displacement_clip: float | None = None,
+    clamp: tuple[float | Tensor | None, float | Tensor | None] | None = None,
 ) -> Tensor:
-    """``clamp(x - step_size * clip(grad) + noise_std * noise)`` with the noise given."""
+    """``clamp(x + clip(noise_std * noise - step_size * clip(grad)))`` with the noise given."""
     rows = (-1,) + (1,) * (x.dim() - 1)
     if isinstance(step_size, Tensor):
         step_size = step_size.reshape(rows)
@@ -28,5 +29,10 @@ def langevin_step(
         grad = grad * torch.where(norm > grad_norm_clip, grad_norm_clip / norm, 1.0)
     if grad_clip is not None:
         grad = grad.clamp(-grad_clip, grad_clip)
-    out = x - step_size * grad + noise_std * noise
-    return out if clamp is None else out.clamp(*clamp)
+    move = noise_std * noise - step_size * grad
+    if displacement_clip is not None:
+        move = move.clamp(-displacement_clip, displacement_clip)
+    out = x + move
+    lo, hi = clamp or (None, None)
+    out = out if lo is None else out.clamp(min=lo)
+    return out if hi is None else out.clamp(max=hi)
