@@ -63,7 +63,7 @@ class OwnMap(Columns):
 class Fused(LangevinDynamics):
     """LangevinDynamics that knows these."""
 
-    def fused_chain(self, x, model_kwargs):
+    def fused_chain(self, x, model_kwargs, n_steps=0):
         if self.backend == "eager":
             return None
         return MLPChain(self.model.network(len(x), **model_kwargs), "fp32")

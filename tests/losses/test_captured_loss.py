@@ -1,6 +1,5 @@
 """Losses by formulas of perceptrons that are found in other code, and where they are not."""
 
-from functools import partial
 
 import pytest
 import torch
@@ -16,7 +15,10 @@ assert formulas  # a fixture
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Code is looked at in the first call."""
-    monkeypatch.setattr(langevin, "mlp_chain", partial(mlp_chain, n_steps=None))
+    def at_once(model, x, model_kwargs, precision, n_steps):
+        return mlp_chain(model, x, model_kwargs, precision, n_steps=None)
+
+    monkeypatch.setattr(langevin, "mlp_chain", at_once)
 
 
 class Classed(nn.Module):

@@ -54,7 +54,7 @@ def test_the_chains_of_minus_the_gradient_are_those_of_the_energy(settings):
     assert torch.equal(found["grad_norm"], of_energy["grad_norm"])
 
 
-def test_a_module_is_in_eval_mode_and_its_parameters_constants():
+def test_a_module_is_in_eval_mode_and_its_parameters_constants(alone):
     net, x = Net().train(), torch.randn(B, D)
     sampler = LangevinDynamics(None, 0.1, score=net)
     sampler.sample(x, 3, seed=1)
