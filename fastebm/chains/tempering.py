@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastebm.chains.adjusted import Points
+from fastebm.chains.chain import on_device
 from fastebm.chains.steps import Steps
 from fastebm.ops.tempering import replica_swap_
 
@@ -66,5 +67,5 @@ class TemperingSteps:
             found["acceptance"] = found["acceptances"][0]
         if "velocity" in found:
             found["velocity"] = found["velocity"][:b]
-        attempts = torch.tensor(self.attempts, dtype=self.swaps.dtype).to(self.swaps.device)
+        attempts = on_device(self.attempts, self.swaps.dtype, self.swaps.device)
         return {**found, "swap_rates": self.swaps.mean(1) / attempts}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastebm.arguments import Setting, one_of
+from fastebm.chains.adjusted import Points
 from fastebm.chains.discrete import DiscreteSteps
 from fastebm.chains.steps import Steps
 from fastebm.energies.standardized import Standardized
@@ -84,13 +85,17 @@ class GibbsWithGradients(Sampler):
             return
         bad = ~((x == 0) | (x == 1))
         if bad.any():
-            raise ValueError(f"x must be of 0 and 1, got {x[bad][0].item():g}")
+            raise ValueError(
+                f"x must be of 0 and 1, got {x[bad][0].item():g} (a ReplayBuffer of bits needs"
+                " init= a function that draws some)"
+            )
         if self.categorical and not bool((x.sum(-1) == 1).all()):
             raise ValueError("x must be one-hot: a single 1 along its last dimension")
 
-    def _starting_at(self, x: Tensor) -> Tensor:
+    def run(self, x: Tensor, *args, **more) -> tuple[Points, dict[str, Tensor]]:
+        """As of any sampler; ValueError unless x is of states, as a buffer's may not be."""
         self.check_states(x)
-        return x
+        return super().run(x, *args, **more)
 
     def _start(self, n, dim, rng: ChainRNG, ids: Tensor | None) -> Tensor:
         noise = super()._start(n, dim, rng, ids)

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from fastebm.arguments import Setting, integer
 from fastebm.chains.adjusted import Points
+from fastebm.chains.chain import on_device
 from fastebm.chains.tempering import TemperingSteps
 from fastebm.rng import ChainRNG, DeviceRNG, as_rng, check_sample_ids
 from fastebm.samplers.ladder import adapted, log_gaps
@@ -152,7 +153,7 @@ class ParallelTempering(Sampler):
         else:
             all_x = self._replicas.to(x).reshape(r * b, *x.shape[1:]).clone()
             all_x = all_x if self.units is None else self.units.standardize(all_x)
-        ladder = torch.tensor(self.temperatures, dtype=torch.float64).to(x.device)
+        ladder = on_device(self.temperatures, torch.float64, x.device)
         of_all = run._replace(
             x=all_x,
             sample_ids=(replicas[:, None] + ids).flatten(),

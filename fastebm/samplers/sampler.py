@@ -174,7 +174,7 @@ class Sampler(WarmsUp):
         elif n_samples is not None or dim is not None:
             raise ValueError("give x, or n_samples and dim, not both")
         else:
-            x = self._starting_at(chains(x))
+            x = chains(x)
         check_sample_ids(sample_ids, len(x))
         jumps = checked_jumps(jumps, total, self.jumps_possible, x, population)
         if augmentation is not None:
@@ -227,10 +227,6 @@ class Sampler(WarmsUp):
                 raise TypeError(f"{type(self).__name__} has no {name}")
             setattr(other, name, value)
         return other
-
-    def _starting_at(self, x: Tensor) -> Tensor:
-        """``x`` as chains may start there, or a ValueError."""
-        return x
 
     def run(
         self,

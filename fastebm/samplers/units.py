@@ -17,7 +17,8 @@ MOST_WIDTH = 100  # standard deviations
 
 
 class Preconditioned:
-    """Units in which a coordinate is divided by its scale: ``x = scale z``.
+    """Units in which a coordinate is divided by its scale: ``x = scale z``. They move to the device
+    of the points that they last got.
 
     Args:
         units: of the model itself, or None.
@@ -54,6 +55,8 @@ class Preconditioned:
         return self.std.min().item()
 
     def _scale(self, x: Tensor) -> Tensor:
+        if self.scale.device != x.device:
+            self.scale = self.energy.scale = self.scale.to(x.device)
         if self.scale.dim() and x.shape[1:] != self.scale.shape:
             raise ValueError(
                 f"preconditioner must be of the event's shape {tuple(x.shape[1:])}, got"

@@ -1,6 +1,5 @@
 """Losses by formulas of perceptrons that are found in other code, and where they are not."""
 
-
 import pytest
 import torch
 from test_mlp_loss import DIM, LOSSES, N, assert_as_good_as_the_graph, compute, formulas
@@ -15,6 +14,7 @@ assert formulas  # a fixture
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Code is looked at in the first call."""
+
     def at_once(model, x, model_kwargs, precision, n_steps):
         return mlp_chain(model, x, model_kwargs, precision, n_steps=None)
 

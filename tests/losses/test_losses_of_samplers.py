@@ -66,6 +66,14 @@ def test_pcd_keeps_the_chains(name):
     assert all((stored == row).all(1).any() for row in out.x_neg)
 
 
+def test_a_buffer_that_is_not_of_bits_is_refused():
+    model = MLPEnergy(2, (16,))
+    buffer = ReplayBuffer(256, (2,), seed=0)  # uniform
+    loss = PersistentContrastiveDivergence(model, GibbsWithGradients(model), buffer, k_steps=3)
+    with pytest.raises(ValueError, match=r"x must be of 0 and 1, got .* \(a ReplayBuffer of bits"):
+        loss(data("bits"), seed=ChainRNG(1))
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_icd_says_why_it_does_not_take_them(name):
     if name == "mala":  # whose proposals have a derivative
