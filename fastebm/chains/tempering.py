@@ -47,9 +47,10 @@ class TemperingSteps:
         r, b = len(self._temperatures), len(self._ids)
         parity = (k // self._every) % 2
         velocity = getattr(self._steps, "velocity", None)
+        shape = r, b, points.x.shape[1:].numel()
         replica_swap_(
-            *(points.x.view(r, b, -1), points.energy.view(r, b), points.grad.view(r, b, -1)),
-            *(None if velocity is None else velocity.view(r, b, -1), self._temperatures),
+            *(points.x.view(shape), points.energy.view(r, b), points.grad.view(shape)),
+            *(None if velocity is None else velocity.view(shape), self._temperatures),
             *(parity, self.swaps, self._rng),
             t=k,
             sample_ids=self._ids,

@@ -55,6 +55,7 @@ class GibbsWithGradients(Sampler):
     2021.
     """
 
+    dtypes = (torch.float32,)
     clamp = preconditioner = None
     model = Setting(_model)
     temperature = Setting(partial(setting, above_zero=True, per_chain=True))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from fastebm.arguments import Setting, integer
@@ -63,6 +64,7 @@ class HMC(Sampler):
     (jitter: section 3.2).
     """
 
+    dtypes = torch.float32, torch.float64
     step_size = Setting(step_setting)
     n_leapfrog = Setting(partial(integer, least=1))
     jitter = Setting(_jitter)

@@ -95,6 +95,7 @@ class ParallelTempering(Sampler):
     clamp = property(lambda self: self.sampler.clamp)
     preconditioner = property(lambda self: self.sampler.preconditioner)
     units = property(lambda self: self.sampler.units)
+    dtypes = property(lambda self: self.sampler.dtypes)
     effective_temperature = property(lambda self: self.temperatures[0])
 
     def sample(
@@ -135,7 +136,7 @@ class ParallelTempering(Sampler):
             run_steps_of(steps, points, of_all)
         cold = Points(points.x[:b], points.energy[:b], points.grad[:b], points.acceptance[:, :b])
         replicas = points.x if units is None else units.restore(points.x)
-        replicas = replicas.view(-1, *run.x.shape)
+        replicas = replicas.view(len(self.temperatures), *run.x.shape)
         if units is not None:
             bring_into(self.clamp, replicas)
         return cold, {**steps.metrics(points, run.total), "replicas": replicas}

@@ -58,6 +58,7 @@ class Sampler(WarmsUp):
     step_size_checked = True  # there is nothing to check by the data
     has_energy = True  # the model gives energies, not a score alone
     adjusted = True  # chains accept or refuse, and end at points whose energy is known
+    dtypes: tuple[torch.dtype, ...] = ()  # that chains may have; none: any
     by_points = True  # losses see the chains' ends, and no derivative of a step
 
     model = Setting(callable_model)
@@ -249,6 +250,9 @@ class Sampler(WarmsUp):
         Returns:
             The last points, x in the user's units, and metrics of the chains.
         """
+        if self.dtypes and x.dtype not in self.dtypes:
+            known = " or ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            raise TypeError(f"x must be {known} for {type(self).__name__}, got {x.dtype}")
         for name in ("step_size", "noise_std", "noise_scale", "temperature"):
             check_sizes(name, getattr(self, name, None), total, len(x))
         check_box(self.clamp, x)

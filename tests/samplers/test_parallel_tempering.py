@@ -108,6 +108,10 @@ def test_ladders_keep_their_ends():
     )
 
 
+def test_no_chains():
+    assert ParallelTempering(MALA(bowl, 0.1), (1.0, 2.0)).sample(start()[:0], 3).shape == (0, 2)
+
+
 def test_wrong_arguments():
     mala = MALA(bowl, 0.1)
     for error, match, make in (

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from fastebm import HMC, ChainRNG, UnderdampedLangevin
+from fastebm import (
+    HMC,
+    ChainRNG,
+    GibbsWithGradients,
+    ParallelTempering,
+    UnderdampedLangevin,
+)
 from fastebm.energies import MLPEnergy
 
 
@@ -102,6 +108,27 @@ def test_divergent_trajectories_are_counted_and_refused():
 def test_wrong_settings(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_wrong_dtypes_run_nothing():
+    calls, rng = [], ChainRNG(0)
+    for sampler, x, match in (
+        (HMC(calls.append, 0.1), start().half(), "x must be float32 or float64 for HMC"),
+        (
+            GibbsWithGradients(calls.append),
+            torch.zeros(3, 2).double(),
+            "x must be float32 for Gibbs",
+        ),
+        (
+            ParallelTempering(HMC(calls.append, 0.1), (1, 2)),
+            start().half(),
+            "for ParallelTempering",
+        ),
+    ):
+        with pytest.raises(TypeError, match=match):
+            sampler.sample(x, 2, seed=rng)
+    assert not calls
+    assert rng.t == 0
 
 
 def test_wrong_velocities():
