@@ -60,7 +60,8 @@ class ParallelTempering(Sampler):
     Args:
         sampler: makes the steps of all replicas: any of fastebm's that has a temperature, which is
             replaced by those of the ladder; model, box and preconditioner are its own. A step size
-            that suits the coldest is taken by all.
+            that suits the coldest is taken by all; an adaptive one stays as it is, so find it by
+            ``sampler.warm_up`` first.
         temperatures: rising, (R,), 2 to 256; the first is that of the samples.
         swap_every: steps between exchanges, >= 1.
 
