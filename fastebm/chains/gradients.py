@@ -22,17 +22,16 @@ def gradients(
     model_kwargs: dict,
     scale: Tensor | None = None,
     n_steps: int = 0,
-    eager: bool = False,
 ) -> Iterator[GradientAt]:
     """Gradients of ``model(scale x)`` at points like ``x`` (B, *event), the model in
-    ``sampling_mode`` and its scales summed: of a small perceptron on a CPU by one operator, unless
-    they are to be eager; else by autograd.
+    ``sampling_mode`` and its scales summed: of a small perceptron on a CPU by one operator, else by
+    autograd.
 
     Args:
         scale: (*event) or None for 1.
         n_steps: gradients that are about to be asked for, see ``mlp_chain``.
     """
-    found = None if eager else cpu_chain(model, x, model_kwargs, scale, n_steps)
+    found = cpu_chain(model, x, model_kwargs, scale, n_steps)
     if found is not None:
         yield found.gradient
         return
