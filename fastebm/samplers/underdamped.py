@@ -140,6 +140,17 @@ class UnderdampedLangevin(Sampler):
         with self.gradients(run) as gradient:
             yield UnderdampedSteps(gradient, *settings)
 
+    @property
+    def _slowness(self) -> float:
+        """What a time is longer by than at unit mass, of the lightest coordinate."""
+        return torch.as_tensor(self.mass).min().sqrt().item()
+
+    def _first_step(self) -> float:
+        return super()._first_step() / self._slowness  # the kin has unit mass
+
+    def _freeze_step(self, value: float) -> None:
+        super()._freeze_step(value * self._slowness)
+
     def _adjusted_kin(self) -> Sampler:
         return HMC(
             self.model,

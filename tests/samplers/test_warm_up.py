@@ -66,6 +66,18 @@ def test_a_warm_up_goes_on_from_its_state(name):
     assert torch.equal(resumed.sample(x, 5, seed=4), whole.sample(x, 5, seed=4))
 
 
+def test_the_step_of_heavy_chains_is_longer():
+    """Of mass m a step h is one of h / sqrt(m) at unit mass, so it is found sqrt(m) times as long;
+    of several masses by the least."""
+    light = UnderdampedLangevin(ellipse, 0.01)
+    light.warm_up(start(50), 100, seed=1)
+    for mass in (4.0, torch.tensor([4.0, 9.0, 16.0])):
+        heavy = UnderdampedLangevin(ellipse, 0.02, mass=mass)
+        heavy.warm_up(start(50), 100, seed=1)
+        assert heavy.step_size == pytest.approx(2 * light.step_size)
+        assert torch.equal(heavy.preconditioner, light.preconditioner)
+
+
 def test_without_a_preconditioner_only_the_step_is_found():
     sampler = MAKERS["mala"]()
     sampler.warm_up(start(20), 50, precondition=False, target_acceptance=0.5, seed=0)
