@@ -63,7 +63,7 @@ class WarmsUp:
             share("target_acceptance", target_acceptance)
         kin = self._adjusted_kin()
         if self._adaptation is None:
-            target = target_acceptance or self.target_acceptance
+            target = self.target_acceptance if target_acceptance is None else target_acceptance
             self._adaptation = Adaptation(
                 *(x.shape[1:], self._first_step(), target, self._step_power, self.preconditioner)
             )
