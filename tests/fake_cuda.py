@@ -13,7 +13,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastebm import _C
 from fastebm.chains import chain, plain_mlp
@@ -116,7 +116,9 @@ def numpy(self, **kwargs):
 
 
 def call_op(op, args, kwargs=None, **_):
-    return op(*args, **kwargs or {})
+    """In the place of opcheck: one call, on copies as there."""
+    copies = tree_map_only(torch.Tensor, torch.Tensor.clone, (args, kwargs or {}))
+    return op(*copies[0], **copies[1])
 
 
 class Devices(TorchDispatchMode):
@@ -200,7 +202,8 @@ def fake_cuda(patch):
     patch.setattr(torch, "compile", lambda call, **_: call)
     patch.setattr(library, "op", torch.ops.fastebm_simt)
     patch.setattr(_C, "cuda_archs", "90")
-    patch.setattr(plain_mlp, "has_modes", lambda: False)  # the one below is the device
+    for module in (plain_mlp, chain):
+        patch.setattr(module, "has_modes", lambda: False)  # the one below is the device
     patch.setattr(chain.GRAPHS, "device_types", ())
     with Devices():
         yield

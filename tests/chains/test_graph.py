@@ -176,20 +176,54 @@ def test_the_package_has_no_other_way_to_a_graph():
         assert path.name == "capture.py" or "CUDAGraph(" not in text, path
 
 
-def test_a_graph_that_does_not_agree_is_not_used(captures):
-    class Clock(nn.Module):
-        """Reads what nobody can watch, as a captured model would go on using its first answer."""
+class Unsteady(nn.Module):
+    """Scaled by what nobody can watch; a captured model would go on using its first answer."""
 
-        def forward(self, x):
-            return (1 + time.perf_counter_ns() % 7) * x.square().sum(1)
+    def __init__(self, energy, by):
+        super().__init__()
+        self.energy, self.by = energy, by
 
-    sampler, x = LangevinDynamics(Clock(), 0.1), torch.randn(3, 2)
+    def forward(self, x):
+        return (1 + self.by * (time.perf_counter_ns() % 7)) * self.energy(x).sum(1)
+
+
+# With a step of 100 on a cosine a difference grows up to a hundredfold in each step.
+@pytest.mark.parametrize(
+    "energy, step_size, by", [(torch.square, 0.1, 1.0), (torch.cos, 100.0, 0.1)]
+)
+def test_a_graph_that_does_not_agree_is_not_used(captures, energy, step_size, by):
+    sampler, x = LangevinDynamics(Unsteady(energy, by), step_size), torch.randn(3, 2)
     sampler.sample(x, 5, seed=1)
-    with pytest.warns(GraphWarning, match="differs from the eager chain"):
+    with pytest.warns(GraphWarning, match=r"differ from the eager ones by \d+\.\d% of how far"):
         sampler.sample(x, 5, seed=1)
     replayed = captures.replayed
     sampler.sample(x, 5, seed=1)
     assert captures.replayed == replayed
+
+
+def test_a_chain_that_makes_rounding_grow_is_compared_by_steps(captures):
+    # As convolutions round in TF32, and where threads add up in any order.
+    sampler, x = LangevinDynamics(Unsteady(torch.cos, 1e-5), 100.0), torch.randn(3, 2)
+    plain = LangevinDynamics(sampler.model, 100.0, graph=False)
+    first, second = (plain.sample(x, 12, seed=1) for _ in range(2))
+    assert (first - second).abs().max() > 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            sampler.sample(x, 12, seed=1)
+    assert captures.captured == 2  # the chain, and one step of it
+    assert captures.replayed == 1 + 12 + 1
+
+
+def test_steps_are_compared_by_the_rows_of_their_schedules(captures):
+    steps = torch.tensor([100.0, 50.0, 80.0, 20.0, 60.0, 90.0, 10.0], dtype=torch.float64)
+    sampler = LangevinDynamics(Unsteady(torch.cos, 1e-5), steps[:, None], noise_std=0.1)
+    x = torch.tensor([[math.nan, 0.3], [math.inf, 1.0], [0.5, 0.7]])  # these stay what they are
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            sampler.sample(x, 7, seed=1)
+    assert captures.captured == 2 and captures.replayed == 1 + 7 + 1
 
 
 def test_chains_that_are_not_finite_agree_too(captures):
