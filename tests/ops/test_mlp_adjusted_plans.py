@@ -20,6 +20,7 @@ PLANS = {
     "a tile a warp": (4097, 5, (8, 3)),
     "a tile a warp, 128": (4100, 1, (65,)),
     "a tile a warp, 256": (4099, 2, (129,)),
+    "a tile of 8 a warp, 128": (8193, 1, (65,)),
     "a tile a warp, slabs": (4098, 33, (130, 129, 130)),
 }
 MANY = ("tiles of 1, wide", "tiles of 1, slabs", "tiles of 4, wide", "a tile a warp, slabs")

@@ -8,8 +8,8 @@ from test_mlp_chain_cuda import device, exact, run, set_schedule  # noqa: F401
 from fastebm.ops.mlp.network import Network
 
 # Batch, dimension, widths. A tile of 1, 2, 4 or 8 samples by batch and width, which all warps of a
-# CUDA block share, and in large batches a tile for each warp; weights in shared memory and in
-# slabs; the gradient in x by chunks of features (few inputs), or by inputs.
+# CUDA block share, and in large batches a tile for each warp, of 4 or 8; weights in shared memory
+# and in slabs; the gradient in x by chunks of features (few inputs), or by inputs.
 PLANS = {
     "tiles of 1": (128, 5, (70, 36)),
     "tiles of 1, wide": (9, 256, (33, 250)),
@@ -24,6 +24,7 @@ PLANS = {
     "a tile a warp": (4097, 9, (40, 7)),
     "a tile a warp, 128": (4100, 3, (100, 20)),
     "a tile a warp, 256": (4099, 2, (140, 17)),
+    "a tile of 8 a warp, 128": (8195, 3, (66, 2)),
     "a tile a warp, wide": (4101, 50, (36,)),
     "a tile a warp, slabs": (4098, 18, (130, 129, 130)),
 }

@@ -31,7 +31,7 @@ __device__ __forceinline__ float clip_scale(const SampleShare& s, double bound, 
 // stay in the caches. x, and at the last step the gradient, are written by the threads that step
 // them.
 template <int kGroups, int kSamples, bool kShared>
-__global__ void __launch_bounds__(tile_threads(kShared), blocks_beside(kGroups, kShared))
+__global__ void __launch_bounds__(tile_threads(kShared), blocks_beside(kGroups, kSamples, kShared))
     float_chain_kernel(const __grid_constant__ MlpChainParams p,
                        const __grid_constant__ ChainPlan plan) {
   using Tile = FloatTile<kSamples, kShared>;

@@ -12,7 +12,9 @@ constexpr int kFullWarps = 4;  // to fill a multiprocessor
 // A tile of float32 has as many samples as leave four warps for each multiprocessor: more share a
 // read of weights. Where there are four tiles, a warp takes each, and so many in a CUDA block share
 // its weights. Those are resident where they leave room for the tiles that there is work for, up to
-// four; in slabs they leave room for more than that, but each is read again in every step. Layers
+// four; in slabs they leave room for more than that, but each is read again in every step. One warp
+// of a scheduler waits half of its time (measured on an H200): with 128 features, of which a lane
+// has sums enough also of half the samples, there are twice the tiles until there are eight. Layers
 // of more than kLarge features have too many sums for one warp, so all warps share a tile.
 //
 // tile_bytes(plan, samples, whether all warps share a tile) is what a tile takes of shared memory.
@@ -25,7 +27,11 @@ ChainPlan float_plan(const MlpChainParams& p, int most_shared_bytes, F&& tile_by
   if (p.step.batch >= kMostSamples * kFullWarps * kChainBlocks && plan.widest <= kLarge &&
       plan.tile_bytes <= beside_slabs) {
     plan.groups = plan.widest <= 64 ? 2 : plan.widest <= 128 ? 4 : 8;
-    plan.tiles = kFullWarps;
+    if (plan.groups == 4 && p.step.batch < 2 * kMostSamples * kFullWarps * kChainBlocks) {
+      plan.samples = kMostSamples / 2;
+      plan.tile_bytes = tile_bytes(plan, plan.samples, false);
+    }
+    plan.tiles = kFullWarps * kMostSamples / plan.samples;
     plan.resident = fits_resident(plan);
     plan.tiles = std::min(pieces(p.step.batch, plan.samples * kChainBlocks), kChainThreads / 32);
     while (plan.tiles > 1 && !plan.fits()) --plan.tiles;
@@ -76,7 +82,7 @@ int visit_form(const ChainPlan& plan, F&& f) {
     case 8:
       return f(FloatForm<8, 8, false>{});
     case 4:
-      return f(FloatForm<4, 8, false>{});
+      return plan.samples == 8 ? f(FloatForm<4, 8, false>{}) : f(FloatForm<4, 4, false>{});
     default:
       return f(FloatForm<2, 8, false>{});
   }

@@ -18,7 +18,9 @@ constexpr int kMostSamples = 8;                // of a tile
 // Threads of a CUDA block, and how many blocks registers leave a multiprocessor room for: small
 // networks leave shared memory for two.
 constexpr int tile_threads(bool shared) { return shared ? 32 * kMostSharers : kChainThreads; }
-constexpr int blocks_beside(int groups, bool shared) { return groups == 2 && !shared ? 2 : 1; }
+constexpr int blocks_beside(int groups, int samples, bool shared) {
+  return groups * samples <= 16 && !shared ? 2 : 1;
+}
 
 // A slab of the smaller size has a chunk of many inputs.
 FASTEBM_HD int chunk_rows(const ChainPlan& plan) {
@@ -98,11 +100,15 @@ __device__ __forceinline__ int feature(int first, int i) {
   return first + (i / kAtOnce * kLanes + threadIdx.x % 32 / kParts) * kAtOnce + i % kAtOnce;
 }
 
-// What a step of four of the inner dimension multiplies.
-template <int kFeatures, int kOwn>
+// What a step of four of the inner dimension multiplies. Weights lie as they are read, four to a
+// read: nvcc 13.0 would else move most of them once more.
+template <bool kTransposed, int kFeatures, int kOwn>
 struct Factors {
-  float w[kFeatures][4];
+  float w[4 * kFeatures];
   float in[4 * kOwn];
+  static constexpr int at(int feature, int j) {
+    return kTransposed ? j * kFeatures + feature : 4 * feature + j;
+  }
 };
 
 // sum[i][s] += sum_j W[f][j] in[j][s], or kTransposed W[j][f], for the features f = feature(first,
@@ -126,7 +132,7 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, in
       w[i] = slab.at + (kTransposed ? inside : inside * slab.pitch);
     }
     const float* rows = in + row_at<kSamples>(from);
-    const auto load_next = [&](Factors<kFeatures, kOwn>& v) {
+    const auto load_next = [&](Factors<kTransposed, kFeatures, kOwn>& v) {
 #pragma unroll
       for (int i = 0; i < kFeatures / kAtOnce; ++i) {
 #pragma unroll
@@ -134,7 +140,7 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, in
           const auto four = load_floats<kTransposed ? kAtOnce : 4>(w[i] + j * slab.pitch);
 #pragma unroll
           for (int a = 0; a < (kTransposed ? kAtOnce : 4); ++a)
-            (kTransposed ? v.w[i * kAtOnce + a][j] : v.w[i][a]) = four.v[a];
+            v.w[kTransposed ? v.at(i * kAtOnce + a, j) : v.at(i, a)] = four.v[a];
         }
         w[i] += kTransposed ? 4 * slab.pitch : 4;
       }
@@ -146,17 +152,17 @@ __device__ __forceinline__ void multiply(WeightStream<float>& weights, int l, in
       }
       rows += four_rows(kSamples);
     };
-    const auto use = [&](const Factors<kFeatures, kOwn>& v) {
+    const auto use = [&](const Factors<kTransposed, kFeatures, kOwn>& v) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
         for (int i = 0; i < kFeatures; ++i)
 #pragma unroll
           for (int s = 0; s < kOwn; ++s)
-            sum[i][s] = fma_rn(v.w[i][j], v.in[j * kOwn + s], sum[i][s]);
+            sum[i][s] = fma_rn(v.w[v.at(i, j)], v.in[j * kOwn + s], sum[i][s]);
     };
     if (first < limit) {
-      Factors<kFeatures, kOwn> steps[kAhead + 1];
+      Factors<kTransposed, kFeatures, kOwn> steps[kAhead + 1];
 #pragma unroll
       for (int a = 0; a < kAhead; ++a)
         if (4 * a < slab.count) load_next(steps[a]);
