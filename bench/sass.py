@@ -160,6 +160,8 @@ WAYS = {
     "mlp_chain_float_cuda.cu": (
         Way("chain, float32, inner products", "float_chain_kernel<4, 8", "FFMA", each("FFMA"),
             loop="FFMA"),
+        Way("chain of 4096, float32, inner products", "float_chain_kernel<4, 4", "FFMA",
+            each("FFMA"), loop="FFMA"),
         Way("chain of a large network, float32, inner products", "float_chain_kernel<2, 8, true",
             "FFMA", each("FFMA"), loop="FFMA"),
         Way("chain, weights of a large network packed", "pack_kernel<float"),

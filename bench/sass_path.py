@@ -69,7 +69,8 @@ def straight(code: Code, through: str = "STG", avoid: str = NOTHING) -> list[Ins
 
 
 def loop(code: Code, through: str, avoid: str = NOTHING) -> list[Instruction]:
-    """Once through the innermost loop that has most instructions which match `through`."""
+    """Once through the innermost loop that has most instructions which match `through`, of some
+    that have as many the longest."""
     flow = Flow(code, avoid)
     wanted = {i.address for i in code if re.search(through, i.text)}
     loops = [(head, tail, flow.body(head, tail)) for tail, head in flow.back]
@@ -77,7 +78,7 @@ def loop(code: Code, through: str, avoid: str = NOTHING) -> list[Instruction]:
     innermost = [f for f in loops if not any(other[2] < f[2] for other in loops)]
     if not innermost:
         return []
-    head, tail, _ = max(innermost, key=lambda found: len(wanted & found[2]))
+    head, tail, _ = max(innermost, key=lambda found: (len(wanted & found[2]), len(found[2])))
     return flow.way(head, through, tail)
 
 
