@@ -21,9 +21,9 @@ UNROLL = 32  # steps of a graph; 10-40 us a launch are then nothing, and memory 
 MAX_GRAPHS = 16
 _MAX_SEEN = 64  # kinds of chains of a model, and states of the model in each
 _MISSES = 8  # states that did not come again, after which it is said
-# How well a graph must agree with the eager chain: of how far that went, or, where a chain makes the
-# smallest difference grow, of how far each step goes: products rounded to TF32 change that of a
-# ResNetEnergy by up to 1e-2.
+# How well a graph must agree with the eager chain: of how far that went, or, where a chain makes
+# the smallest difference grow, of how far each step goes: products rounded to TF32 change that of
+# a ResNetEnergy by up to 1e-2.
 _CLOSE, _CLOSE_STEP = 1e-3, 2e-2
 
 Tensors = dict[str, Tensor]
