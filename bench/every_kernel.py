@@ -77,6 +77,9 @@ def neighbors(rng: Tensor) -> None:
             distance, _ = nearest_neighbor(x, y, skip=skip, k=3)
             distance.sum().backward()
             nn_log_distance(x.detach(), y, skip, 0.1)
+    x, y = 100 * torch.rand(70, 516), 100 * torch.rand(150, 516)  # large: bfloat16 comes first
+    x[0] *= 1000  # and leaves it all references
+    nearest_neighbor(x.to(rng.device), y.to(rng.device), k=3)
     for dim in (3, 300):
         neighbor_means(torch.rand(70, dim).to(rng.device), torch.arange(9, device=rng.device), 4)
 

@@ -4,8 +4,10 @@
 // A score kernel gives each query a cheap score per chunk of references; the select kernel drops
 // what provably is not among the k nearest and takes the exact squares of the rest. Samples of at
 // most kDirectDim elements are scored by differences, the least square of a chunk of 32 to 128;
-// larger ones on tensor cores, one reference a chunk: s = |y'|^2 - 2 x'.y' of centred samples, or,
-// for a query on the grid of uint8 references, s = |q|^2 - 2 qh.q in integers (grid_cuda.h).
+// larger ones on tensor cores, one reference a chunk: s = |y'|^2 - 2 x'.y' of centred samples.
+// Where samples can be put on a grid, cheaper scores s = |yh|^2 - 2 xh.yh of its points come first,
+// and those of samples are for queries that these leave too many references (grid_cuda.h): of bytes
+// where references are uint8, in integers, else of bfloat16 where samples are large.
 //
 // Scratch, at most 70 MB: 32 MiB of scores, as they stay in the L2 cache on their way to the select
 // kernel; the queries of larger samples once more, 32 MiB or, where this is more and references are
@@ -21,7 +23,10 @@ constexpr int kDirectDim = 16, kDirectWarps = 8, kMaxChunk = 128;
 constexpr int kTileColumns = 128, kTileDepth = 32;  // of the tensor cores' kernels
 constexpr int kByteStepDepth = 128;                 // where they multiply bytes
 constexpr int64_t kScores = int64_t{8} << 20;       // of 4 bytes; as many elements of queries
-constexpr int64_t kMaxColumns = 16384;              // scores a query has in a block
+// From so many elements and above so many queries, products of bfloat16 alone come first: they take
+// a third of the tensor cores' time, and what finds nothing to do after them some 6 us.
+constexpr int64_t kRoundedDim = 512, kRoundedQueries = 64;
+constexpr int64_t kMaxColumns = 16384;  // scores a query has in a block
 constexpr int64_t kDirectQueries = int64_t{1} << 16, kTileQueries = 2048;
 constexpr int64_t kEnoughBlocks = 256;  // CUDA blocks to fill a device
 constexpr int64_t kMinSlice = 192, kMaxSlice = 2048, kMaxSlices = 1024;
@@ -46,13 +51,16 @@ struct ScoreError {
 //    20 ulp of 2^-23 of all |products| so far. This is a model of the hardware, without the guard
 //    bits that it was found to have (Fasi et al. 2021), and checked on it by tests alone;
 //  - |y'|^2 is a chain of L / 8 fused products, and the slices are added one after another.
+// Of scores of h alone, which say of h what others say of samples, nothing is left out, and L / 16
+// products are added.
 // 2 |x'| |y'| <= |x'|^2 + |y'|^2 makes the sum of it linear in the two squares. 32 u and 1 / 64 of
 // all cover the other roundings: of the score, the bound itself, |x'|^2 and |y'|^2.
-inline ScoreError score_error(int64_t dim, int64_t slice, int64_t slices) {
+inline ScoreError score_error(int64_t dim, int64_t slice, int64_t slices, bool rounded = false) {
   const double u = 0x1p-24, d = static_cast<double>(dim), depth = static_cast<double>(slice);
   if (dim <= kDirectDim) return {static_cast<float>((d + 5) * u), 0, 0, 0x1p-140f};
   const double room = (static_cast<double>(2 * slices) + 32) * u;
-  const double product = 0x1p-15 + 3 * depth / 16 * 20 * 2 * u + room,
+  const double product =
+                   (rounded ? 0 : 0x1p-15) + (rounded ? 1 : 3) * depth / 16 * 20 * 2 * u + room,
                square = depth / 8 * u + room;
   return {0, static_cast<float>(product * 65 / 64),
           static_cast<float>((product + square) * 65 / 64), static_cast<float>(d * 0x1p-118)};
@@ -62,19 +70,20 @@ inline ScoreError score_error(int64_t dim, int64_t slice, int64_t slices) {
 struct ScoreBlock {
   int64_t first_query, first_reference;
   int queries, references;
-  int chunk, columns;  // references per score, scores per query
-  int slices;          // partial scores to add
-  int64_t slice;       // elements of a sample in each
-  int64_t pitch;       // of a query's scores, a multiple of 8
-  bool first, last;    // of the blocks of these queries
-  ScoreError error;
-  ReferenceGrid grid;
-  float* center;            // (dim,), and zeros to the next multiple of kTileDepth
-  uint32_t* x_parts;        // (queries, steps, 2, kTileDepth / 2): see split_kernel
-  float* y_squares;         // (slices, pitch): parts of |y'|^2
-  float* scores;            // (slices, queries, pitch); int32 of queries on the grid
-  Neighbor* lists;          // (queries, k), sorted
-  uint8_t* x_bytes;         // (queries, byte_steps, kByteStepDepth): qh, and zeros
+  int chunk, columns;               // references per score, scores per query
+  int slices;                       // partial scores to add
+  int64_t slice;                    // elements of a sample in each
+  int64_t pitch;                    // of a query's scores, a multiple of 8
+  bool first, last;                 // of the blocks of these queries
+  ScoreError error, rounded_error;  // the latter of scores of bfloat16 alone
+  ReferenceGrid grid;               // of bytes; of bfloat16: steps of 1
+  float* center;                    // (dim,), and zeros to the next multiple of kTileDepth
+  uint32_t* x_parts;                // (queries, steps, 2, kTileDepth / 2): see split_kernel
+  float* y_squares;                 // (slices, pitch): parts of |y'|^2
+  float* scores;                    // (slices, queries, pitch); int32 of queries on the grid
+  Neighbor* lists;                  // (queries, k), sorted
+  uint8_t* x_bytes;                 // (queries, byte_steps, kByteStepDepth): qh, and zeros
+  float* left_out;          // (slices, tiles of references): most of |y' - yh|^2, of bfloat16
   GridQuery* grid_queries;  // (queries,); null without a grid
 };
 
@@ -83,6 +92,13 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Steps of kTileDepth, or of kByteStepDepth, elements that make up a sample.
 FASTEBM_HD int64_t tile_steps(int64_t dim) { return (dim + kTileDepth - 1) / kTileDepth; }
 FASTEBM_HD int64_t byte_steps(int64_t dim) { return (dim + kByteStepDepth - 1) / kByteStepDepth; }
+
+// Do scores of bfloat16 alone come first?
+inline bool can_round(const NeighborParams& p) {
+  const bool narrow = p.y_dtype != Dtype::kUint8 && p.y_dtype != Dtype::kFloat64;
+  return narrow && p.dim >= kRoundedDim && p.n > kRoundedQueries && p.dim % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+}
 
 // The largest block, and its scratch.
 struct BlockPlan {
@@ -127,6 +143,7 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
   b.slice = slice;
   b.pitch = ceil_div(columns, 8) * 8;
   b.error = score_error(p.dim, slice, slices);
+  b.rounded_error = score_error(p.dim, slice, slices, true);
 
   int64_t bytes = 0;
   const auto take = [&](int64_t count, size_t size) {
@@ -144,6 +161,11 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
   if (b.grid.inverse != 0) {
     b.grid_queries = reinterpret_cast<GridQuery*>(take(queries, sizeof(GridQuery)));
     b.x_bytes = reinterpret_cast<uint8_t*>(take(queries * byte_steps(p.dim) * kByteStepDepth, 1));
+  } else if (can_round(p)) {
+    b.grid = ReferenceGrid{1, 0, 1, 0, HUGE_VAL};
+    b.grid_queries = reinterpret_cast<GridQuery*>(take(queries, sizeof(GridQuery)));
+    b.left_out = reinterpret_cast<float*>(
+        take(slices * ceil_div(b.references, kTileColumns), sizeof(float)));
   }
   return {b, bytes};
 }

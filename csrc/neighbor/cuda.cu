@@ -16,21 +16,26 @@ int launch_prepare(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   return launch_split<X>(p, b, stream);
 }
 
-// From the scores of a block to the neighbours there. Queries on the grid of bytes come first; some
-// of them may leave it and then go the way of the others, whose kernels see on the device if there
-// are any.
+// From the scores of a block to the neighbours there. Queries on a grid come first; some of them
+// may leave it and then go the way of the others, whose kernels see on the device if there are any.
 template <class X, class Y>
 int search_block(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   int error = 0;
-  if constexpr (std::is_same_v<Y, uint8_t>)
+  if constexpr (std::is_same_v<Y, uint8_t>) {
     if (b.grid_queries) {
       error = launch_byte_score(p, b, stream);
-      if (!error) error = launch_select<X, Y, true>(p, b, stream);
+      if (!error) error = launch_select<X, Y, Grid::kBytes>(p, b, stream);
     }
+  } else if constexpr (!std::is_same_v<Y, double>) {
+    if (b.grid_queries) {
+      error = launch_rounded_score<Y>(p, b, stream);
+      if (!error) error = launch_select<X, Y, Grid::kBfloat16>(p, b, stream);
+    }
+  }
   if (!error)
     error = p.dim <= kDirectDim ? launch_direct_score<X>(p, b, stream)
                                 : launch_tensor_score<Y>(p, b, stream);
-  return error ? error : launch_select<X, Y, false>(p, b, stream);
+  return error ? error : launch_select<X, Y, Grid::kNone>(p, b, stream);
 }
 
 template <class X, class Y>
@@ -41,6 +46,7 @@ int search(const NeighborParams& p, void* stream) {
     ScoreBlock b = largest;
     b.first_query = query;
     b.queries = static_cast<int>(std::min<int64_t>(b.queries, p.n - query));
+    if (b.left_out && b.queries <= kRoundedQueries) b.grid_queries = nullptr;
     if (!error) error = launch_prepare<X, Y>(p, b, stream);
     for (int64_t reference = 0; reference < p.m; reference += largest.references) {
       b.first_reference = reference;

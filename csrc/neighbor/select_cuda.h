@@ -3,6 +3,7 @@
 #include "neighbor/exact_cuda.h"
 #include "neighbor/quantize_cuda.h"
 #include "neighbor/select_plan.h"
+#include "neighbor/slices_cuda.h"
 
 namespace fastebm {
 namespace {
@@ -10,58 +11,6 @@ namespace {
 // Exact squares of this many take about as long as scores of floats of all references.
 constexpr int kMostCandidates = 128;
 static_assert(kMaxColumns <= 1 << 16, "a column's number has 16 bits");
-
-__device__ __forceinline__ float4 four_at(const float* from, bool valid) {
-  float4 v = make_float4(0, 0, 0, 0);
-  if (valid) v = __ldg(reinterpret_cast<const float4*>(from));
-  return v;
-}
-
-__device__ __forceinline__ void add_four(float (&sum)[4], float4 v) {
-  sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
-}
-
-// Of integers, whose bits the floats hold.
-template <class Integer>
-__device__ __forceinline__ void add_four(Integer (&sum)[4], float4 v) {
-  sum[0] += static_cast<int32_t>(float_bits(v.x)), sum[1] += static_cast<int32_t>(float_bits(v.y));
-  sum[2] += static_cast<int32_t>(float_bits(v.z)), sum[3] += static_cast<int32_t>(float_bits(v.w));
-}
-
-// Adds up the slices first, first + every, ... of columns j .. j + 3, for kQuads of j `apart`
-// apart. Reads those of kBatch slices before it uses one; kBatch 1: there is one.
-template <int kQuads, int kBatch, class Score>
-__device__ __forceinline__ void add_slices(const ScoreBlock& b, int64_t row, int j, int apart,
-                                           int first, int every, Score (&sum)[kQuads][4]) {
-  const int slices = kBatch == 1 ? 1 : b.slices;
-#pragma unroll 1
-  for (int z = first; z < slices; z += kBatch * every) {
-    const float* from = b.scores + (z * int64_t{b.queries} + row) * b.pitch + j;
-    float4 some[kBatch][kQuads];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i, from += every * b.queries * b.pitch)
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q)
-        some[i][q] = four_at(from + q * apart, z + i * every < slices && j + q * apart < b.columns);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q) add_four(sum[q], some[i][q]);
-  }
-}
-
-// Of four columns that lanes l, l ^ 8, l ^ 16 and l ^ 24 have parts of the sums of: the sum of
-// column l / 8 % 2 * 2 + l / 16.
-template <class T>
-__device__ __forceinline__ T sum_of_own(const T (&part)[4]) {
-  const bool second = threadIdx.x & 8, odd = threadIdx.x & 16;
-  T half[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-    half[i] = (second ? part[i + 2] : part[i]) +
-              __shfl_xor_sync(0xFFFFFFFFu, second ? part[i] : part[i + 2], 8);
-  return (odd ? half[1] : half[0]) + __shfl_xor_sync(0xFFFFFFFFu, odd ? half[0] : half[1], 16);
-}
 
 // The k-th least of the 32 lanes' values, none of them NaN, in every lane.
 __device__ inline float kth_least(float value, int k) {
@@ -97,13 +46,33 @@ __device__ inline float rounded_up(double v) {
   return static_cast<float>(v + fabs(v) * 0x1p-22 + 0x1p-140);
 }
 
+// Whose points scores are of, where they are not of the samples.
+enum class Grid { kNone, kBytes, kBfloat16 };
+
+// |v - vh| of a query, given the square of its own, and all references: what these leave out of
+// bfloat16 in each slice, see tensor_score_kernel. By a warp.
+__device__ inline double rounded_residual(const NeighborParams& p, const ScoreBlock& b,
+                                          double own_square) {
+  const int lane = threadIdx.x % 32, tiles = (b.references + kTileColumns - 1) / kTileColumns;
+  double square = 0;
+  for (int z = 0; z < b.slices; ++z) {
+    float most = 0;
+    for (int tile = lane; tile < tiles; tile += 32)
+      most = fmaxf(most, b.left_out[z * tiles + tile]);
+    for (int h = 16; h > 0; h /= 2) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, h));
+    square += most;
+  }
+  return (sqrt(own_square) + sqrt(square)) * (1 + 0x1p-10) +
+         sqrt(static_cast<double>(p.dim)) * 0x1p-70;
+}
+
 // The k nearest of a query among the references of a block and those found in blocks before: a
 // CUDA block takes one query.
 //  1. Each column's score, four columns a thread at a time, or where there are many slices and so
 //     few columns, one, with a quarter of the slices of four; it stays in shared memory.
 //     The threads fall into 32 classes: the upper bound of the k-th of the classes' least scores is
-//     not below the block's k-th least square, as each is that of another chunk. Of a query on the
-//     grid scores are |qh - q_j|^2, and what they say of squares is in neighbor/grid_cuda.h.
+//     not below the block's k-th least square, as each is that of another chunk. Of a query on a
+//     grid scores are of |xh - yh|^2, and what they say of squares is in neighbor/grid_cuda.h.
 //  2. Chunks whose score's lower bound is above it, or above the k-th square found before, are
 //     dropped: bounds are linear in scores, so that this is a limit to these. The others'
 //     references get exact squares: a lane each where chunks are large (kChunks), a warp each
@@ -112,14 +81,17 @@ __device__ inline float rounded_up(double v) {
 //     are true ones, drop most of the others.
 //  3. The warps' lists are merged.
 // A chunk with the skipped reference has no upper bound. A score that may have overflowed is a NaN,
-// which bounds nothing. kBytes: of queries on the grid; the other kernel is for the others. A query
-// with too many candidates leaves the grid, which is where scores of floats tell more.
+// which bounds nothing. There is a kernel for queries on each grid, and one for the others. A query
+// with too many candidates leaves the grid, which is where scores of samples tell more.
 // Memory moves 4 B a score, and x and y for the exact squares.
-template <class X, class Y, bool kChunks, bool kBytes>
+template <class X, class Y, bool kChunks, Grid kGrid>
 __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunks ? 16 : 1)
     select_kernel(NeighborParams p, ScoreBlock b, SelectPlan plan) {
+  constexpr bool kBytes = kGrid == Grid::kBytes, kRounded = kGrid == Grid::kBfloat16;
+  constexpr bool kOnGrid = kBytes || kRounded;
   FASTEBM_SHARED(float[32], minima);  // of the classes
   FASTEBM_SHARED(double[32], sums);   // of warps
+  FASTEBM_SHARED(double[32], left);   // of warps, and what follows of it; kRounded
   FASTEBM_SHARED(float[2], limits);
   FASTEBM_SHARED(int[3], counts);
   char* shared = dynamic_shared<char>();
@@ -137,10 +109,10 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   const int skip_column = skip < 0 || skip >= b.references ? -1 : static_cast<int>(skip) >> shift;
 
   GridQuery on_grid{};
-  if constexpr (std::is_same_v<Y, uint8_t>)
+  if constexpr (!kChunks)
     if (b.grid_queries) {
       on_grid = b.grid_queries[row];
-      if (is_off_grid(on_grid) == kBytes) return;
+      if (is_off_grid(on_grid) == kOnGrid) return;
     }
 
   // x is asked for before the scores, and used after them.
@@ -213,7 +185,7 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   else
     add_columns(LongZero{0});
 
-  double x_square = kBytes ? on_grid.residual : 0;
+  double x_square = kBytes ? on_grid.residual : 0, left_out = 0;
   if constexpr (!kChunks)
     if (!kBytes || plan.keeps_x)
       for (int64_t first = thread; first < dim; first += kEarly * threads) {
@@ -223,12 +195,23 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
           const int64_t e = first + i * threads;
           const double value = own[i];
           if (plan.keeps_x && e < dim) x_values[e] = value;
-          if constexpr (!kBytes) x_square += (value - center[i]) * (value - center[i]);
+          if constexpr (kRounded) {  // as split_kernel
+            const float centred = static_cast<float>(own[i] - center[i]);
+            const double high = float_from_bits(bfloat16_pair(centred, centred) & 0xFFFF0000u);
+            x_square += high * high;
+            left_out += (value - center[i] - high) * (value - center[i] - high);
+          } else if constexpr (!kBytes) {
+            x_square += (value - center[i]) * (value - center[i]);
+          }
         }
       }
   if constexpr (!kChunks && !kBytes) {
     x_square = warp_sum(x_square);
-    if (lane == 0) sums[warp] = x_square;
+    if constexpr (kRounded) left_out = warp_sum(left_out);
+    if (lane == 0) {
+      sums[warp] = x_square;
+      if constexpr (kRounded) left[warp] = left_out;
+    }
   }
   for (int h = 1; h < warps; h *= 2) least = fminf(least, __shfl_xor_sync(0xFFFFFFFFu, least, h));
   if ((thread & (warps - 1)) == 0) minima[thread >> (__ffs(warps) - 1)] = least;
@@ -237,14 +220,18 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   if (warp == 0) {
     const float kth = kth_least(minima[lane], p.k);
     if constexpr (!kChunks && !kBytes) x_square = warp_sum(lane < warps ? sums[lane] : 0);
+    if constexpr (kRounded)
+      on_grid = {x_square, rounded_residual(p, b, warp_sum(lane < warps ? left[lane] : 0))};
     const auto [relative, absolute] =
-        kBytes ? LinearError{0x1p-22, 0} : linear_error(b.error, x_square);
+        kBytes ? LinearError{0x1p-22, 0}
+               : linear_error(kRounded ? b.rounded_error : b.error, x_square);
     double most = kth + kth * relative + absolute;
     if constexpr (kBytes) most = most_beside(most, on_grid);
+    if constexpr (kRounded) most = most_beside(fmax(most + x_square, 0.0), on_grid) - x_square;
     if (!b.first) {
       const double square = lists[p.k - 1].square, slack = static_cast<double>(p.dim) * 0x1p-52;
-      most = fmin(most, kBytes ? most_within(square, on_grid, b.grid)
-                               : square - x_square + (square + x_square) * slack);
+      most = fmin(most, kOnGrid ? most_within(square, on_grid, b.grid) - (kBytes ? 0 : x_square)
+                                : square - x_square + (square + x_square) * slack);
     }
     most = (most + absolute) / (1 - relative);
     if (!(relative < 0.5) || (!kBytes && !(x_square < 0x1p124))) most = HUGE_VAL;
@@ -252,11 +239,20 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
       limits[0] = x_square == x_square ? rounded_up(most) : NAN;
       limits[1] = kth;
     }
+    if constexpr (kRounded) {
+      __syncwarp();  // all have read `left`
+      if (lane == 0) {
+        left[0] = on_grid.residual;
+        left[1] = absolute - x_square;
+        left[2] = 1 - relative;
+      }
+    }
   }
   __syncthreads();
   float most = limits[0], above = -INFINITY;
   const int columns = most == most ? b.columns : 0;  // a NaN has no neighbours
   const float kth = limits[1];
+  if constexpr (kRounded) on_grid.residual = left[0];
 
   for (int pass = 0;; ++pass) {
     for (int from = 4 * thread; from < columns; from += 4 * threads) {
@@ -265,20 +261,22 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
       if (score[0] > most && score[1] > most && score[2] > most && score[3] > most) continue;
 #pragma unroll
       for (int c = 0; c < 4; ++c)
-        if (!(score[c] > most) && !(kBytes && score[c] <= above) && from + c < columns &&
+        if (!(score[c] > most) && !(kOnGrid && score[c] <= above) && from + c < columns &&
+            !(kRounded && pass == 1 && score[c] != score[c]) &&  // a NaN's turn is the next pass
             (kChunks || from + c != skip_column))
           found[atomicAdd(&counts[pass], 1)] = static_cast<uint16_t>(from + c);
     }
     __syncthreads();
     const int count = counts[pass];
-    if constexpr (kBytes) {
+    if constexpr (kOnGrid) {
       if (pass == 0 && count > plan.stages && kth < most) {
         most = kth;
         continue;
       }
       if (count > kMostCandidates + 2 * p.k) {
         if (thread == 0) b.grid_queries[row].residual = HUGE_VAL;
-        return split_query<X>(p, b, row);
+        if constexpr (kBytes) split_query<X>(p, b, row);
+        return;
       }
     }
     double farthest = 0;
@@ -317,14 +315,16 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
         if (lane == 0) add_neighbor(list, p.k, {square, b.first_reference + r});
       }
     }
-    if (!kBytes || pass != 1) break;
+    if (!kOnGrid || pass != 1) break;
     // The k-th nearest is not farther than the farthest of these.
     if (lane == 0) sums[warp] = farthest;
     __syncthreads();
     farthest = sums[0];
     for (int w = 1; w < warps; ++w) farthest = fmax(farthest, sums[w]);
     above = kth;
-    most = fminf(limits[0], rounded_up(most_within(farthest, on_grid, b.grid)));
+    double within = most_within(farthest, on_grid, b.grid);
+    if constexpr (kRounded) within = (within + left[1]) / left[2];
+    most = fminf(limits[0], rounded_up(within));
   }
 
   // Each neighbour finds its own place; there is none at places that nobody finds.
@@ -344,15 +344,15 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
   }
 }
 
-template <class X, class Y, bool kBytes>
+template <class X, class Y, Grid kGrid>
 int launch_select(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   const dim3 grid(static_cast<unsigned>(b.queries));
   const SelectPlan plan = plan_select(p, b, sizeof(X), sizeof(Y));
-  if constexpr (!kBytes)
+  if constexpr (kGrid == Grid::kNone)
     if (p.dim <= kDirectDim)
-      return launch(select_kernel<X, Y, true, false>, grid, dim3(plan.threads), plan.bytes, stream,
+      return launch(select_kernel<X, Y, true, kGrid>, grid, dim3(plan.threads), plan.bytes, stream,
                     p, b, plan);
-  return launch(select_kernel<X, Y, false, kBytes>, grid, dim3(plan.threads), plan.bytes, stream, p,
+  return launch(select_kernel<X, Y, false, kGrid>, grid, dim3(plan.threads), plan.bytes, stream, p,
                 b, plan);
 }
 

@@ -21,7 +21,7 @@ struct SelectPlan {
 // has registers for, or for fewer where this is too little.
 inline SelectPlan plan_select(const NeighborParams& p, const ScoreBlock& b, size_t x_size,
                               size_t y_size) {
-  constexpr int64_t kReserved = 1024, kStatic = 512, kEnough = 4096, kLeast = 512;
+  constexpr int64_t kReserved = 1024, kStatic = 768, kEnough = 4096, kLeast = 512;
   const int64_t all = max_shared_bytes() + kReserved;
   SelectPlan plan{};
   const int64_t width = b.slices > 4 ? b.columns : b.columns / 4;  // that scores keep busy

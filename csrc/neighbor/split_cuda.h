@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(NeighborParams p, 
     uint32_t* to = b.x_parts + row * width + split_place(element);
     split(static_cast<float>(rows[r][0] - center[0]), static_cast<float>(rows[r][1] - center[1]),
           to[0], to[kTileDepth / 2]);
+    if (b.grid_queries && element == 0) b.grid_queries[row] = GridQuery{};  // on it
   }
 }
 

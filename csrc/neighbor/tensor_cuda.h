@@ -60,7 +60,7 @@ __device__ __forceinline__ void copy_value(T* to, const T* from, bool valid) {
 // that it brings from memory into tiles. They are copied to a place of the thread's own, which
 // takes no registers, and have a step to come, in which the tile before is multiplied. store() and
 // load() are called for all rows in turn, step after step, load() a step ahead.
-template <class Y, bool kWhole>
+template <class Y, bool kWhole, bool kRounded>
 struct ReferenceQuads {
   static constexpr int kApart = 16;
   const Y* from;         // what is loaded next
@@ -71,7 +71,7 @@ struct ReferenceQuads {
   FourElements<Y>* own;  // of the first row
   float scale, offset;
   float middle[4];  // taken off the elements that are stored next
-  float squares[kQuads];
+  float squares[kQuads], left_out[kRounded ? kQuads : 1];  // the latter of what low parts stand for
 
   __device__ __forceinline__ ReferenceQuads(const NeighborParams& p, const ScoreBlock& b,
                                             FourElements<Y>* raw)
@@ -80,7 +80,8 @@ struct ReferenceQuads {
         own(raw + threadIdx.x),
         scale(p.y_scale),
         offset(p.y_offset),
-        squares{} {
+        squares{},
+        left_out{} {
     const int quad = threadIdx.x % 8, group = threadIdx.x / 8;
     row = (group & 8) | (group & 1) << 2 | (group >> 1 & 3);  // lanes 8 to 15: 4 rows further
     place = row * kTileDepth + (quad / 2 ^ (row & 7)) * 4 + quad % 2 * 2;
@@ -132,22 +133,38 @@ struct ReferenceQuads {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       v[e] = static_cast<float>(reference_value(raw.v[e], scale, offset) - middle[e]);
-      squares[i] = fma_rn(v[e], v[e], squares[i]);
+      if (!kRounded) squares[i] = fma_rn(v[e], v[e], squares[i]);
     }
     uint2 high, low;
     split(v[0], v[1], high.x, low.x);
     split(v[2], v[3], high.y, low.y);
     uint32_t* to = tile[i * kApart];
     *reinterpret_cast<uint2*>(to + place) = high;
-    *reinterpret_cast<uint2*>(to + (place ^ kTileDepth / 2)) = low;
+    if constexpr (kRounded) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const uint32_t pair = e < 2 ? high.x : high.y;
+        const float h = float_from_bits(e % 2 ? pair & 0xFFFF0000u : pair << 16);
+        squares[i] = fma_rn(h, h, squares[i]);
+        left_out[i] = fma_rn(v[e] - h, v[e] - h, left_out[i]);
+      }
+    } else {
+      *reinterpret_cast<uint2*>(to + (place ^ kTileDepth / 2)) = low;
+    }
   }
 };
 
-// Has query i a score of this kernel? Not where it is on the grid of bytes.
+// Do the scores of query i on a grid leave something to do?
+__device__ __forceinline__ bool is_left(const ScoreBlock& b, int i) {
+  return i < b.queries && is_off_grid(b.grid_queries[i]);
+}
+
+// Has it a score of this kernel? Of bytes not where it is on the grid; others, of which it is rare
+// that one is left, all have where one has.
 template <class Y>
 __device__ __forceinline__ bool is_scored(const ScoreBlock& b, int i) {
   if constexpr (std::is_same_v<Y, uint8_t>)
-    if (b.grid_queries) return i < b.queries && is_off_grid(b.grid_queries[i]);
+    if (b.grid_queries) return is_left(b, i);
   return i < b.queries;
 }
 
@@ -168,17 +185,18 @@ struct ScoreRow {
 };
 
 // Of a thread: a chunk in each step of the queries' parts, of rows kApart apart, that it copies
-// into tiles; zeros for rows without a score.
-template <int kRows, class Y>
+// into tiles; zeros for rows without a score. kRounded: of their high parts.
+template <int kRows, class Y, bool kRounded>
 struct QueryChunks {
-  static constexpr int kApart = kTensorThreads / 8;
+  static constexpr int kChunks = kRounded ? 4 : 8, kApart = kTensorThreads / kChunks;
   const uint32_t* from;
   int64_t apart;
   int place;
   unsigned scored = 0;  // a bit for each of the rows
 
   __device__ __forceinline__ QueryChunks(const NeighborParams& p, const ScoreBlock& b) {
-    const int chunk = threadIdx.x % 8, row = threadIdx.x / 8, first = blockIdx.x * kRows + row;
+    const int chunk = threadIdx.x % kChunks, row = threadIdx.x / kChunks;
+    const int first = blockIdx.x * kRows + row;
     const int64_t width = tile_steps(p.dim) * kTileDepth;
     place = row * kTileDepth + (chunk ^ (row & 7)) * 4;
     from = b.x_parts + first * width + blockIdx.z * b.slice + 4 * chunk;
@@ -204,12 +222,20 @@ struct QueryChunks {
 // cores an element of a pair. Memory moves 4 B an element of a reference for each kRows queries;
 // these come split (split_kernel), references are split here, once, between the products of the
 // step before. One barrier a step: after it the tiles of the next are there, and this one's free.
-// Where no query has a score of this kernel, a CUDA block only reads that.
-template <int kRows, class Y, bool kWhole>
+// Where there is a grid and no query is left, a CUDA block only reads that.
+// kRounded: scores of the h alone, two operations an element, and the most that a reference is off
+// its h in this slice, of those whose score is a number; with room for the rounding of y'.
+template <int kRows, class Y, bool kWhole, bool kRounded>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
   constexpr int kTall = kRows / 2 / 16, kWide = kTileColumns / 2 / 8;  // matrices of a warp's sums
-  constexpr int kGroup = kQuads / kQuadGroups;
+  if (!kRounded && b.grid_queries) {  // first of all: further down nvcc 13.0 spills in the loop
+    bool any = false;
+    for (int i = threadIdx.x % 32; i < kRows; i += 32) any |= is_left(b, blockIdx.x * kRows + i);
+    if (!__ballot_sync(0xFFFFFFFFu, any)) return;
+  }
+  constexpr int kGroup = kQuads / kQuadGroups, kParts = kRounded ? 1 : 2;
+  FASTEBM_SHARED(float[kTensorThreads / 32], farthest);  // of warps; kRounded
   auto& tiles = *dynamic_shared<Tiles<kRows, Y>>();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * (kRows / 2), warp_column = warp % 2 * (kTileColumns / 2);
@@ -219,15 +245,9 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   const int y_place =
       (warp_column + lane % 8 + lane / 16 * 8) * kTileDepth + (lane / 8 % 2 ^ (lane & 7)) * 4;
 
-  if constexpr (std::is_same_v<Y, uint8_t>) {
-    bool any = false;
-    for (int i = lane; i < kRows; i += 32) any |= is_scored<Y>(b, blockIdx.x * kRows + i);
-    if (!__ballot_sync(0xFFFFFFFFu, any)) return;
-  }
-
   float sums[kTall][kWide][4] = {};
-  ReferenceQuads<Y, kWhole> quads(p, b, tiles.raw[0]);
-  QueryChunks<kRows, Y> chunks(p, b);
+  ReferenceQuads<Y, kWhole, kRounded> quads(p, b, tiles.raw[0]);
+  QueryChunks<kRows, Y, kRounded> chunks(p, b);
   // A group of quads into the tile of a stage, and the next step's in their place.
   const auto convert = [&](int group, int stage) {
     wait_copies<kQuadGroups - 1>();
@@ -263,7 +283,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
 #pragma unroll
       for (int c = 0; c < kWide; c += 2)
 #pragma unroll
-        for (int part = 0; part < 2; ++part) {
+        for (int part = 0; part < kParts; ++part) {
           auto& of_part = part ? y_low : y_high;
           uint32_t pair[4];
           load_matrices<false>(pair, tiles.y[0][8 * c] + (y_at ^ (16 * part + 8 * half)));
@@ -274,9 +294,11 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
       for (int r = 0; r < kTall; ++r) {
         uint32_t x_high[4], x_low[4];
         load_matrices<false>(x_high, tiles.x[0][16 * r] + (x_at ^ 8 * half));
-        load_matrices<false>(x_low, tiles.x[0][16 * r] + (x_at ^ (16 + 8 * half)));
-        mma_bfloat16(sums[r], x_high, y_low);
-        mma_bfloat16(sums[r], x_low, y_high);
+        if constexpr (!kRounded) {
+          load_matrices<false>(x_low, tiles.x[0][16 * r] + (x_at ^ (16 + 8 * half)));
+          mma_bfloat16(sums[r], x_high, y_low);
+          mma_bfloat16(sums[r], x_low, y_high);
+        }
         mma_bfloat16(sums[r], x_high, y_high);
         if (half == 0 && r == 0) {  // among products, in the first group
           chunks.copy(tiles.x[next], step + 1 < steps);
@@ -293,21 +315,37 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
 
   // The eight lanes of a row add their parts of |y'|^2; then each lane takes the two columns that
   // it has sums of.
+  const auto sum_of_row = [](float part) {
+    part += __shfl_xor_sync(0xFFFFFFFFu, part, 1);
+    part += __shfl_xor_sync(0xFFFFFFFFu, part, 2);
+    return part + __shfl_xor_sync(0xFFFFFFFFu, part, 4);
+  };
+  float far = 0;
 #pragma unroll
   for (int i = 0; i < kQuads; ++i) {
-    float square = quads.squares[i];
-    square += __shfl_xor_sync(0xFFFFFFFFu, square, 1);
-    square += __shfl_xor_sync(0xFFFFFFFFu, square, 2);
-    square += __shfl_xor_sync(0xFFFFFFFFu, square, 4);
+    const float square = sum_of_row(quads.squares[i]);
     const int column = quads.row + i * quads.kApart, j = blockIdx.y * kTileColumns + column;
+    if constexpr (kRounded) {
+      const float off = sqrtf(sum_of_row(quads.left_out[i])) + 0x1p-22f * sqrtf(square);
+      if (j < b.references && off < INFINITY) far = fmaxf(far, off);
+    }
     if (threadIdx.x % 8 > 0) continue;
     tiles.y_squares[column] = square;
     // For tests alone: without this store nvcc 13.0 spills in the loop above (bench/sass.py).
     // Of bytes the first CUDA blocks may have nothing to do: each one writes the same.
-    if ((blockIdx.x == 0 || std::is_same_v<Y, uint8_t>) && j < b.pitch)
+    if (!kRounded && (blockIdx.x == 0 || std::is_same_v<Y, uint8_t>) && j < b.pitch)
       b.y_squares[blockIdx.z * b.pitch + j] = square;
   }
+  if constexpr (kRounded) {
+    far = fmaxf(far, __shfl_xor_sync(0xFFFFFFFFu, far, 8));
+    far = fmaxf(far, __shfl_xor_sync(0xFFFFFFFFu, far, 16));
+    if (lane == 0) farthest[warp] = far;
+  }
   __syncthreads();
+  if (kRounded && threadIdx.x == 0 && blockIdx.x == 0) {
+    for (const float other : farthest) far = fmaxf(far, other);
+    b.left_out[blockIdx.z * gridDim.y + blockIdx.y] = far * far;
+  }
   const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
   float2 squares[kWide];
 #pragma unroll
@@ -327,12 +365,12 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   }
 }
 
-template <int kRows, class Y, bool kWhole>
+template <int kRows, class Y, bool kWhole, bool kRounded = false>
 int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(b.queries, kRows)),
                   static_cast<unsigned>(ceil_div(b.references, kTileColumns)),
                   static_cast<unsigned>(b.slices));
-  return launch(tensor_score_kernel<kRows, Y, kWhole>, grid, dim3(kTensorThreads),
+  return launch(tensor_score_kernel<kRows, Y, kWhole, kRounded>, grid, dim3(kTensorThreads),
                 sizeof(Tiles<kRows, Y>), stream, p, b);
 }
 
@@ -345,6 +383,12 @@ int launch_tensor_score(const NeighborParams& p, const ScoreBlock& b, void* stre
   if constexpr (sizeof(Y) <= 4 && sizeof(Y) > 1)
     if (b.queries > 64) return launch_tensor_score<128, Y, true>(p, b, stream);
   return launch_tensor_score<64, Y, true>(p, b, stream);
+}
+
+// Of bfloat16 alone, see can_round().
+template <class Y>
+int launch_rounded_score(const NeighborParams& p, const ScoreBlock& b, void* stream) {
+  return launch_tensor_score<128, Y, true, true>(p, b, stream);
 }
 
 }  // namespace

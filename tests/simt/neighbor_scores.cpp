@@ -1,117 +1,16 @@
 // The scores of the CUDA kernels against float64: each within its proven bound, none lost; those of
 // bytes against integers: the same. A search would hide a wrong score behind exact squares of more
-// references. Prints "ok NAME"
-// lines; test_neighbor_scores.py compiles it for the emulated device, bench/gpu.sh for a GPU, whose
-// tensor cores round in their own way.
-#include <cstdio>
+// references. Prints "ok NAME" lines; test_neighbor_scores.py compiles it for the emulated device,
+// bench/gpu.sh for a GPU, whose tensor cores round in their own way.
 #include <cstdlib>
-#include <cstring>
 #include <functional>
-#include <new>
 #include <random>
 #include <vector>
 
-#include "neighbor/bytes_cuda.h"
-#include "neighbor/direct_cuda.h"
-#include "neighbor/select_cuda.h"
+#include "neighbor_plans.h"
 
 namespace fastebm {
 namespace {
-
-// Memory of the device.
-template <class T>
-struct OnDevice {
-  T* data = nullptr;
-  size_t size;
-  explicit OnDevice(const std::vector<T>& values) : size(values.size()) {
-    const size_t bytes = size * sizeof(T);
-#ifdef __CUDACC__
-    if (cudaMalloc(&data, bytes) != cudaSuccess) std::abort();
-    if (cudaMemcpy(data, values.data(), bytes, cudaMemcpyHostToDevice) != cudaSuccess) std::abort();
-#else
-    data = static_cast<T*>(operator new(bytes, std::align_val_t(64)));
-    std::memcpy(data, values.data(), bytes);
-#endif
-  }
-  OnDevice(const OnDevice&) = delete;
-  // Waits for the kernels before; empty where one of them failed.
-  std::vector<T> copy() const {
-    std::vector<T> values(size);
-#ifdef __CUDACC__
-    if (cudaMemcpy(values.data(), data, size * sizeof(T), cudaMemcpyDeviceToHost) != cudaSuccess)
-      values.clear();
-#else
-    std::memcpy(values.data(), data, size * sizeof(T));
-#endif
-    return values;
-  }
-  ~OnDevice() {
-#ifdef __CUDACC__
-    cudaFree(data);
-#else
-    operator delete(data, std::align_val_t(64));
-#endif
-  }
-};
-
-template <class X, class Y>
-struct Samples {
-  std::vector<X> x;
-  std::vector<Y> y;
-  float scale, offset;
-};
-
-// Samples on the device, and the scratch of the one block that they are.
-template <class X, class Y>
-struct Search {
-  NeighborParams p{};
-  ScoreBlock b;
-  OnDevice<X> x_memory;
-  OnDevice<Y> y_memory;
-  OnDevice<float> scratch;
-  std::vector<float> found;  // of the scratch, once the scores are there
-
-  static NeighborParams params(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t dim) {
-    NeighborParams p{};
-    p.x_dtype = x_dtype;
-    p.y_dtype = y_dtype;
-    p.dim = dim;
-    p.n = static_cast<int64_t>(s.x.size()) / dim;
-    p.m = static_cast<int64_t>(s.y.size()) / dim;
-    p.k = 1;
-    p.y_scale = s.scale;
-    p.y_offset = s.offset;
-    return p;
-  }
-  Search(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t dim)
-      : p(params(s, x_dtype, y_dtype, dim)),
-        x_memory(s.x),
-        y_memory(s.y),
-        scratch(std::vector<float>(plan_blocks(p, nullptr).bytes / 4, NAN)) {
-    p.x = x_memory.data;
-    p.y = y_memory.data;
-    b = plan_blocks(p, scratch.data).block;
-    int error = 0;
-    if (dim <= kDirectDim) {
-      error = launch_direct_score<X>(p, b, nullptr);
-    } else if constexpr (sizeof(Y) == 1) {
-      error = launch_quantize<X>(p, b, nullptr);
-      if (!error) error = launch_byte_score(p, b, nullptr);
-      if (!error) error = launch_tensor_score<Y>(p, b, nullptr);
-    } else {
-      error = launch_split<X>(p, b, nullptr);
-      if (!error) error = launch_tensor_score<Y>(p, b, nullptr);
-    }
-    if (!error) found = scratch.copy();
-  }
-  // What is at `at` in the scratch.
-  template <class T>
-  const T* host(const T* at) const {
-    return reinterpret_cast<const T*>(
-        reinterpret_cast<const char*>(found.data()) +
-        (reinterpret_cast<const char*>(at) - reinterpret_cast<const char*>(scratch.data)));
-  }
-};
 
 // What of its bound the worst score uses; above 1, or NaN, is wrong.
 template <class X, class Y>
@@ -148,16 +47,51 @@ double worst_share(const Samples<X, Y>& s, Dtype x_dtype, Dtype y_dtype, int64_t
   return worst;
 }
 
-int failures = 0;
-
-void check(double share, const char* what, int64_t n, int64_t m, int64_t dim) {
-  std::printf("%s %s (%d, %d, %d): %.3f of the bound\n", share <= 1 ? "ok" : "FAILED", what,
-              static_cast<int>(n), static_cast<int>(m), static_cast<int>(dim), share);
-  failures += !(share <= 1);
+// The same of scores of bfloat16 alone, which are those of rounded samples; and of what these leave
+// out of a reference: the larger share.
+template <class Y>
+double worst_rounded_share(const Samples<float, Y>& s, Dtype y_dtype, int64_t dim) {
+  const Search<float, Y> search(s, Dtype::kFloat32, y_dtype, dim, true);
+  const ScoreBlock& b = search.b;
+  if (search.found.empty() || !b.left_out) return NAN;
+  const int64_t n = search.p.n, m = search.p.m, tiles = ceil_div(m, kTileColumns);
+  std::vector<double> left_out(tiles);  // squares of references' residuals, at most
+  for (int64_t tile = 0; tile < tiles; ++tile)
+    for (int z = 0; z < b.slices; ++z) left_out[tile] += search.host(b.left_out)[z * tiles + tile];
+  const auto rounded = [&](double v, int64_t e, double* off) {
+    const double middle = search.host(b.center)[e];
+    const float from_middle = static_cast<float>(v - middle);
+    const double h = widen(narrow<Bfloat16>(from_middle));
+    *off += (v - middle - h) * (v - middle - h);
+    return h;
+  };
+  double worst = 0;
+  for (int64_t j = 0; j < m; ++j) {
+    double off = 0, unused = 0, y_square = 0;
+    std::vector<double> y(dim);
+    for (int64_t e = 0; e < dim; ++e) {
+      y[e] = rounded(reference_value(s.y[j * dim + e], 1, 0), e, &off);
+      y_square += y[e] * y[e];
+    }
+    worst = std::max(worst, off / (1.001 * left_out[j / kTileColumns]));
+    for (int64_t i = 0; i < n && worst <= 1; ++i) {
+      double score = 0, truth = y_square, x_square = 0;
+      for (int64_t e = 0; e < dim; ++e) {
+        const double x = rounded(s.x[i * dim + e], e, &unused);
+        truth -= 2 * x * y[e];
+        x_square += x * x;
+      }
+      for (int z = 0; z < b.slices; ++z) score += search.host(b.scores)[(z * n + i) * b.pitch + j];
+      const ScoreError& error = b.rounded_error;
+      const double bound = error.query * x_square + error.reference * y_square + error.absolute;
+      if (!(std::abs(score - truth) <= worst * bound)) worst = std::abs(score - truth) / bound;
+    }
+  }
+  return worst;
 }
 
 // Four kinds of samples: apart, near each other far from the origin, flat, of mixed scales.
-template <class X>
+template <class X, bool kRounded = false>
 void test_kinds(Dtype dtype, int64_t n, int64_t m, int64_t dim) {
   std::mt19937 random(1);
   std::normal_distribution<double> normal;
@@ -171,7 +105,10 @@ void test_kinds(Dtype dtype, int64_t n, int64_t m, int64_t dim) {
   };
   const auto test = [&](const char* what, const std::function<double(int64_t, int64_t)>& value) {
     const Samples<X, X> s{fill(n, value), fill(m, value), 1, 0};
-    check(worst_share(s, dtype, dtype, dim), what, n, m, dim);
+    if constexpr (kRounded)
+      check(worst_rounded_share(s, dtype, dim), what, n, m, dim);
+    else
+      check(worst_share(s, dtype, dtype, dim), what, n, m, dim);
   };
   test("apart", [&](int64_t, int64_t) { return normal(random); });
   test("near", [&](int64_t, int64_t e) { return base[e] + 1e-3 * normal(random); });
@@ -189,6 +126,16 @@ void test_off_grid(int64_t n, int64_t m, int64_t dim) {
     s.x.push_back(static_cast<float>(random() % 1000) / 1000 + 1);
   for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(static_cast<uint8_t>(random()));
   check(worst_share(s, Dtype::kFloat32, Dtype::kUint8, dim), "off the grid", n, m, dim);
+}
+
+// References of bfloat16 are rounded as well, less the centre.
+void test_halves(int64_t n, int64_t m, int64_t dim) {
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  Samples<float, Bfloat16> s{{}, {}, 1, 0};
+  for (int64_t i = 0; i < n * dim; ++i) s.x.push_back(1 + normal(random));
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(narrow<Bfloat16>(1 + normal(random)));
+  check(worst_rounded_share(s, Dtype::kBfloat16, dim), "of bfloat16", n, m, dim);
 }
 
 // Scores of bytes are those integers, beside queries that are off the grid or have a NaN; residuals
@@ -260,7 +207,7 @@ void test_candidates() {
   search.p.distance = distance.data;
   search.p.index = index.data;
   search.b.first = search.b.last = true;
-  const int error = launch_select<float, uint8_t, true>(search.p, search.b, nullptr);
+  const int error = launch_select<float, uint8_t, Grid::kBytes>(search.p, search.b, nullptr);
   const bool right = !error && index.copy() == std::vector<int64_t>{7, 107, 207};
   std::printf("%s candidates alone\n", right ? "ok" : "FAILED");
   failures += !right;
@@ -280,89 +227,61 @@ void test_leaving_the_grid() {
   search.p.distance = distance.data;
   search.p.index = index.data;
   search.b.first = search.b.last = true;
-  int error = launch_select<float, uint8_t, true>(search.p, search.b, nullptr);
+  int error = launch_select<float, uint8_t, Grid::kBytes>(search.p, search.b, nullptr);
   search.found = search.scratch.copy();
   const GridQuery* queries = search.host(search.b.grid_queries);
   bool right = !error && is_off_grid(queries[0]) && !is_off_grid(queries[1]);
   right = right && index.copy() == std::vector<int64_t>{-1, 9};
   error = launch_tensor_score<uint8_t>(search.p, search.b, nullptr);
-  if (!error) error = launch_select<float, uint8_t, false>(search.p, search.b, nullptr);
+  if (!error) error = launch_select<float, uint8_t, Grid::kNone>(search.p, search.b, nullptr);
   right = right && !error && index.copy() == std::vector<int64_t>{0, 9};
   std::printf("%s leaving the grid\n", right ? "ok" : "FAILED");
   failures += !right;
 }
 
-// The scratch of any search is what neighbor/blocks_cuda.h says.
-void test_scratch() {
-  int64_t most = 0;
-  for (int64_t dim : {1, 2, 16, 17, 100, 784, 3072, 49152, 65536, 200000})
-    for (int64_t n : {1, 64, 65, 128, 1000, 2049, 300000})
-      for (int64_t m : {16, 129, 1000, 100000, 10000000})
-        for (int k : {1, 16})
-          for (Dtype type : {Dtype::kFloat32, Dtype::kUint8}) {
-            NeighborParams p{};
-            p.y_dtype = type, p.y_scale = 1, p.n = n, p.m = m, p.dim = dim, p.k = k;
-            const int64_t bytes = plan_blocks(p, nullptr).bytes;
-            if (dim <= 65536 || type == Dtype::kUint8) most = std::max(most, bytes);
-          }
-  const bool fits = 60000000 < most && most <= 70000000;
-  std::printf("%s scratch: %.1f MB\n", fits ? "ok" : "FAILED", static_cast<double>(most) / 1e6);
-  failures += !fits;
-}
-
-// A score that is off by all that a ScoreError allows, of a reference as long as its distance
-// allows, is off by no more than the linear error says, and where the distance is |x'|, by all.
-void test_linear_errors() {
-  double most = 0, at_length = 0;
-  for (int64_t slice : {192, 2048})
-    for (double x_square : {0.0, 1e-9, 1.0, 3e5})
-      for (double distance : {0.0, 1e-3, 0.5, 1.0, 2.0, 1e3})
-        for (double side : {-1.0, 1.0}) {
-          const ScoreError error = score_error(4 * slice, slice, 4);
-          const double length = std::sqrt(x_square), far = distance * (length + 1e-6);
-          const double y_square = (length + far) * (length + far);
-          const double off = error.query * x_square + error.reference * y_square + error.absolute;
-          const LinearError linear = linear_error(error, x_square);
-          const double score = far * far - x_square + side * off;
-          const double ratio = off / (linear.relative * score + linear.absolute);
-          most = std::max(most, ratio);
-          if (x_square == 1 && distance == 1 && side < 0) at_length = std::max(at_length, ratio);
-        }
-  const bool right = most < 1 + 1e-9 && at_length > 0.99;
-  std::printf("%s linear errors: %.4f, %.4f\n", right ? "ok" : "FAILED", most, at_length);
-  failures += !right;
-}
-
-// Scores, lists, numbers of columns, x and references follow one another in the shared memory that
-// there is; those that wait for exact squares, or the parts of one, begin at 16 bytes.
-void test_select_plans() {
-  bool right = true;
-  for (int64_t dim : {17, 100, 784, 3072, 49152, 200000})
-    for (int64_t n : {1, 128, 129, 1000, 2048})
-      for (int64_t m : {16, 1000, 10000, 1000000})
-        for (int k : {1, 16})
-          for (size_t x_size : {4, 8})
-            for (size_t y_size : {1, 2, 4, 8}) {
-              NeighborParams p{};
-              p.y_dtype = y_size == 1 ? Dtype::kUint8 : Dtype::kFloat32;
-              p.y_scale = 1, p.n = n, p.m = m, p.dim = dim, p.k = k;
-              const ScoreBlock b = plan_blocks(p, nullptr).block;
-              const SelectPlan plan = plan_select(p, b, x_size, y_size);
-              const int64_t pitch = b.pitch, size = static_cast<int64_t>(y_size);
-              const int warps = plan.threads / 32;
-              right = right && (warps == 8 || warps == 16 || warps == 32) && plan.stages >= 1;
-              right = right && plan.stages <= warps && plan.lists >= 4 * pitch;
-              right = right && plan.found - plan.lists >= 16 * warps * k;
-              right = right && plan.x - plan.found >= 2 * pitch;
-              right = right && plan.stage - plan.x >= (plan.keeps_x ? 8 * dim : 0);
-              right = right && plan.bytes - plan.stage >= plan.stages * plan.stage_bytes;
-              right = right && plan.bytes + 512 <= max_shared_bytes();
-              right = right && (plan.lists | plan.found | plan.x | plan.stage) % 16 == 0;
-              right = right && (plan.stage_bytes >= dim * size ? plan.stage_bytes % 16 == 0
-                                                               : plan.stage_bytes % 512 == 0);
-              right = right && plan.stage_bytes > 0;
-            }
-  std::printf("%s plans of shared memory\n", right ? "ok" : "FAILED");
+// Scores of bfloat16 come first where they pay, and tell enough of queries beside a reference; one
+// that is too far from all of them to tell these apart goes the other way.
+void test_rounded_queries() {
+  constexpr int64_t n = 66, m = 300, dim = 512;
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  Samples<float, float> s{{}, {}, 1, 0};
+  for (int64_t i = 0; i < m * dim; ++i) s.y.push_back(normal(random));
+  for (int64_t i = 0; i < n * dim; ++i)
+    s.x.push_back(i < dim ? 1000 * normal(random) : s.y[3 * dim + i] + 0.1f * normal(random));
+  Search<float, float> search(s, Dtype::kFloat32, Dtype::kFloat32, dim, true);
+  const OnDevice<float> distance(std::vector<float>(n, NAN));
+  const OnDevice<int64_t> index(std::vector<int64_t>(n, -1));
+  search.p.distance = distance.data;
+  search.p.index = index.data;
+  search.b.first = search.b.last = true;
+  int error = launch_select<float, float, Grid::kBfloat16>(search.p, search.b, nullptr);
+  search.found = search.scratch.copy();
+  bool right = !error && search.b.left_out;
+  for (int64_t i = 0; i < n && right; ++i)
+    right = is_off_grid(search.host(search.b.grid_queries)[i]) == (i == 0) &&
+            index.copy()[i] == (i == 0 ? -1 : i + 3);
+  error = launch_tensor_score<float>(search.p, search.b, nullptr);
+  if (!error) error = launch_select<float, float, Grid::kNone>(search.p, search.b, nullptr);
+  int64_t nearest = 0;
+  double least = INFINITY;
+  for (int64_t j = 0; j < m; ++j) {
+    const double square = exact_square(s.x.data(), s.y.data() + j * dim, dim, 1, 0);
+    if (square < least) least = square, nearest = j;
+  }
+  right = right && !error && index.copy()[0] == nearest && index.copy()[1] == 4;
+  const auto comes_first = [](Dtype type, int64_t queries, int64_t elements, const void* y) {
+    NeighborParams p{};
+    p.y_dtype = type, p.y_scale = 1, p.n = queries, p.m = m, p.dim = elements, p.k = 1, p.y = y;
+    return plan_blocks(p, nullptr).block.left_out != nullptr;
+  };
+  const float* y = search.y_memory.data;
+  right = right && comes_first(Dtype::kFloat16, n, dim, y) &&
+          !comes_first(Dtype::kFloat32, 64, dim, y) && !comes_first(Dtype::kFloat32, n, 508, y) &&
+          !comes_first(Dtype::kFloat32, n, 514, y) &&
+          !comes_first(Dtype::kFloat32, n, dim, y + 1) && !comes_first(Dtype::kUint8, n, dim, y) &&
+          !comes_first(Dtype::kFloat64, n, dim, y);
+  std::printf("%s queries on the grid of bfloat16\n", right ? "ok" : "FAILED");
   failures += !right;
 }
 
@@ -382,6 +301,8 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_kinds<float>(Dtype::kFloat32, 5, 130, 1100);   // the small one, sliced
   fastebm::test_kinds<float>(Dtype::kFloat32, 70, 70, 171);    // loaded
   fastebm::test_kinds<double>(Dtype::kFloat64, 20, 40, 530);
+  fastebm::test_kinds<float, true>(Dtype::kFloat32, 130, 140, 516);
+  fastebm::test_halves(65, 130, 1200);
   fastebm::test_off_grid(40, 200, 27);
   fastebm::test_off_grid(3, 300, 14);
   const float step = 1.0f / 255;
@@ -392,6 +313,7 @@ int main(int, char** arguments) {  // of the emulated device: the seed of the th
   fastebm::test_bytes<float>(Dtype::kFloat32, 20, 40, 1030, 7 * step);
   fastebm::test_candidates();
   fastebm::test_leaving_the_grid();
+  fastebm::test_rounded_queries();
   fastebm::test_scratch();
   fastebm::test_select_plans();
   fastebm::test_linear_errors();
