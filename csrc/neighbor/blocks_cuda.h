@@ -83,7 +83,8 @@ struct ScoreBlock {
   float* scores;                    // (slices, queries, pitch); int32 of queries on the grid
   Neighbor* lists;                  // (queries, k), sorted
   uint8_t* x_bytes;                 // (queries, byte_steps, kByteStepDepth): qh, and zeros
-  float* left_out;          // (slices, tiles of references): most of |y' - yh|^2, of bfloat16
+  // (slices, tiles of references): most of |y' - yh|^2; null: bfloat16 does not come first
+  float* left_out;
   GridQuery* grid_queries;  // (queries,); null without a grid
 };
 

@@ -1,11 +1,14 @@
-// Queries on the grid of uint8 references, and what integers say there of true distances.
+// Queries on a grid, and what distances there say of true ones.
 //
-// An element q of a reference stands for reference_value(q), which is offset + scale q, rounded. A
-// query is quantised on the same grid, qh = clamp(round((x - offset) / scale), 0, 255). With its
-// residual r >= |x - (offset + scale qh)| + |y_j - (offset + scale q_j)|, for all j, the triangle
-// inequality says
+// Of uint8 references: an element q of a reference stands for reference_value(q), which is offset +
+// scale q, rounded. A query is quantised on the same grid, qh = clamp(round((x - offset) / scale),
+// 0, 255). With its residual r >= |x - (offset + scale qh)| + |y_j - (offset + scale q_j)|, for all
+// j, the triangle inequality says
 //   | |x - y_j| - |scale| |qh - q_j| | <= r,
 // where |qh - q_j|^2 is an exact integer. From here on all is in steps of the grid: |scale| is one.
+//
+// Of others the grid is what bfloat16 has, with the residual r >= |x' - xh| + |y'_j - yh_j| of
+// centred samples and their roundings; of |xh - yh_j|^2 there are scores, see score_error().
 #pragma once
 #include <cfloat>
 #include <cmath>
