@@ -83,8 +83,7 @@ struct ScoreBlock {
   float* scores;                    // (slices, queries, pitch); int32 of queries on the grid
   Neighbor* lists;                  // (queries, k), sorted
   uint8_t* x_bytes;                 // (queries, byte_steps, kByteStepDepth): qh, and zeros
-  // (slices, tiles of references): most of |y' - yh|^2; null: bfloat16 does not come first
-  float* left_out;
+  float* left_out;          // (slices,): most of |y' - yh|^2; null: bfloat16 does not come first
   GridQuery* grid_queries;  // (queries,); null without a grid
 };
 
@@ -165,8 +164,7 @@ inline BlockPlan plan_blocks(const NeighborParams& p, void* scratch) {
   } else if (can_round(p)) {
     b.grid = ReferenceGrid{1, 0, 1, 0, HUGE_VAL};
     b.grid_queries = reinterpret_cast<GridQuery*>(take(queries, sizeof(GridQuery)));
-    b.left_out = reinterpret_cast<float*>(
-        take(slices * ceil_div(b.references, kTileColumns), sizeof(float)));
+    b.left_out = reinterpret_cast<float*>(take(slices, sizeof(float)));
   }
   return {b, bytes};
 }

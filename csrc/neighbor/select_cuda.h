@@ -49,21 +49,10 @@ __device__ inline float rounded_up(double v) {
 // Whose points scores are of, where they are not of the samples.
 enum class Grid { kNone, kBytes, kBfloat16 };
 
-// |v - vh| of a query, given the square of its own, and all references: what these leave out of
-// bfloat16 in each slice, see tensor_score_kernel. By a warp.
-__device__ inline double rounded_residual(const NeighborParams& p, const ScoreBlock& b,
-                                          double own_square) {
-  const int lane = threadIdx.x % 32, tiles = (b.references + kTileColumns - 1) / kTileColumns;
-  double square = 0;
-  for (int z = 0; z < b.slices; ++z) {
-    float most = 0;
-    for (int tile = lane; tile < tiles; tile += 32)
-      most = fmaxf(most, b.left_out[z * tiles + tile]);
-    for (int h = 16; h > 0; h /= 2) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, h));
-    square += most;
-  }
-  return (sqrt(own_square) + sqrt(square)) * (1 + 0x1p-10) +
-         sqrt(static_cast<double>(p.dim)) * 0x1p-70;
+// |x' - xh| + |y' - yh| for all references, given the squares of both.
+__device__ inline double rounded_residual(double own_square, double others_square, int64_t dim) {
+  return (sqrt(own_square) + sqrt(others_square)) * (1 + 0x1p-10) +
+         sqrt(static_cast<double>(dim)) * 0x1p-70;
 }
 
 // The k nearest of a query among the references of a block and those found in blocks before: a
@@ -115,7 +104,9 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
       if (is_off_grid(on_grid) == kOnGrid) return;
     }
 
-  // x is asked for before the scores, and used after them.
+  // This and x are asked for before the scores, and used after them.
+  double others_left = 0;  // of the references, a lane's part
+  for (int z = lane; kRounded && z < b.slices; z += 32) others_left += b.left_out[z];
   constexpr int kEarly = kChunks ? 1 : 4;
   X own[kEarly];
   float center[kEarly];
@@ -221,7 +212,8 @@ __global__ void __launch_bounds__(kChunks ? kChunkThreads : kMostThreads, kChunk
     const float kth = kth_least(minima[lane], p.k);
     if constexpr (!kChunks && !kBytes) x_square = warp_sum(lane < warps ? sums[lane] : 0);
     if constexpr (kRounded)
-      on_grid = {x_square, rounded_residual(p, b, warp_sum(lane < warps ? left[lane] : 0))};
+      on_grid = {x_square, rounded_residual(warp_sum(lane < warps ? left[lane] : 0),
+                                            warp_sum(others_left), dim)};
     const auto [relative, absolute] =
         kBytes ? LinearError{0x1p-22, 0}
                : linear_error(kRounded ? b.rounded_error : b.error, x_square);

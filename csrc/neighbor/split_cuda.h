@@ -72,6 +72,9 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(NeighborParams p, 
     center[i] = mean - mean == 0 && element + i < p.dim ? mean : 0;
   }
   const int64_t width = tile_steps(p.dim) * kTileDepth;
+  for (int z = threadIdx.x; b.left_out && blockIdx.x + blockIdx.y == 0 && z < b.slices;
+       z += kSplitThreads)
+    b.left_out[z] = 0;
   if (element >= width) return;
   if (blockIdx.y == 0 && warp == 0)
     *reinterpret_cast<float2*>(b.center + element) = make_float2(center[0], center[1]);

@@ -223,8 +223,8 @@ struct QueryChunks {
 // these come split (split_kernel), references are split here, once, between the products of the
 // step before. One barrier a step: after it the tiles of the next are there, and this one's free.
 // Where there is a grid and no query is left, a CUDA block only reads that.
-// kRounded: scores of the h alone, two operations an element, and the most that a reference is off
-// its h in this slice, of those whose score is a number; with room for the rounding of y'.
+// kRounded: scores of the h alone, two operations an element, and the most that any reference is
+// off its h in this slice, of those whose score is a number; with room for the rounding of y'.
 template <int kRows, class Y, bool kWhole, bool kRounded>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_score_kernel(NeighborParams p, ScoreBlock b) {
@@ -344,7 +344,8 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
   __syncthreads();
   if (kRounded && threadIdx.x == 0 && blockIdx.x == 0) {
     for (const float other : farthest) far = fmaxf(far, other);
-    b.left_out[blockIdx.z * gridDim.y + blockIdx.y] = far * far;
+    far *= far;  // its bits are ordered as it is
+    atomicMax(reinterpret_cast<int*>(b.left_out + blockIdx.z), static_cast<int>(float_bits(far)));
   }
   const int g = lane / 4, t = lane % 4;  // see mma_bfloat16()
   float2 squares[kWide];

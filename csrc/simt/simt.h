@@ -57,6 +57,13 @@ T atomicAdd(T* address, T value) {
   return old;
 }
 
+template <class T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  *address = old < value ? value : old;
+  return old;
+}
+
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 
 template <class T>

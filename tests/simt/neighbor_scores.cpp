@@ -54,10 +54,9 @@ double worst_rounded_share(const Samples<float, Y>& s, Dtype y_dtype, int64_t di
   const Search<float, Y> search(s, Dtype::kFloat32, y_dtype, dim, true);
   const ScoreBlock& b = search.b;
   if (search.found.empty() || !b.left_out) return NAN;
-  const int64_t n = search.p.n, m = search.p.m, tiles = ceil_div(m, kTileColumns);
-  std::vector<double> left_out(tiles);  // squares of references' residuals, at most
-  for (int64_t tile = 0; tile < tiles; ++tile)
-    for (int z = 0; z < b.slices; ++z) left_out[tile] += search.host(b.left_out)[z * tiles + tile];
+  const int64_t n = search.p.n, m = search.p.m;
+  double left_out = 0;  // the square of a reference's residual, at most
+  for (int z = 0; z < b.slices; ++z) left_out += search.host(b.left_out)[z];
   const auto rounded = [&](double v, int64_t e, double* off) {
     const double middle = search.host(b.center)[e];
     const float from_middle = static_cast<float>(v - middle);
@@ -73,7 +72,7 @@ double worst_rounded_share(const Samples<float, Y>& s, Dtype y_dtype, int64_t di
       y[e] = rounded(reference_value(s.y[j * dim + e], 1, 0), e, &off);
       y_square += y[e] * y[e];
     }
-    worst = std::max(worst, off / (1.001 * left_out[j / kTileColumns]));
+    worst = std::max(worst, off / (1.001 * left_out));
     for (int64_t i = 0; i < n && worst <= 1; ++i) {
       double score = 0, truth = y_square, x_square = 0;
       for (int64_t e = 0; e < dim; ++e) {

@@ -39,12 +39,14 @@ __global__ void shuffle_kernel(int* down, int* from, int* crossed) {
   crossed[i] = __shfl_xor_sync(0xFFFFFFFFu, i, 5);
 }
 
-__global__ void count_kernel(int* global, int* per_block) {
+__global__ void count_kernel(int* global, int* most, int* per_block) {
   FASTEBM_SHARED(int, counter);
   if (threadIdx.x == 0) counter = 0;
   __syncthreads();
   atomicAdd(&counter, 1);
-  atomicAdd(global, static_cast<int>(threadIdx.x + blockDim.x * threadIdx.y));
+  const int thread = static_cast<int>(threadIdx.x + blockDim.x * threadIdx.y);
+  atomicAdd(global, thread);
+  atomicMax(most, thread);
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0)
     per_block[blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z)] = counter;
@@ -100,10 +102,10 @@ void test_atomics() {
   std::vector<int> per_block(12);
   bool counts = true;
   for_each_schedule([&] {
-    int total = 0;
+    int total = 0, most = -9;
     counts = counts && !fastebm::launch(count_kernel, dim3(2, 3, 2), dim3(8, 6), 0, nullptr, &total,
-                                        per_block.data());
-    counts = counts && total == 12 * 48 * 47 / 2;
+                                        &most, per_block.data());
+    counts = counts && total == 12 * 48 * 47 / 2 && most == 47;
     for (int n : per_block) counts = counts && n == 48;
   });
   check(counts, "atomics in shared and global memory, 3-D indices");
