@@ -91,7 +91,7 @@ asan: tools
 	$(SANITIZED) FASTEBM_FUZZ_BUILD=build/asan $(BIN)/python tests/ops/fuzz.py $(FUZZ) 0
 
 # The tests of a GPU on the emulated device, which minds where a tensor is. In a venv of `make dev`;
-# six minutes. What needs more of torch's CUDA than tensors is left out: graphs, and an index that is
+# two minutes. What needs more of torch's CUDA than tensors is left out: graphs, and an index that is
 # checked on a CPU before a kernel could see it.
 fake-cuda:
 	FASTEBM_FAKE_CUDA=1 FASTEBM_REQUIRE_SIMT=any $(BIN)/pytest -q $(ON_WORKERS) -m gpu -p no:cacheprovider \
