@@ -63,6 +63,13 @@ def test_what_is_not_finite(device, k):
     assert (index[[4, 66]] == -1).all() and index[5, 0] == 151
 
 
+def test_a_nearest_whose_score_is_no_number(device):
+    """It is found once, also where references are looked at in two passes."""
+    x, y = torch.randn(65, 512), torch.randn(100, 512)
+    x[0] = y[5] = 2.5e17 * torch.randn(512)  # its square is above 2^124, others are below
+    assert check_same(device, x, y, 2)[0, 0] == 5
+
+
 def test_no_nearest(device):
     """All references are equal but for one tile's, and one query is among them."""
     y = torch.ones(300, 512)
