@@ -14,8 +14,12 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 # Tiles have 128 queries, 128 references and 32 elements; at least 192 elements a slice.
-@pytest.mark.parametrize("n, m, d", [(65, 127, 512), (128, 129, 516), (130, 257, 604)])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "n, m, d, dtype",
+    [(65, 127, 512, FLOATS[0]), (130, 257, 604, FLOATS[0])]
+    + [(128, 129, 516, FLOATS[1]), (129, 130, 604, FLOATS[2])],
+    ids=str,
+)
 def test_edges_of_tiles(device, n, m, d, dtype):
     check_same(device, torch.rand(n, d), torch.rand(m, d).to(dtype), 3, torch.arange(n) % m)
 
@@ -23,26 +27,25 @@ def test_edges_of_tiles(device, n, m, d, dtype):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_queries_of_float64(device, dtype):
     x = torch.randn(66, 512, dtype=torch.float64)
-    check_same(device, x, torch.randn(100, 512).to(dtype), 2)
+    check_same(device, x, torch.randn(40, 512).to(dtype), 2)
 
 
-@pytest.mark.parametrize("k", [1, 3, 16])
+@pytest.mark.parametrize("k", [1, 5])
 def test_neighbours_within_rounding(device, k):
     """Clusters whose references differ by less than bfloat16 tells: more candidates than fit into
     shared memory at once, and so many that others choose them."""
-    centres = torch.randn(8, 512)
-    sizes = torch.tensor([2, 9, 30, 60, 100, 140, 180, 20])
-    of = torch.arange(8).repeat_interleave(sizes)
+    centres = torch.randn(4, 512)
+    of = torch.arange(4).repeat_interleave(torch.tensor([5, 30, 60, 145]))
     y = centres[of] + 2**-12 * torch.randn(len(of), 512)
-    x = centres[torch.arange(72) % 8] + 2**-12 * torch.randn(72, 512)
-    index = check_same(device, x, y, k).view(72, k)
-    assert (of[index[:, 0]] == torch.arange(72) % 8).all()
+    x = centres[torch.arange(66) % 4] + 2**-12 * torch.randn(66, 512)
+    index = check_same(device, x, y, k).view(66, k)
+    assert (of[index[:, 0]] == torch.arange(66) % 4).all()
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e-3, 1e12, 1e18, 3e37], ids=str)
 def test_scales(device, scale):
     """Squares that underflow, and that overflow."""
-    x, y = torch.randn(66, 512), torch.randn(140, 512)
+    x, y = torch.randn(66, 512), torch.randn(70, 512)
     y[5] = x[3] * (1 + 2**-13)
     check_same(device, scale * x, scale * y, 2)
 
